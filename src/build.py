@@ -1,0 +1,115 @@
+"""Config -> objects, for every entry point: configuration stops here, the classes behind it take plain arguments."""
+
+import inspect
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+
+from src import progress, results
+from src.data.datamodule import TextData
+from src.errors import InputError
+from src.finetune.classify import Classifier
+from src.finetune.optimize import Optimizer
+from src.gpt import weights
+from src.gpt.lora import LoRA
+from src.gpt.model import GPT, GPTConfig
+
+T = TypeVar("T")
+ROOT_KEYS = {"name", "seed", "runs", "resume", "patience", "gpt", "data", "task", "trainer", "logger"}
+
+
+def construct(make: Callable[..., T], section: str, values: Mapping[str, Any], **given: Any) -> T:
+    """`make(**values, **given)`. Raises InputError naming a key that `make` does not take, and those that it does."""
+    known = [name for name in inspect.signature(make).parameters if name not in given]
+    if unknown := [str(key) for key in values if key not in known]:
+        raise InputError(f"there is no setting {section}.{unknown[0]}: {section} takes {', '.join(known)}")
+    return make(**values, **given)
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A config section as a plain dict. Raises InputError for a value that must be given and is not."""
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise InputError(f"{missing[0]} is missing: give {missing[0]}=<value>")
+    section = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(section, dict)
+    return {str(key): value for key, value in section.items()}
+
+
+def check_root(cfg: DictConfig) -> None:
+    """Raises InputError for a top-level key that nothing reads, which `+key=` would add silently."""
+    if unknown := sorted(set(map(str, cfg)) - ROOT_KEYS):
+        raise InputError(f"there is no setting {unknown[0]}: the top level has {', '.join(sorted(ROOT_KEYS))}")
+
+
+def gpt(cfg: DictConfig) -> GPT:
+    """The GPT that a run starts from."""
+    section = plain(cfg.gpt)
+    name, source = section.pop("name"), section.pop("weights")
+    section.pop("finetune")
+    config = construct(GPTConfig, "gpt", section)
+    return weights.build(name, source, config, cfg.seed)
+
+
+def data(cfg: DictConfig) -> TextData:
+    """The labelled messages, split and tokenized."""
+    return construct(TextData, "data", plain(cfg.data), context_length=cfg.gpt.context_length, seed=cfg.seed)
+
+
+def model(cfg: DictConfig, n_classes: int) -> Classifier:
+    """The GPT with what its task puts around it."""
+    section = plain(cfg.task)
+    if (kind := section.pop("kind")) != "classify":
+        raise InputError(f"task.kind={kind} is unknown: use classify")
+    lora = construct(LoRA, "task.lora", section.pop("lora"))
+    optimizer = construct(Optimizer, "task.optimizer", section.pop("optimizer"))
+    L.seed_everything(cfg.seed, verbose=False)  # the head's and the adapters' first values
+    return construct(Classifier, "task", section, gpt=gpt(cfg), n_classes=n_classes, lora=lora, optimizer=optimizer)
+
+
+def trainer(cfg: DictConfig, callbacks: list[Callback] | None = None, **given: Any) -> L.Trainer:
+    """Lightning's Trainer from the config's arguments and ours. Raises InputError for arguments that Lightning refuses."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the messages are in memory already
+    warnings.filterwarnings("ignore", ".*(treespec, LeafSpec).*")  # Lightning's own, with torch 2.13
+    given |= {"callbacks": [*(callbacks or []), *progress.shown()], "enable_model_summary": False}
+    given |= {"enable_progress_bar": sys.stderr.isatty()}
+    try:
+        return construct(L.Trainer, "trainer", plain(cfg.trainer), **given)
+    except (ValueError, TypeError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from None
+
+
+def callbacks(cfg: DictConfig, run: Path) -> list[Callback]:
+    """Best checkpoint on validation loss, last one for resuming, and early stopping where it is asked for."""
+    folder = run / "checkpoints"
+    best = ModelCheckpoint(folder, "best", monitor="validation/loss", save_weights_only=True, enable_version_counter=False)
+    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    stop = [EarlyStopping("validation/loss", patience=cfg.patience)] if cfg.patience else []
+    return [*stop, best, last]
+
+
+def load_best(classifier: Classifier, run: Path) -> None:
+    """Copy the run's best checkpoint into a model built from the run's config."""
+    path = run / "checkpoints" / "best.ckpt"
+    if not path.is_file():
+        raise InputError(f"{run} has no checkpoint yet: its training was stopped before the first epoch ended")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    classifier.on_load_checkpoint(checkpoint)
+    classifier.load_state_dict(checkpoint["state_dict"], strict=False)
+
+
+def restore(run: Path) -> Classifier:
+    """The trained model of a finished run, ready to predict."""
+    classifier = model(results.load_config(run), len(results.load_result(run)["data"]["labels"]))
+    load_best(classifier, run)
+    return classifier.eval()

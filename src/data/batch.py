@@ -1,0 +1,77 @@
+"""Token ids -> padded batches. Lengths travel with the ids: <|endoftext|> is both a token and the padding."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from src.data.tokens import END_OF_TEXT
+
+
+class Batch(NamedTuple):
+    """ids (B, T), length (B,) of each message in tokens, label (B,) class numbers, row (B,) place in its split."""
+
+    ids: Tensor
+    length: Tensor
+    label: Tensor
+    row: Tensor
+
+
+class Messages(Dataset[Batch]):
+    """The tokenized messages of one split; indexed by a list of rows, which gives their Batch.
+
+    width: every batch is padded to that many tokens; None pads to the longest message of the batch.
+    """
+
+    def __init__(self, ids: list[list[int]], labels: list[int], width: int | None) -> None:
+        self.ids, self.labels, self.width = ids, labels, width
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: list[int]) -> Batch:
+        length = torch.tensor([len(self.ids[row]) for row in rows])
+        padded = torch.full((len(rows), self.width or int(length.max())), END_OF_TEXT)
+        for place, row in enumerate(rows):
+            padded[place, : len(self.ids[row])] = torch.tensor(self.ids[row])
+        return Batch(padded, length, torch.tensor([self.labels[row] for row in rows]), torch.tensor(rows))
+
+
+class ShuffledBatches:
+    """Rows in batches, shuffled anew each epoch by (seed, epoch) alone, so that a resumed run sees the same batches.
+
+    `lengths` groups messages of like length: batches are cut from pools of 16 batches sorted by length, then shuffled.
+    """
+
+    POOL = 16
+
+    def __init__(self, n: int, batch_size: int, seed: int, lengths: list[int] | None = None) -> None:
+        self.n, self.batch_size, self.seed, self.lengths = n, batch_size, seed, lengths
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.n // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        rows = rng.permutation(self.n).tolist()
+        if self.lengths is None:
+            yield from cut(rows, self.batch_size)
+            return
+        lengths = self.lengths
+        pools = cut(rows, self.POOL * self.batch_size)
+        batches = [batch for pool in pools for batch in cut(sorted(pool, key=lambda row: lengths[row]), self.batch_size)]
+        for place in rng.permutation(len(batches)):
+            yield batches[place]
+
+
+def cut(rows: list[int], size: int) -> list[list[int]]:
+    """`rows` in pieces of `size`, the last one shorter."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -1,0 +1,170 @@
+"""A LightningDataModule over one labelled corpus: corpora -> split -> tokens -> batch, wired to loaders."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from torch.utils.data import DataLoader
+
+from src.data import corpora, split
+from src.data.batch import Batch, Messages, ShuffledBatches, cut
+from src.data.corpora import Corpus
+from src.data.split import Splits
+from src.data.tokens import encode
+from src.errors import InputError
+
+PADDINGS = ("longest", "batch", "none", "context")
+
+
+class TextData(L.LightningDataModule):
+    """Labelled messages as token batches.
+
+    name, path      which corpus (see corpora.py); `validation_path` and `test_path` give a table's own splits
+    split           book | deduplicated; `balance` samples every class down to the smallest one first
+    fraction        the stratified part of the training messages that is used, in (0, 1]
+    padding         longest: to the longest training message; batch: to the longest of the batch, messages of like length
+                    together; context: to the context length; none: batches of one message
+    max_length      truncate to that many tokens, from the right; null means the context length
+    Raises InputError for whatever does not fit together.
+    """
+
+    def __init__(
+        self,
+        name: str = "bundled",
+        path: str | None = None,
+        split: str = "deduplicated",
+        fraction: float = 1.0,
+        padding: str = "longest",
+        max_length: int | None = None,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        balance: bool = False,
+        text_column: str | int = "text",
+        label_column: str | int = "label",
+        validation_path: str | None = None,
+        test_path: str | None = None,
+        cache: str = "~/.cache/two-ways",
+        context_length: int = 1024,
+        seed: int = 123,
+    ) -> None:
+        super().__init__()
+        self.split_name, self.fraction, self.balance, self.seed = split, fraction, balance, seed
+        self.padding, self.batch_size, self.num_workers = padding, batch_size, num_workers
+        self.limit = self._limit(max_length, context_length)
+        self.context_length = context_length
+        if batch_size < 1 or (padding == "none" and batch_size != 1):
+            raise InputError(f"data.batch_size={batch_size} with data.padding={padding}: {'none needs batch size 1' if batch_size > 0 else 'it must be at least 1'}")
+        self.corpus, self.examples = self._read(name, path, text_column, label_column, validation_path, test_path, cache)
+        self._tokenize()
+
+    def _limit(self, max_length: int | None, context_length: int) -> int:
+        if self.padding not in PADDINGS:
+            raise InputError(f"data.padding={self.padding} is unknown: use {', '.join(PADDINGS)}")
+        if max_length is not None and not 1 <= max_length <= context_length:
+            raise InputError(f"data.max_length={max_length} must lie between 1 and the GPT's context length, {context_length}")
+        return max_length or context_length
+
+    def _read(
+        self, name: str, path: str | None, text: str | int, label: str | int, validation: str | None, test: str | None, cache: str
+    ) -> tuple[Corpus, Splits]:
+        if self.split_name not in ("book", "deduplicated"):
+            raise InputError(f"data.split={self.split_name} is unknown: use book or deduplicated")
+        if self.split_name == "book" and name != "sms_spam":
+            raise InputError(f"data.split=book is the published split of sms_spam: use data.split=deduplicated for {name}")
+        match name:
+            case "bundled":
+                corpus = corpora.bundled()
+            case "sms_spam":
+                corpus = corpora.sms_spam(path, Path(cache).expanduser(), quoted=self.split_name == "book")
+            case "table":
+                corpus = corpora.table(path, text, label)
+            case _:
+                raise InputError(f"data.name={name} is unknown: use bundled, sms_spam or table")
+        if (validation is None) != (test is None):
+            raise InputError("data.validation_path and data.test_path go together: give both, or neither for a stratified split")
+        if validation is not None and test is not None:
+            given = [corpora.table(given_path, text, label).examples for given_path in (validation, test)]
+            splits = Splits(corpus.examples, *given)
+        elif self.split_name == "book":
+            splits = split.book(corpus.examples)
+        else:
+            splits = split.deduplicated(corpus.examples, self.balance)
+        for part, examples in splits._asdict().items():
+            if strange := sorted({example.label for example in examples} - {example.label for example in splits.train}):
+                raise InputError(f"class {strange[0]} occurs in {part} but not in training: a head cannot learn it")
+        return corpus, splits._replace(train=split.fraction(splits.train, self.fraction, self.seed))
+
+    def _tokenize(self) -> None:
+        self.ids = {part: encode([example.text for example in examples]) for part, examples in self.examples._asdict().items()}
+        longest = min(self.limit, max(map(len, self.ids["train"])))
+        # as in the book: with one width for all, longer messages of validation and test are cut to it
+        width = {"longest": longest, "context": self.context_length, "batch": None, "none": None}[self.padding]
+        self.read_as(self.corpus.labels, longest if self.padding == "longest" else self.limit, width)
+
+    def read_as(self, labels: Sequence[str], limit: int, width: int | None) -> None:
+        """Number the classes, truncate and pad as a trained run did (see `facts`). Raises InputError for a strange class."""
+        number = {label: i for i, label in enumerate(labels)}
+        if strange := sorted(set(self.corpus.labels) - set(labels)):
+            raise InputError(f"class {strange[0]} is none of the run's classes, {', '.join(labels)}")
+        self.labels, self.limit, self.width = tuple(labels), limit, width
+        self.truncated = {part: sum(len(row) > limit for row in rows) for part, rows in self.ids.items()}
+        self.splits = {
+            part: Messages([row[:limit] for row in rows], [number[e.label] for e in self.examples._asdict()[part]], width)
+            for part, rows in self.ids.items()
+        }
+
+    def sizes(self) -> dict[str, int]:
+        """Messages in each split."""
+        return {part: len(messages) for part, messages in self.splits.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's result says of its data; with it, a message is read at prediction as it was in training."""
+        return {
+            "name": self.corpus.name,
+            "split": self.split_name,
+            "sha256": self.corpus.sha256,
+            "sizes": self.sizes(),
+            "labels": list(self.labels),
+            "max_length": self.limit,
+            "width": self.width,
+        }
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        messages = self.splits["train"]
+        lengths = [len(row) for row in messages.ids] if self.padding == "batch" else None
+        return loader(messages, ShuffledBatches(len(messages), self.batch_size, self.seed, lengths), self.num_workers)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self.evaluation_loader("validation")
+
+    def evaluation_loader(self, part: str) -> DataLoader[Batch]:
+        """Every message of a split once; `row` in the batch says which."""
+        return evaluation_loader(self.splits[part], self.batch_size, self.num_workers)
+
+    def summary(self) -> str:
+        """What a user should know of the data before training: sizes, classes, lengths, what was cut."""
+        lines = [f"{self.corpus.name}, split {self.split_name}, padding {self.padding}" + (f" to {self.width} tokens" if self.width else "")]
+        for part, examples in self.examples._asdict().items():
+            count = Counter(example.label for example in examples)
+            classes = ", ".join(f"{label} {count[label]}" for label in self.labels)
+            lines.append(f"  {part:<11}{len(examples):>6} messages: {classes}; {self.truncated[part]} truncated")
+        lengths = [len(row) for row in self.splits["train"].ids]
+        quantiles = np.percentile(lengths, [5, 50, 95, 100]).round().astype(int)
+        lines.append("  tokens a training message: 5% {}, median {}, 95% {}, longest {}".format(*quantiles))
+        return "\n".join(lines)
+
+
+def evaluation_loader(messages: Messages, batch_size: int, num_workers: int = 0) -> DataLoader[Batch]:
+    """Every message once, in batches of like length where the padding varies."""
+    rows = list(range(len(messages)))
+    if messages.width is None:
+        rows.sort(key=lambda row: len(messages.ids[row]))
+    return loader(messages, cut(rows, batch_size), num_workers)
+
+
+def loader(messages: Messages, batches: Any, num_workers: int) -> DataLoader[Batch]:
+    """A DataLoader whose sampler gives whole batches of rows, which the dataset pads: no collate function is needed."""
+    return DataLoader(messages, batch_size=None, sampler=batches, num_workers=num_workers)

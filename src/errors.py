@@ -1,0 +1,5 @@
+"""The one exception for what a user can put right. Entry points print its sentence and exit; bugs keep their traceback."""
+
+
+class InputError(ValueError):
+    """A wrong input: the message says what was wrong, where, and what to do, in one sentence."""

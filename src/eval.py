@@ -1,0 +1,73 @@
+"""python -m src.eval run=<id> [format=json] [runs=runs] [key=value ...]
+
+Measures a finished run again, on every split it knows. Further key=value pairs change the run's settings first:
+  data.name=table data.path=mine.csv   measures it on all of another file's messages, of the same classes
+  trainer.precision=bf16-mixed         in another precision
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+
+from src import results
+from src.command import one_sentence, options
+from src.errors import InputError
+
+
+@dataclass
+class Options:
+    """What the command line takes besides the run's own settings."""
+
+    run: str
+    runs: str = "runs"
+    format: str = "table"
+
+
+def evaluate(run: str, runs: str = "runs", changes: list[str] | None = None) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+    """Metrics and sizes by split of a finished run; by `changes` to its data, of all of that data as one split."""
+    import torch
+    from omegaconf import OmegaConf
+
+    from src import build
+    from src.finetune.measure import Predictions, measure, predict
+
+    folder = results.find(runs, run)
+    trained_on = results.load_result(folder)["data"]
+    cfg = results.load_config(folder)
+    OmegaConf.set_struct(cfg, False)  # another corpus may need keys that the run's has not; `build` checks them all
+    cfg.merge_with_dotlist(changes or [])
+    build.check_root(cfg)
+    foreign = any(change.startswith("data.") for change in changes or [])
+    if foreign:
+        cfg.data.split = "deduplicated" if cfg.data.name != "sms_spam" else cfg.data.split
+
+    data = build.data(cfg)
+    data.read_as(trained_on["labels"], trained_on["max_length"], trained_on["width"])
+    model = build.restore(folder)
+    trainer = build.trainer(cfg, logger=False, enable_checkpointing=False)
+    predictions = {part: predict(trainer, model, data.evaluation_loader(part)) for part in data.splits}
+    if foreign:
+        predictions = {"all": Predictions(*(torch.cat(column) for column in zip(*predictions.values(), strict=True)))}
+    sizes = {part: len(p.labels) for part, p in predictions.items()}
+    return {part: measure(p) for part, p in predictions.items()}, sizes
+
+
+def main() -> None:
+    """Measure and print."""
+    own = {"run", "runs", "format", "-h", "--help"}
+    mine = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in own]
+    given = options(Options, mine, __doc__ or "")
+    if given.format not in ("table", "json"):
+        raise InputError(f"format={given.format} is unknown: use table or json")
+    metrics, sizes = evaluate(given.run, given.runs, [argument for argument in sys.argv[1:] if argument not in mine])
+    if given.format == "json":
+        print(json.dumps(metrics, indent=2))
+        return
+    from rich.console import Console
+
+    Console().print(results.metrics_table(given.run, metrics, sizes))
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main()

@@ -1,0 +1,90 @@
+"""What training costs: seconds, tokens, floating-point operations, memory.
+
+Operations are counted, not estimated: torch's flop counter watches one forward and backward pass a batch shape on the
+meta device, where frozen parameters get no gradient and so cost nothing. A multiply-add is two operations.
+"""
+
+import resource
+import sys
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from src.data.batch import Batch
+
+
+def count_flops(model: nn.Module, forward: Callable[..., Tensor], *inputs: Tensor) -> int:
+    """Operations of `forward(*inputs)` and of its backward pass into what requires gradients, without running them."""
+    meta = {name: torch.empty_like(p, device="meta").requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
+    meta |= {name: torch.empty_like(b, device="meta") for name, b in model.named_buffers()}
+    counter = FlopCounterMode(display=False)
+    with counter, torch.enable_grad():
+        output = torch.func.functional_call(model, meta, tuple(x.to("meta") for x in inputs))
+        output.float().sum().backward()
+    return counter.get_total_flops()
+
+
+class Cost(L.Callback):
+    """Adds up the cost of training; kept in checkpoints, so that a resumed run goes on counting."""
+
+    def __init__(self) -> None:
+        self.train_seconds = self.validation_seconds = 0.0
+        self.train_flops = self.train_tokens = 0
+        self._flops_of_shape: dict[tuple[int, int], int] = {}
+        self._since = 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._since = perf_counter()
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Batch, batch_index: int) -> None:
+        shape = (batch.ids.shape[0], batch.ids.shape[1])
+        if shape not in self._flops_of_shape:
+            self._flops_of_shape[shape] = count_flops(module, module.forward, batch.ids, batch.length)
+        self.train_flops += self._flops_of_shape[shape]
+        self.train_tokens += shape[0] * shape[1]
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.train_seconds += self._lap(module)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.validation_seconds += self._lap(module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.train_seconds += self._lap(module)
+
+    def _lap(self, module: L.LightningModule) -> float:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)
+        now = perf_counter()
+        seconds, self._since = now - self._since, now
+        return seconds
+
+    def summary(self) -> dict[str, Any]:
+        """Seconds of training without validation, operations and tokens (padding included) of its batches, peak memory."""
+        return {
+            "train_seconds": self.train_seconds,
+            "train_flops": self.train_flops,
+            "train_tokens": self.train_tokens,
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory used so far: allocated on the GPU where there is one, else resident in this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB

@@ -1,0 +1,78 @@
+"""Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): surgery on an instance, and back.
+
+`inject` turns every nn.Linear below a module into a LoRALinear, `merge` turns them into plain ones of the same function.
+A LoRALinear keeps the names `weight` and `bias`, so that no key is ever remapped.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.errors import InputError
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Rank and strength of the adapters; the defaults are the book's row 11.
+
+    scaling is "alpha" (the update is scaled by alpha, as the book's appendix E does) or "alpha_over_rank" (as in the paper
+    and in peft). Raises InputError for values that cannot be.
+    """
+
+    rank: int = 16
+    alpha: float = 16.0
+    scaling: str = "alpha"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise InputError(f"task.lora.rank={self.rank} must be at least 1")
+        if self.scaling not in ("alpha", "alpha_over_rank"):
+            raise InputError(f"task.lora.scaling={self.scaling} is unknown: use alpha or alpha_over_rank")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha if self.scaling == "alpha" else self.alpha / self.rank
+
+
+class LoRALinear(nn.Linear):
+    """y = x W^T + b + scale * (x A^T) B^T with A (rank, in) random and B (out, rank) zero: at the start, W alone."""
+
+    def __init__(self, linear: nn.Linear, lora: LoRA) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.lora_A = nn.Parameter(linear.weight.new_empty(lora.rank, linear.in_features))
+        self.lora_B = nn.Parameter(linear.weight.new_zeros(linear.out_features, lora.rank))
+        self.scale = lora.scale
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.scale * F.linear(F.linear(x, self.lora_A), self.lora_B)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """A plain nn.Linear of the same function, to fp32 rounding."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        linear.weight = nn.Parameter(self.weight + self.scale * self.lora_B @ self.lora_A)
+        linear.bias = self.bias
+        return linear
+
+
+def inject(module: nn.Module, lora: LoRA) -> None:
+    """Replace every nn.Linear below `module`, in place. The book adapts query, key and value apart; here, as in peft, the
+    fused projection of the three gets one pair of factors."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear) and not isinstance(child, LoRALinear):
+                setattr(parent, name, LoRALinear(child, lora))
+
+
+def merge(module: nn.Module) -> None:
+    """Replace every LoRALinear below `module` by a plain layer of the same function, in place."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LoRALinear):
+                setattr(parent, name, child.merged())

@@ -1,0 +1,149 @@
+"""GPT-2 from scratch: token ids in, hidden states or next-token logits out.
+
+    ids (B, T) -> prefix(ids, k): embeddings and blocks 0..k-1
+               -> suffix(x, k):   blocks k..n-1 and the final norm -> (B, T, C) -> logits (B, T, V)
+
+The architecture is Radford et al. 2019, "Language Models are Unsupervised Multitask Learners": pre-norm blocks,
+learned positions, tanh-approximated GELU, biases everywhere, output layer tied to the token embedding. The split at
+any block k is this project's: what lies below the first trained block is a constant function of the ids.
+
+Letters: B batch, T tokens, C channels, H heads, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.errors import InputError
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Architecture of a GPT; the defaults are GPT-2 small. Raises InputError if the sizes do not fit together."""
+
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    context_length: int = 1024
+    vocab_size: int = 50257
+    dropout: float = 0.0
+    causal: bool = True
+
+    def __post_init__(self) -> None:
+        if self.n_layer < 0 or min(self.n_head, self.n_embd, self.context_length, self.vocab_size) < 1:
+            raise InputError(f"a GPT needs positive sizes, got {self}")
+        if self.n_embd % self.n_head:
+            raise InputError(f"gpt.n_embd={self.n_embd} must be a multiple of gpt.n_head={self.n_head}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise InputError(f"gpt.dropout={self.dropout} must lie in [0, 1)")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float = 0.0) -> Tensor:
+    """Scaled dot-product attention written out, (B, H, T, D) each: the reference that tests hold the fused one to."""
+    T, D = q.shape[-2:]
+    scores = q @ k.transpose(-2, -1) / math.sqrt(D)  # (B, H, T, T)
+    if causal:
+        future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(future, float("-inf"))
+    return F.dropout(scores.softmax(-1), dropout) @ v
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head, self.causal, self.dropout = config.n_head, config.causal, config.dropout
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.out = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)  # (B, H, T, D)
+        return F.dropout(self.out(y.transpose(1, 2).reshape(B, T, C)), self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """Two linear layers with a tanh-approximated GELU between them, (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.down(F.gelu(self.up(x), approximate="tanh")), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block, (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.n_embd)
+        self.attention = Attention(config)
+        self.norm2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class GPT(nn.Module):
+    """GPT-2 without an output layer of its own: `logits` uses the token embedding, a task brings its own head.
+
+    Weights start as GPT-2's did: normal with std 0.02, the projections into the residual stream scaled by
+    1/sqrt(2 n_layer), biases zero. Given `seed`, they depend on nothing else.
+    """
+
+    def __init__(self, config: GPTConfig, seed: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding = nn.Embedding(config.context_length, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.final_norm = nn.LayerNorm(config.n_embd)
+        self._initialise(torch.Generator().manual_seed(seed) if seed is not None else None)
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator | None) -> None:
+        residual_std = 0.02 / math.sqrt(2 * max(1, self.config.n_layer))
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "norm" not in name:
+                into_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
+                parameter.normal_(0.0, residual_std if into_residual else 0.02, generator=generator)
+
+    def prefix(self, ids: Tensor, k: int) -> Tensor:
+        """Embeddings and blocks 0..k-1: (B, T) ids -> (B, T, C). Raises InputError beyond the context length."""
+        B, T = ids.shape
+        if T > self.config.context_length:
+            raise InputError(f"{T} tokens do not fit into a context of {self.config.context_length}")
+        positions = torch.arange(T, device=ids.device)
+        x = self.token_embedding(ids) + self.position_embedding(positions)  # (B, T, C)
+        x = F.dropout(x, self.config.dropout, self.training)
+        for block in self.blocks[:k]:
+            x = block(x)
+        return x
+
+    def suffix(self, x: Tensor, k: int) -> Tensor:
+        """Blocks k..n-1 and the final norm: (B, T, C) -> (B, T, C)."""
+        for block in self.blocks[k:]:
+            x = block(x)
+        return self.final_norm(x)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Hidden states after the final norm: (B, T) ids -> (B, T, C)."""
+        return self.suffix(self.prefix(ids, 0), 0)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits from hidden states: (..., C) -> (..., V), with the tied embedding."""
+        return F.linear(hidden, self.token_embedding.weight)

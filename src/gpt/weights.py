@@ -1,0 +1,183 @@
+"""GPT-2 weights on disk <-> a GPT. Files are safetensors in Hugging Face's layout; every key and shape is checked.
+
+`load` takes "random", "pretrained" or a path; `export` writes a folder that transformers' GPT2LMHeadModel reads.
+"""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from src.errors import InputError
+from src.gpt.model import GPT, GPTConfig
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model.safetensors on the Hugging Face hub. Without a sha256 here, the hub's own for that revision is used."""
+
+    repo: str
+    revision: str
+    sha256: str | None = None
+
+
+PUBLISHED = {
+    "small": Published(
+        "openai-community/gpt2",
+        "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+        "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+    ),
+    "medium": Published("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"),
+    "large": Published("openai-community/gpt2-large", "32b71b12589c2f8d625668d2335a01cac3249519"),
+    "xl": Published(
+        "openai-community/gpt2-xl",
+        "15ea56dee5df4983c59b2538573817e1667135e2",
+        "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
+    ),
+}
+
+OURS_TO_GPT2 = [  # one row a module; Conv1D layers of GPT-2 hold their weight as (in, out)
+    ("token_embedding", "wte", False),
+    ("position_embedding", "wpe", False),
+    ("blocks.{}.norm1", "h.{}.ln_1", False),
+    ("blocks.{}.attention.qkv", "h.{}.attn.c_attn", True),
+    ("blocks.{}.attention.out", "h.{}.attn.c_proj", True),
+    ("blocks.{}.norm2", "h.{}.ln_2", False),
+    ("blocks.{}.mlp.up", "h.{}.mlp.c_fc", True),
+    ("blocks.{}.mlp.down", "h.{}.mlp.c_proj", True),
+    ("final_norm", "ln_f", False),
+]
+# what older GPT-2 files hold besides the parameters: causal-mask buffers, and the tied output layer once more
+NOT_PARAMETERS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|lm_head\.weight")
+
+
+def build(name: str, weights: str, config: GPTConfig, seed: int) -> GPT:
+    """A GPT of `config` with `weights`: "random" (from `seed`), "pretrained" (published for size `name`) or a path."""
+    if weights == "random":
+        return GPT(config, seed=seed)
+    path = published_file(name) if weights == "pretrained" else Path(weights)
+    gpt = GPT(config, seed=seed)
+    read(gpt, path)
+    return gpt
+
+
+def read(gpt: GPT, path: str | Path) -> None:
+    """Copy a safetensors file, or the one in a Hugging Face folder, into `gpt`. Raises InputError naming the tensor."""
+    path = _tensor_file(Path(path))
+    renamed = _gpt2_names(gpt)
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = {key.removeprefix("transformer."): key for key in file.keys()}
+            _check_keys(path, set(renamed), {key for key in stored if not NOT_PARAMETERS.fullmatch(key)})
+            for key, (parameter, transposed) in renamed.items():
+                tensor = file.get_tensor(stored[key])
+                tensor = tensor.t() if transposed and tensor.ndim == 2 else tensor
+                if tensor.shape != parameter.shape:
+                    raise InputError(
+                        f"{path}: tensor {key} is {_shape(tensor, transposed)}, this GPT needs {_shape(parameter, transposed)}: "
+                        "choose the gpt= size that the file was made for"
+                    )
+                with torch.no_grad():
+                    parameter.copy_(tensor)
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a whole safetensors file ({error}): delete it and get it again") from None
+
+
+def export(gpt: GPT, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write `gpt` as a Hugging Face folder: model.safetensors and config.json. The file appears whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"transformer.{key}": (parameter.t() if transposed else parameter).detach().to("cpu", dtype).contiguous()
+        for key, (parameter, transposed) in _gpt2_names(gpt).items()
+    }
+    unfinished = folder / f".model.{os.getpid()}.safetensors"
+    save_file(tensors, unfinished, metadata={"format": "pt"})
+    os.replace(unfinished, folder / "model.safetensors")
+    c = gpt.config
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "n_layer": c.n_layer,
+        "n_head": c.n_head,
+        "n_embd": c.n_embd,
+        "n_positions": c.context_length,
+        "vocab_size": c.vocab_size,
+        "resid_pdrop": c.dropout,
+        "embd_pdrop": c.dropout,
+        "attn_pdrop": c.dropout,
+        "tie_word_embeddings": True,
+        "bos_token_id": c.vocab_size - 1,
+        "eos_token_id": c.vocab_size - 1,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def published_file(name: str) -> Path:
+    """The published weights of a size, from the hub or its cache, verified by sha256. Raises InputError when offline."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    if name not in PUBLISHED:
+        raise InputError(f"no weights are published for gpt={name}: use gpt.weights=random or a path, or gpt={'|'.join(PUBLISHED)}")
+    source = PUBLISHED[name]
+    try:
+        path = Path(hf_hub_download(source.repo, "model.safetensors", revision=source.revision))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        raise InputError(
+            f"cannot get model.safetensors of {source.repo} at {source.revision} from the Hugging Face hub and it is not in "
+            f"its cache ({type(error).__name__}): put the file anywhere and pass gpt.weights=<its path>, or stay offline with "
+            "gpt=mini or gpt.weights=random"
+        ) from None
+    # the cache names the content of a large file by its sha256, which is the hub's etag
+    verify(path, source.sha256 or path.resolve().name)
+    return path
+
+
+def verify(path: Path, sha256: str) -> None:
+    """Raises InputError unless the file's content has this sha256."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise InputError(f"{path} has sha256 {found}, expected {sha256}: it is damaged or not the pinned file; delete it and get it again")
+
+
+def _gpt2_names(gpt: GPT) -> dict[str, tuple[torch.nn.Parameter, bool]]:
+    """GPT-2's key -> (our parameter, whether the file holds it transposed)."""
+    names = {}
+    ours = dict(gpt.named_parameters())
+    for our_module, gpt2_module, conv1d in OURS_TO_GPT2:
+        for layer in range(gpt.config.n_layer) if "{}" in our_module else [0]:
+            for kind in ("weight", "bias"):
+                parameter = ours.pop(f"{our_module.format(layer)}.{kind}", None)
+                if parameter is not None:
+                    names[f"{gpt2_module.format(layer)}.{kind}"] = (parameter, conv1d and kind == "weight")
+    if ours:
+        raise InputError(f"only a plain GPT has GPT-2's layout; merge or remove {sorted(ours)[0]} first")
+    return names
+
+
+def _tensor_file(path: Path) -> Path:
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"gpt.weights: there is no file {file}; expected random, pretrained, a .safetensors file or a Hugging Face folder")
+    return file
+
+
+def _check_keys(path: Path, expected: set[str], found: set[str]) -> None:
+    if missing := sorted(expected - found):
+        raise InputError(f"{path}: tensor {missing[0]} is missing ({len(missing)} in all)")
+    if extra := sorted(found - expected):
+        raise InputError(f"{path}: tensor {extra[0]} has no place in this GPT ({len(extra)} such in all)")
+
+
+def _shape(tensor: Tensor, transposed: bool) -> tuple[int, ...]:
+    return tuple(reversed(tensor.shape)) if transposed else tuple(tensor.shape)

@@ -1,0 +1,149 @@
+"""One run -> runs/<id>/ and back: config.yaml, result.json, predictions.csv, checkpoints/.
+
+The folder is the source of truth. Files are written under a temporary name and renamed: a reader never sees half of one.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from src.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from src.finetune.measure import Predictions
+
+# where a run is kept and reported, not what it computes
+NOT_IN_HASH = ("name", "runs", "resume", "logger")
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """A hash of all settings that can change a run's numbers."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    relevant = {key: value for key, value in plain.items() if key not in NOT_IN_HASH}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+def create(cfg: DictConfig) -> Path:
+    """Make the folder of a new run, with its config.yaml; two launches in one second get two folders."""
+    stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{cfg.name}-{config_hash(cfg)[:8]}"
+    Path(cfg.runs).mkdir(parents=True, exist_ok=True)
+    for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
+        run = Path(cfg.runs) / f"{stem}{suffix}"
+        try:
+            run.mkdir()
+        except FileExistsError:
+            continue
+        write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        return run
+    raise InputError(f"{cfg.runs} holds a thousand runs named {stem}: clean it up")
+
+
+def find(runs: str | Path, run: str) -> Path:
+    """The folder of run `run`, an id below `runs` or a path. Raises InputError if it is no run."""
+    for folder in (Path(runs) / run, Path(run)):
+        if (folder / "config.yaml").is_file():
+            return folder
+    newest = sorted(path.parent.name for path in Path(runs).glob("*/config.yaml"))[-3:]
+    raise InputError(f"{run} is no run: {runs}/{run}/config.yaml does not exist; the newest runs are {', '.join(newest) or 'none'}")
+
+
+def load_config(run: Path) -> DictConfig:
+    """The resolved config of a run."""
+    cfg = OmegaConf.load(run / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def load_result(run: Path) -> dict[str, Any]:
+    """The result.json of a run. Raises InputError if the run did not end."""
+    if not (run / "result.json").is_file():
+        raise InputError(f"run {run.name} has not finished: go on with python -m src.train resume={run.name}")
+    result: dict[str, Any] = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    return result
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def write(run: Path, result: dict[str, Any], texts: list[str], test: "Predictions") -> None:
+    """Write predictions.csv (row, sha256 of the text, label, predicted, probability of each class), then result.json."""
+    labels = result["data"]["labels"]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["row", "text_sha256", "label", "predicted", *(f"p_{label}" for label in labels)])
+    for row, (text, true, predicted, p) in enumerate(prediction_rows(texts, labels, test)):
+        writer.writerow([row, hashlib.sha256(text.encode()).hexdigest(), true, predicted, *(f"{x:.6g}" for x in p)])
+    write_text(run / "predictions.csv", out.getvalue())
+    write_text(run / "result.json", json.dumps(_without_nan(result), indent=2, allow_nan=False) + "\n")
+
+
+def prediction_rows(texts: list[str], labels: list[str], test: "Predictions") -> list[tuple[str, str, str, list[float]]]:
+    """(text, true label, predicted label, probabilities) of each message."""
+    true, predicted = test.labels.tolist(), test.predicted.tolist()
+    return [(t, labels[y], labels[z], p) for t, y, z, p in zip(texts, true, predicted, test.probabilities.tolist(), strict=True)]
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON does not know nan: a metric that could not be had becomes null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and value != value else value
+
+
+def commit() -> str | None:
+    """The commit that the code runs from, with a + for uncommitted changes; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(here)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if dirty.strip() else "")
+
+
+def metrics_table(title: str, metrics: dict[str, dict[str, float]], sizes: dict[str, int]) -> "Table":
+    """Splits x metrics, for a terminal."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    table.add_column("split")
+    for name in ("messages", *next(iter(metrics.values()))):
+        table.add_column(name, justify="right")
+    for split, values in metrics.items():
+        cells = [f"{value:.2%}" if name == "accuracy" else f"{value:.3f}" for name, value in values.items()]
+        table.add_row(split, str(sizes[split]), *cells)
+    return table
+
+
+def show(result: dict[str, Any], run: Path) -> None:
+    """Print a finished run for a person: split x metrics, what was trained, how long it took, where it is."""
+    from rich.console import Console
+
+    task, cost = result["task"], result["cost"]
+    console = Console()
+    title = f"{result['name']}: gpt={result['gpt']['name']} ({result['gpt']['weights']}), data={result['data']['name']}"
+    console.print(metrics_table(title, result["metrics"], result["data"]["sizes"]))
+    share = task["trainable_parameters"] / result["gpt"]["parameters"]
+    console.print(
+        f"trained {task['trainable_parameters']:,} parameters ({task['trainable']}, {share:.1%} of the GPT) in {cost['train_seconds']:.1f} s, "
+        f"{cost['train_flops'] / 1e12:.1f} TFLOP; set-up {cost['setup_seconds']:.1f} s, evaluation {cost['evaluate_seconds']:.1f} s"
+    )
+    console.print(f"run folder: {run}", soft_wrap=True)
+    console.print(f'use it:     python -m src.predict run={run.name} text="..."', soft_wrap=True, highlight=False)

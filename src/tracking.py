@@ -1,0 +1,71 @@
+"""A run's numbers in Weights & Biases, offline unless told otherwise: the same as in its folder, never more.
+
+`start` gives the logger that Lightning feeds with config and learning curves, `finish` adds what is known at the end,
+`close` ends the run, so that several runs of one process (Hydra multirun) stay apart.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from src import results
+from src.errors import InputError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import WandbLogger
+
+    from src.finetune.measure import Predictions
+
+
+def start(cfg: DictConfig, run: Path) -> "WandbLogger | bool":
+    """The logger of a run; False for logger=none. Raises InputError if W&B refuses (no account, no network)."""
+    section = OmegaConf.to_container(cfg.logger, resolve=True)
+    assert isinstance(section, dict)
+    if (kind := section.pop("kind")) == "none":
+        return False
+    if kind != "wandb":
+        raise InputError(f"logger.kind={kind} is unknown: use logger=wandb or logger=none")
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    mode = "offline" if section.pop("offline") else "online"
+    settings = wandb.Settings(silent=True, console="off", init_timeout=30)
+    try:
+        experiment = wandb.init(
+            **section, mode=mode, id=run.name, name=run.name, dir=run, resume="allow", settings=settings,
+            config=OmegaConf.to_container(cfg, resolve=True),
+        )
+    except wandb.errors.Error as error:
+        raise InputError(f"W&B: {error}; leave logger.offline=true to need neither account nor network") from None
+    logger = WandbLogger(experiment=experiment)
+    return logger
+
+
+def finish(logger: "WandbLogger | bool", result: dict[str, Any], texts: list[str], test: "Predictions") -> None:
+    """Log the final metrics and cost, the confusion matrix and the table of test predictions."""
+    if isinstance(logger, bool):
+        return
+    import wandb
+
+    labels = result["data"]["labels"]
+    columns = ["text", "label", "predicted", *(f"p_{label}" for label in labels)]
+    rows = [[text, true, predicted, *p] for text, true, predicted, p in results.prediction_rows(texts, labels, test)]
+    experiment = logger.experiment
+    for part, metrics in result["metrics"].items():
+        experiment.summary.update({f"final/{part}/{name}": value for name, value in metrics.items()})
+    experiment.summary.update({f"cost/{name}": value for name, value in result["cost"].items()})
+    experiment.log(
+        {
+            "test/predictions": wandb.Table(columns=columns, data=rows),
+            "test/confusion": wandb.plot.confusion_matrix(
+                y_true=test.labels.tolist(), preds=test.predicted.tolist(), class_names=labels
+            ),
+        }
+    )
+
+
+def close(logger: "WandbLogger | bool") -> None:
+    """End the W&B run of this process, whatever became of the training."""
+    if not isinstance(logger, bool):
+        logger.experiment.finish()

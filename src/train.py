@@ -1,0 +1,126 @@
+"""python -m src.train [+experiment=<name>] [key=value ...]
+
+Fine-tunes a GPT to classify messages and measures it. An interrupted run goes on with `resume=<run id>`.
+"""
+
+import platform
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from src.command import hydra_main
+
+if TYPE_CHECKING:  # heavy imports wait until a run begins: --help and a misspelt key answer at once
+    from pathlib import Path
+
+    import lightning as L
+
+    from src.data.datamodule import TextData
+    from src.finetune.classify import Classifier
+    from src.finetune.measure import Predictions
+
+
+class Run(NamedTuple):
+    """What `train` made: the content of result.json, the run's folder, and the objects behind them."""
+
+    result: dict[str, Any]
+    folder: "Path"
+    model: "Classifier"
+    data: "TextData"
+    trainer: "L.Trainer"
+
+
+def train(cfg: DictConfig) -> Run:
+    """Fine-tune as `cfg` says, choose the best epoch on validation, measure every split once, and write the run folder."""
+    started = perf_counter()
+    from src import build, results, tracking
+    from src.finetune.cost import Cost
+    from src.finetune.measure import predict
+
+    build.check_root(cfg)
+    folder = results.find(cfg.runs, cfg.resume) if cfg.resume else None
+    cfg = results.load_config(folder) if folder else cfg
+
+    data = build.data(cfg)
+    model = build.model(cfg, len(data.labels))
+    build.trainer(cfg, logger=False, enable_checkpointing=False)  # so that all of the config is checked before a folder is made
+    print(data.summary(), describe(cfg, model), sep="\n", flush=True)
+
+    folder = folder or results.create(cfg)
+    logger = tracking.start(cfg, folder)
+    cost, callbacks = Cost(), build.callbacks(cfg, folder)
+    trainer = build.trainer(cfg, logger=logger, callbacks=[cost, *callbacks], default_root_dir=folder)
+    setup_seconds = perf_counter() - started
+
+    try:
+        last = folder / "checkpoints" / "last.ckpt"
+        trainer.fit(model, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+
+        evaluation_started = perf_counter()
+        build.load_best(model, folder)
+        predictions = {part: predict(trainer, model, data.evaluation_loader(part)) for part in data.splits}
+        evaluate_seconds = cost.validation_seconds + perf_counter() - evaluation_started
+
+        result = summarize(cfg, folder, data, model, predictions)
+        result["cost"] = cost.summary() | {"setup_seconds": setup_seconds, "evaluate_seconds": evaluate_seconds}
+        texts = [example.text for example in data.examples.test]
+        results.write(folder, result, texts, predictions["test"])
+        tracking.finish(logger, result, texts, predictions["test"])
+    finally:
+        tracking.close(logger)
+    results.show(result, folder)
+    return Run(result, folder, model, data, trainer)
+
+
+def describe(cfg: DictConfig, model: "Classifier") -> str:
+    """The GPT and what is trained of it, in a line."""
+    total, trained = parameter_counts(model)
+    return f"gpt {cfg.gpt.name}, weights {cfg.gpt.weights}: {total:,} parameters; {trained:,} trained ({cfg.task.trainable})"
+
+
+def parameter_counts(model: "Classifier") -> tuple[int, int]:
+    """All parameters of the GPT and its head, and those that are trained."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def summarize(
+    cfg: DictConfig, folder: "Path", data: "TextData", model: "Classifier", predictions: "dict[str, Predictions]"
+) -> dict[str, Any]:
+    """The content of result.json but for its cost."""
+    import lightning as L
+    import torch
+
+    from src import results
+    from src.finetune.measure import measure
+
+    total, trained = parameter_counts(model)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+    return {
+        "id": folder.name,
+        "name": cfg.name,
+        "config_hash": results.config_hash(cfg),
+        "seed": cfg.seed,
+        "commit": results.commit(),
+        "data": data.facts(),
+        "gpt": {"name": cfg.gpt.name, "weights": cfg.gpt.weights, "parameters": total},
+        "task": {
+            "kind": cfg.task.kind,
+            "trainable": cfg.task.trainable,
+            "position": cfg.task.position,
+            "trainable_parameters": trained,
+        },
+        "metrics": {part: measure(p) for part, p in predictions.items()},
+        "environment": {
+            "device": device,
+            "precision": str(cfg.trainer.precision),
+            "torch": torch.__version__,
+            "lightning": L.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+if __name__ == "__main__":
+    hydra_main("train", train)
