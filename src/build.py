@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src import progress, results
 from src.data.datamodule import TextData
@@ -34,15 +34,6 @@ def construct(make: Callable[..., T], section: str, values: Mapping[str, Any], *
     return make(**values, **given)
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """A config section as a plain dict. Raises InputError for a value that must be given and is not."""
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise InputError(f"{missing[0]} is missing: give {missing[0]}=<value>")
-    section = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(section, dict)
-    return {str(key): value for key, value in section.items()}
-
-
 def check_root(cfg: DictConfig) -> None:
     """Raises InputError for a top-level key that nothing reads, which `+key=` would add silently."""
     if unknown := sorted(set(map(str, cfg)) - ROOT_KEYS):
@@ -51,21 +42,22 @@ def check_root(cfg: DictConfig) -> None:
 
 def gpt(cfg: DictConfig) -> GPT:
     """The GPT that a run starts from."""
-    section = plain(cfg.gpt)
+    section = results.plain(cfg.gpt)
     name, source = section.pop("name"), section.pop("weights")
     section.pop("finetune")
     config = construct(GPTConfig, "gpt", section)
     return weights.build(name, source, config, cfg.seed)
 
 
-def data(cfg: DictConfig) -> TextData:
-    """The labelled messages, split and tokenized."""
-    return construct(TextData, "data", plain(cfg.data), context_length=cfg.gpt.context_length, seed=cfg.seed)
+def data(cfg: DictConfig, whole: bool = False) -> TextData:
+    """The labelled messages, tokenized: split, or all of them as one part."""
+    given = {"context_length": cfg.gpt.context_length, "seed": cfg.seed, "whole": whole}
+    return construct(TextData, "data", results.plain(cfg.data), **given)
 
 
 def model(cfg: DictConfig, n_classes: int) -> Classifier:
     """The GPT with what its task puts around it."""
-    section = plain(cfg.task)
+    section = results.plain(cfg.task)
     if (kind := section.pop("kind")) != "classify":
         raise InputError(f"task.kind={kind} is unknown: use classify")
     lora = construct(LoRA, "task.lora", section.pop("lora"))
@@ -78,21 +70,29 @@ def trainer(cfg: DictConfig, callbacks: list[Callback] | None = None, **given: A
     """Lightning's Trainer from the config's arguments and ours. Raises InputError for arguments that Lightning refuses."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the messages are in memory already
+    warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*(treespec, LeafSpec).*")  # Lightning's own, with torch 2.13
     given |= {"callbacks": [*(callbacks or []), *progress.shown()], "enable_model_summary": False}
     given |= {"enable_progress_bar": sys.stderr.isatty()}
     try:
-        return construct(L.Trainer, "trainer", plain(cfg.trainer), **given)
+        return construct(L.Trainer, "trainer", results.plain(cfg.trainer), **given)
     except (ValueError, TypeError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"trainer: {' '.join(str(error).split())}") from None
 
 
+def check_trainer(cfg: DictConfig) -> None:
+    """Raises InputError for trainer arguments that Lightning refuses."""
+    trainer(cfg, logger=False, enable_checkpointing=False)
+
+
 def callbacks(cfg: DictConfig, run: Path) -> list[Callback]:
     """Best checkpoint on validation loss, last one for resuming, and early stopping where it is asked for."""
     folder = run / "checkpoints"
-    best = ModelCheckpoint(folder, "best", monitor="validation/loss", save_weights_only=True, enable_version_counter=False)
+    best = ModelCheckpoint(
+        folder, "best", monitor="validation/loss", save_weights_only=True, enable_version_counter=False
+    )
     last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     stop = [EarlyStopping("validation/loss", patience=cfg.patience)] if cfg.patience else []
     return [*stop, best, last]

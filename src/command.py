@@ -61,7 +61,7 @@ def explain(error: Exception, config_name: str) -> str:
         known = OmegaConf.select(node, parent) if parent else node
         keys = ", ".join(map(str, known)) if isinstance(known, DictConfig) else "none"
         return f"there is no setting {cause.full_key}: {parent or 'the top level'} has {keys}"
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()).partition(" Config search path")[0]
 
 
 def options(kind: type[T], arguments: list[str], usage: str) -> T:

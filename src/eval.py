@@ -23,31 +23,28 @@ class Options:
     format: str = "table"
 
 
-def evaluate(run: str, runs: str = "runs", changes: list[str] | None = None) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+def evaluate(
+    run: str, runs: str = "runs", changes: list[str] | None = None
+) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     """Metrics and sizes by split of a finished run; by `changes` to its data, of all of that data as one split."""
-    import torch
     from omegaconf import OmegaConf
 
     from src import build
-    from src.finetune.measure import Predictions, measure, predict
+    from src.finetune.measure import measure, predict
 
     folder = results.find(runs, run)
     trained_on = results.load_result(folder)["data"]
     cfg = results.load_config(folder)
+    if other := [change for change in changes or [] if not change.startswith(("data.", "trainer."))]:
+        raise InputError(f"{other[0]} cannot change a trained run: eval takes data.* and trainer.* settings")
     OmegaConf.set_struct(cfg, False)  # another corpus may need keys that the run's has not; `build` checks them all
     cfg.merge_with_dotlist(changes or [])
-    build.check_root(cfg)
     foreign = any(change.startswith("data.") for change in changes or [])
-    if foreign:
-        cfg.data.split = "deduplicated" if cfg.data.name != "sms_spam" else cfg.data.split
-
-    data = build.data(cfg)
+    data = build.data(cfg, whole=foreign)
     data.read_as(trained_on["labels"], trained_on["max_length"], trained_on["width"])
     model = build.restore(folder)
     trainer = build.trainer(cfg, logger=False, enable_checkpointing=False)
     predictions = {part: predict(trainer, model, data.evaluation_loader(part)) for part in data.splits}
-    if foreign:
-        predictions = {"all": Predictions(*(torch.cat(column) for column in zip(*predictions.values(), strict=True)))}
     sizes = {part: len(p.labels) for part, p in predictions.items()}
     return {part: measure(p) for part, p in predictions.items()}, sizes
 
@@ -61,7 +58,7 @@ def main() -> None:
         raise InputError(f"format={given.format} is unknown: use table or json")
     metrics, sizes = evaluate(given.run, given.runs, [argument for argument in sys.argv[1:] if argument not in mine])
     if given.format == "json":
-        print(json.dumps(metrics, indent=2))
+        print(json.dumps(results.without_nan(metrics), indent=2))
         return
     from rich.console import Console
 

@@ -3,7 +3,8 @@ python -m src.predict run=<id> file=messages.txt    one message a line; file=- o
 python -m src.predict run=<id> file=... format=jsonl
 
 Prints label, probability and message, or one JSON object a message with the probability of every class.
-Further options: runs=<folder of the run folders>, batch_size=<messages at once>.
+Further option: runs=<folder of the run folders>. Messages are padded as in training; with data.padding=batch and a position
+that reads padding, what is predicted for a message depends on those beside it.
 """
 
 import json
@@ -26,7 +27,6 @@ class Options:
     file: str | None = None
     format: str = "text"
     runs: str = "runs"
-    batch_size: str = "32"
 
 
 def messages(given: Options, stdin: "Iterator[bytes] | None" = None) -> list[str]:
@@ -44,17 +44,17 @@ def messages(given: Options, stdin: "Iterator[bytes] | None" = None) -> list[str
     texts = []
     for number, line in enumerate(lines, 1):
         try:
-            texts.append(line.decode("utf-8").strip())
+            texts.append(line.decode("utf-8").rstrip("\r\n"))
         except UnicodeDecodeError:
             raise InputError(f"{source}, line {number}: not UTF-8; save the file as UTF-8") from None
-        if not texts[-1]:
+        if not texts[-1].strip():
             raise InputError(f"{source}, line {number}: the message is empty; remove the line")
     if not texts:
         raise InputError(f"{source} holds no message: give one a line")
     return texts
 
 
-def predict_texts(run: str, texts: list[str], runs: str = "runs", batch_size: int = 32) -> Iterator[dict[str, object]]:
+def predict_texts(run: str, texts: list[str], runs: str = "runs") -> Iterator[dict[str, object]]:
     """{"text", "label", "probability", "probabilities"} of each text by a finished run, in their order."""
     from src import build
     from src.data.batch import Messages
@@ -70,7 +70,7 @@ def predict_texts(run: str, texts: list[str], runs: str = "runs", batch_size: in
     if cut := sum(len(row) > read["max_length"] for row in ids):
         print(f"{cut} of {len(ids)} messages are longer than {read['max_length']} tokens and were cut", file=sys.stderr)
     rows = Messages([row[: read["max_length"]] for row in ids], [0] * len(ids), read["width"])
-    loader = evaluation_loader(rows, 1 if cfg.data.padding == "none" else batch_size)
+    loader = evaluation_loader(rows, cfg.data.batch_size)
     trainer = build.trainer(cfg, logger=False, enable_checkpointing=False)
     predictions = predict(trainer, model, loader)
     for text, best, p in zip(texts, predictions.predicted.tolist(), predictions.probabilities.tolist(), strict=True):
@@ -83,12 +83,10 @@ def main() -> None:
     given = options(Options, sys.argv[1:], __doc__ or "")
     if given.format not in ("text", "jsonl"):
         raise InputError(f"format={given.format} is unknown: use text or jsonl")
-    if not given.batch_size.isdigit() or int(given.batch_size) < 1:
-        raise InputError(f"batch_size={given.batch_size} must be a whole number of at least 1")
     if given.text is None and given.file is None and sys.stdin.isatty():
         raise InputError("nothing to read: give text=..., file=... or pipe messages in, one a line")
     texts = messages(given)
-    for prediction in predict_texts(given.run, texts, given.runs, int(given.batch_size)):
+    for prediction in predict_texts(given.run, texts, given.runs):
         if given.format == "jsonl":
             print(json.dumps(prediction, ensure_ascii=False))
         else:

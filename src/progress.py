@@ -1,6 +1,7 @@
 """How training shows that it goes on: bars in a terminal, one line an epoch in a log file or a pipe."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -25,3 +26,20 @@ class EpochLines(L.Callback):
 def shown() -> list[L.Callback]:
     """What fits where standard error goes."""
     return [Bars(leave=True)] if sys.stderr.isatty() else [EpochLines()]
+
+
+class SayHowToResume(L.Callback):
+    """Tells what an interrupted run leaves and how to go on with it."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, KeyboardInterrupt):
+            return
+        place = "" if self.run.parent == Path("runs") else f" runs={self.run.parent}"
+        print(
+            f"\ninterrupted: {self.run} keeps the {trainer.current_epoch} epochs that ended; "
+            f"go on with python -m src.train resume={self.run.name}{place}",
+            file=sys.stderr,
+        )

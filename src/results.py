@@ -26,16 +26,25 @@ if TYPE_CHECKING:
 NOT_IN_HASH = ("name", "runs", "resume", "logger")
 
 
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A config section as a plain dict. Raises InputError for a value that must be given and is not."""
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise InputError(f"{missing[0]} is missing: give {missing[0]}=<value>")
+    section = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(section, dict)
+    return {str(key): value for key, value in section.items()}
+
+
 def config_hash(cfg: DictConfig) -> str:
     """A hash of all settings that can change a run's numbers."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    relevant = {key: value for key, value in plain.items() if key not in NOT_IN_HASH}
+    relevant = {key: value for key, value in plain(cfg).items() if key not in NOT_IN_HASH}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
 def create(cfg: DictConfig) -> Path:
     """Make the folder of a new run, with its config.yaml; two launches in one second get two folders."""
+    if "/" in cfg.name or not cfg.name:
+        raise InputError(f"name={cfg.name} becomes part of a folder's name: it must not be empty or contain /")
     stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{cfg.name}-{config_hash(cfg)[:8]}"
     Path(cfg.runs).mkdir(parents=True, exist_ok=True)
     for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
@@ -55,7 +64,9 @@ def find(runs: str | Path, run: str) -> Path:
         if (folder / "config.yaml").is_file():
             return folder
     newest = sorted(path.parent.name for path in Path(runs).glob("*/config.yaml"))[-3:]
-    raise InputError(f"{run} is no run: {runs}/{run}/config.yaml does not exist; the newest runs are {', '.join(newest) or 'none'}")
+    raise InputError(
+        f"{run} is no run: {runs}/{run}/config.yaml does not exist; the newest runs are {', '.join(newest) or 'none'}"
+    )
 
 
 def load_config(run: Path) -> DictConfig:
@@ -90,19 +101,24 @@ def write(run: Path, result: dict[str, Any], texts: list[str], test: "Prediction
     for row, (text, true, predicted, p) in enumerate(prediction_rows(texts, labels, test)):
         writer.writerow([row, hashlib.sha256(text.encode()).hexdigest(), true, predicted, *(f"{x:.6g}" for x in p)])
     write_text(run / "predictions.csv", out.getvalue())
-    write_text(run / "result.json", json.dumps(_without_nan(result), indent=2, allow_nan=False) + "\n")
+    write_text(run / "result.json", json.dumps(without_nan(result), indent=2, allow_nan=False) + "\n")
 
 
-def prediction_rows(texts: list[str], labels: list[str], test: "Predictions") -> list[tuple[str, str, str, list[float]]]:
+def prediction_rows(
+    texts: list[str], labels: list[str], test: "Predictions"
+) -> list[tuple[str, str, str, list[float]]]:
     """(text, true label, predicted label, probabilities) of each message."""
     true, predicted = test.labels.tolist(), test.predicted.tolist()
-    return [(t, labels[y], labels[z], p) for t, y, z, p in zip(texts, true, predicted, test.probabilities.tolist(), strict=True)]
+    return [
+        (t, labels[y], labels[z], p)
+        for t, y, z, p in zip(texts, true, predicted, test.probabilities.tolist(), strict=True)
+    ]
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """JSON does not know nan: a metric that could not be had becomes null."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and value != value else value
 
 
@@ -112,7 +128,9 @@ def commit() -> str | None:
     try:
         git = ["git", "-C", str(here)]
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+" if dirty.strip() else "")

@@ -4,10 +4,11 @@
 `close` ends the run, so that several runs of one process (Hydra multirun) stay apart.
 """
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src import results
 from src.errors import InputError
@@ -18,28 +19,41 @@ if TYPE_CHECKING:
     from src.finetune.measure import Predictions
 
 
-def start(cfg: DictConfig, run: Path) -> "WandbLogger | bool":
-    """The logger of a run; False for logger=none. Raises InputError if W&B refuses (no account, no network)."""
-    section = OmegaConf.to_container(cfg.logger, resolve=True)
-    assert isinstance(section, dict)
-    if (kind := section.pop("kind")) == "none":
+def check(cfg: DictConfig) -> None:
+    """Raises InputError for a kind of logger that does not exist."""
+    if cfg.logger.kind not in ("wandb", "none"):
+        raise InputError(f"logger.kind={cfg.logger.kind} is unknown: use logger=wandb or logger=none")
+
+
+def start(cfg: DictConfig, run: Path, remove_on_failure: bool) -> "WandbLogger | bool":
+    """The logger of a run; False for logger=none. Raises InputError if W&B refuses (no account, no network), and then
+    removes the folder of a new run: nothing has happened in it."""
+    check(cfg)
+    if cfg.logger.kind == "none":
         return False
-    if kind != "wandb":
-        raise InputError(f"logger.kind={kind} is unknown: use logger=wandb or logger=none")
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
-    mode = "offline" if section.pop("offline") else "online"
     settings = wandb.Settings(silent=True, console="off", init_timeout=30)
     try:
         experiment = wandb.init(
-            **section, mode=mode, id=run.name, name=run.name, dir=run, resume="allow", settings=settings,
-            config=OmegaConf.to_container(cfg, resolve=True),
+            project=cfg.logger.project,
+            entity=cfg.logger.entity,
+            group=cfg.logger.group,
+            mode="offline" if cfg.logger.offline else "online",
+            id=run.name,
+            name=run.name,
+            dir=run,
+            resume="allow",
+            settings=settings,
+            config=results.plain(cfg),
         )
     except wandb.errors.Error as error:
-        raise InputError(f"W&B: {error}; leave logger.offline=true to need neither account nor network") from None
-    logger = WandbLogger(experiment=experiment)
-    return logger
+        if remove_on_failure:
+            shutil.rmtree(run)
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InputError(f"W&B: {reason}; leave logger.offline=true to need neither account nor network") from None
+    return WandbLogger(experiment=experiment)
 
 
 def finish(logger: "WandbLogger | bool", result: dict[str, Any], texts: list[str], test: "Predictions") -> None:

@@ -37,6 +37,7 @@ def train(cfg: DictConfig) -> Run:
     from src import build, results, tracking
     from src.finetune.cost import Cost
     from src.finetune.measure import predict
+    from src.progress import SayHowToResume
 
     build.check_root(cfg)
     folder = results.find(cfg.runs, cfg.resume) if cfg.resume else None
@@ -44,13 +45,16 @@ def train(cfg: DictConfig) -> Run:
 
     data = build.data(cfg)
     model = build.model(cfg, len(data.labels))
-    build.trainer(cfg, logger=False, enable_checkpointing=False)  # so that all of the config is checked before a folder is made
+    build.check_trainer(cfg)  # all of the config is checked before a folder is made
     print(data.summary(), describe(cfg, model), sep="\n", flush=True)
 
-    folder = folder or results.create(cfg)
-    logger = tracking.start(cfg, folder)
+    tracking.check(cfg)
+    folder, is_new = (folder, False) if folder else (results.create(cfg), True)
+    logger = tracking.start(cfg, folder, remove_on_failure=is_new)
     cost, callbacks = Cost(), build.callbacks(cfg, folder)
-    trainer = build.trainer(cfg, logger=logger, callbacks=[cost, *callbacks], default_root_dir=folder)
+    trainer = build.trainer(
+        cfg, logger=logger, callbacks=[cost, SayHowToResume(folder), *callbacks], default_root_dir=folder
+    )
     setup_seconds = perf_counter() - started
 
     try:
@@ -64,7 +68,7 @@ def train(cfg: DictConfig) -> Run:
 
         result = summarize(cfg, folder, data, model, predictions)
         result["cost"] = cost.summary() | {"setup_seconds": setup_seconds, "evaluate_seconds": evaluate_seconds}
-        texts = [example.text for example in data.examples.test]
+        texts = [example.text for example in data.examples["test"]]
         results.write(folder, result, texts, predictions["test"])
         tracking.finish(logger, result, texts, predictions["test"])
     finally:

@@ -67,7 +67,9 @@ class ShuffledBatches:
             return
         lengths = self.lengths
         pools = cut(rows, self.POOL * self.batch_size)
-        batches = [batch for pool in pools for batch in cut(sorted(pool, key=lambda row: lengths[row]), self.batch_size)]
+        batches = [
+            batch for pool in pools for batch in cut(sorted(pool, key=lambda row: lengths[row]), self.batch_size)
+        ]
         for place in rng.permutation(len(batches)):
             yield batches[place]
 

@@ -5,6 +5,7 @@ sms_spam   the UCI SMS Spam Collection (Almeida and Hidalgo 2011), downloaded on
 table      any CSV, TSV, JSONL or Parquet file with a text and a label column
 """
 
+import codecs
 import hashlib
 import io
 import zipfile
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from src.errors import InputError
@@ -60,7 +62,12 @@ def sms_spam(path: str | Path | None, cache: str | Path, quoted: bool) -> Corpus
     content = download_sms_spam(Path(cache)) if content is None else content
     lines = io.StringIO(_decode(content, source))
     quoting = 0 if quoted else 3  # csv.QUOTE_MINIMAL, csv.QUOTE_NONE
-    frame = pd.read_csv(lines, sep="\t", header=None, names=["label", "text"], quoting=quoting, dtype=str, keep_default_na=False)
+    try:
+        frame = pd.read_csv(
+            lines, sep="\t", header=None, names=["label", "text"], quoting=quoting, dtype=str, keep_default_na=False
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{source} is not the UCI collection: {str(error).strip().splitlines()[0]}") from None
     if bad := sorted(set(frame["label"]) - {"ham", "spam"}):
         raise InputError(f"{source}: every line must read ham or spam, a tab, the message; found the label {bad[0]!r}")
     return _corpus("sms_spam", frame, source, content, labels=("ham", "spam"), first_line=1)
@@ -75,14 +82,20 @@ def download_sms_spam(cache: Path) -> bytes:
     for url in UCI_URLS:
         try:
             file = pooch.retrieve(url, known_hash=f"sha256:{UCI_ZIP_SHA256}", fname=name, path=cache, progressbar=True)
-        except (requests.RequestException, OSError):
+        except requests.RequestException:
             continue  # the next address
+        except OSError as error:
+            raise InputError(f"the cache folder {cache} cannot be written: {error}; set data.cache") from None
         except ValueError:  # pooch has deleted what did not match
-            raise InputError(f"what {url} sent is not the pinned zip (sha256 {UCI_ZIP_SHA256}): try again, or pass data.path=<file>") from None
+            raise InputError(
+                f"what {url} sent is not the pinned zip (sha256 {UCI_ZIP_SHA256}): try again, or pass data.path=<file>"
+            ) from None
         with zipfile.ZipFile(file) as archive:
             content = archive.read("SMSSpamCollection")
         if hashlib.sha256(content).hexdigest() != UCI_TEXT_SHA256:
-            raise InputError(f"SMSSpamCollection in {file} does not have the pinned sha256: delete the zip and try again")
+            raise InputError(
+                f"SMSSpamCollection in {file} does not have the pinned sha256: delete the zip and try again"
+            )
         return content
     raise InputError(
         f"no network, and the UCI SMS Spam Collection is not cached: get {UCI_URLS[0]} and put it at {cache / name}, "
@@ -105,12 +118,15 @@ def table(
         raise InputError(f"{path} is empty: it needs at least one message of two classes")
     header = 0 if isinstance(text_column, str) or path.suffix == ".jsonl" else None
     frame = _frame(path, content, header)
+    if path.suffix in (".csv", ".tsv") and not isinstance(frame.index, pd.RangeIndex):
+        raise InputError(
+            f"{path}: its first row has more fields than its header; quote a text that holds the separator"
+        )
     for option, column in (("text_column", text_column), ("label_column", label_column)):
         if column not in frame.columns:
             columns = ", ".join(map(str, frame.columns))
             raise InputError(f"{path} has no column {column}: its columns are {columns}; set data.{option}")
     frame = frame[[text_column, label_column]].set_axis(["text", "label"], axis=1)
-    # line numbers are exact where one line is one row, which only a quoted CSV or a Parquet file may break
     first_line = 2 if header == 0 and path.suffix in (".csv", ".tsv") else 1
     return _corpus(name or path.stem, frame, str(path), content, labels=None, first_line=first_line)
 
@@ -131,14 +147,16 @@ def _frame(path: Path, content: bytes, header: int | None) -> pd.DataFrame:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} cannot be read as {path.suffix[1:]}: {str(error).strip().splitlines()[0]}") from None
-    raise InputError(f"{path}: data=table reads .csv, .tsv, .jsonl and .parquet files, not {path.suffix or 'a file without suffix'}")
+    raise InputError(
+        f"{path}: data=table reads .csv, .tsv, .jsonl and .parquet files, not {path.suffix or 'a file without suffix'}"
+    )
 
 
 def _decode(content: bytes, source: str) -> str:
     try:
-        return content.decode("utf-8")
+        return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(f"{source}, line {line}: not UTF-8; save the file as UTF-8") from None
 
 
@@ -148,11 +166,19 @@ def _corpus(
     """Rule for empty messages: they are refused, since nothing can be read from them and dropping them would hide it."""
     frame = frame.fillna("").astype(str)
     for column in ("text", "label"):
-        empty = frame.index[frame[column].str.strip() == ""]
+        empty = np.flatnonzero(frame[column].str.strip() == "")
         if len(empty):
-            raise InputError(f"{source}, line {empty[0] + first_line}: the {column} is empty ({len(empty)} such in all); remove the line")
+            # exact where one row is one line, which only a quoted CSV may break; a Parquet file counts its rows
+            lines = [i for i, line in enumerate(content.splitlines(), 1) if line.strip(b" ")]
+            place = int(empty[0]) + first_line
+            line = place if source.endswith(".parquet") else lines[place - 1]
+            raise InputError(
+                f"{source}, line {line}: the {column} is empty ({len(empty)} such in all); remove the line"
+            )
     found = tuple(sorted(set(frame["label"])))
     if len(found) < 2:
-        raise InputError(f"{source} holds one class only, {', '.join(found) or 'none'}: classification needs at least two")
+        raise InputError(
+            f"{source} holds one class only, {', '.join(found) or 'none'}: classification needs at least two"
+        )
     examples = [Example(text, label) for text, label in zip(frame["text"], frame["label"], strict=True)]
     return Corpus(name, examples, labels or found, hashlib.sha256(content).hexdigest())

@@ -13,6 +13,7 @@ from src.data import corpora, split
 from src.data.batch import Batch, Messages, ShuffledBatches, cut
 from src.data.corpora import Corpus
 from src.data.split import Splits
+from src.data.split import fraction as fraction_of
 from src.data.tokens import encode
 from src.errors import InputError
 
@@ -27,6 +28,7 @@ class TextData(L.LightningDataModule):
     fraction        the stratified part of the training messages that is used, in (0, 1]
     padding         longest: to the longest training message; batch: to the longest of the batch, messages of like length
                     together; context: to the context length; none: batches of one message
+    whole           no split: all messages as one part, for measuring a trained run on them
     max_length      truncate to that many tokens, from the right; null means the context length
     Raises InputError for whatever does not fit together.
     """
@@ -49,57 +51,69 @@ class TextData(L.LightningDataModule):
         cache: str = "~/.cache/two-ways",
         context_length: int = 1024,
         seed: int = 123,
+        whole: bool = False,
     ) -> None:
         super().__init__()
         self.split_name, self.fraction, self.balance, self.seed = split, fraction, balance, seed
         self.padding, self.batch_size, self.num_workers = padding, batch_size, num_workers
         self.limit = self._limit(max_length, context_length)
         self.context_length = context_length
-        if batch_size < 1 or (padding == "none" and batch_size != 1):
-            raise InputError(f"data.batch_size={batch_size} with data.padding={padding}: {'none needs batch size 1' if batch_size > 0 else 'it must be at least 1'}")
-        self.corpus, self.examples = self._read(name, path, text_column, label_column, validation_path, test_path, cache)
+        if batch_size < 1:
+            raise InputError(f"data.batch_size={batch_size} must be at least 1")
+        if padding == "none" and batch_size != 1:
+            raise InputError(f"data.padding=none needs data.batch_size=1, not {batch_size}")
+        self.corpus = self._read(name, path, text_column, label_column, Path(cache).expanduser())
+        if whole:
+            self.examples = {"all": self.corpus.examples}
+        else:
+            splits = self._split(validation_path, test_path, text_column, label_column)
+            self.examples = splits._replace(train=fraction_of(splits.train, fraction, seed))._asdict()
         self._tokenize()
 
     def _limit(self, max_length: int | None, context_length: int) -> int:
         if self.padding not in PADDINGS:
             raise InputError(f"data.padding={self.padding} is unknown: use {', '.join(PADDINGS)}")
         if max_length is not None and not 1 <= max_length <= context_length:
-            raise InputError(f"data.max_length={max_length} must lie between 1 and the GPT's context length, {context_length}")
+            raise InputError(
+                f"data.max_length={max_length} must lie between 1 and the GPT's context length, {context_length}"
+            )
         return max_length or context_length
 
-    def _read(
-        self, name: str, path: str | None, text: str | int, label: str | int, validation: str | None, test: str | None, cache: str
-    ) -> tuple[Corpus, Splits]:
+    def _read(self, name: str, path: str | None, text: str | int, label: str | int, cache: Path) -> Corpus:
         if self.split_name not in ("book", "deduplicated"):
             raise InputError(f"data.split={self.split_name} is unknown: use book or deduplicated")
-        if self.split_name == "book" and name != "sms_spam":
-            raise InputError(f"data.split=book is the published split of sms_spam: use data.split=deduplicated for {name}")
-        match name:
-            case "bundled":
-                corpus = corpora.bundled()
-            case "sms_spam":
-                corpus = corpora.sms_spam(path, Path(cache).expanduser(), quoted=self.split_name == "book")
-            case "table":
-                corpus = corpora.table(path, text, label)
-            case _:
-                raise InputError(f"data.name={name} is unknown: use bundled, sms_spam or table")
+        if name not in ("bundled", "sms_spam", "table"):
+            raise InputError(f"data.name={name} is unknown: use bundled, sms_spam or table")
+        if name == "sms_spam":
+            return corpora.sms_spam(path, cache, quoted=self.split_name == "book")
+        if self.split_name == "book":
+            raise InputError(
+                f"data.split=book is the published split of sms_spam: use data.split=deduplicated for {name}"
+            )
+        return corpora.bundled() if name == "bundled" else corpora.table(path, text, label)
+
+    def _split(self, validation: str | None, test: str | None, text: str | int, label: str | int) -> Splits:
         if (validation is None) != (test is None):
-            raise InputError("data.validation_path and data.test_path go together: give both, or neither for a stratified split")
+            raise InputError(
+                "data.validation_path and data.test_path go together: give both, or neither for a stratified split"
+            )
         if validation is not None and test is not None:
-            given = [corpora.table(given_path, text, label).examples for given_path in (validation, test)]
-            splits = Splits(corpus.examples, *given)
+            self.split_name = "given files"
+            given = [corpora.table(path, text, label).examples for path in (validation, test)]
+            splits = Splits(self.corpus.examples, *given)
         elif self.split_name == "book":
-            splits = split.book(corpus.examples)
+            splits = split.book(self.corpus.examples)
         else:
-            splits = split.deduplicated(corpus.examples, self.balance)
+            splits = split.deduplicated(self.corpus.examples, self.balance)
+        known = {example.label for example in splits.train}
         for part, examples in splits._asdict().items():
-            if strange := sorted({example.label for example in examples} - {example.label for example in splits.train}):
+            if strange := sorted({example.label for example in examples} - known):
                 raise InputError(f"class {strange[0]} occurs in {part} but not in training: a head cannot learn it")
-        return corpus, splits._replace(train=split.fraction(splits.train, self.fraction, self.seed))
+        return splits
 
     def _tokenize(self) -> None:
-        self.ids = {part: encode([example.text for example in examples]) for part, examples in self.examples._asdict().items()}
-        longest = min(self.limit, max(map(len, self.ids["train"])))
+        self.ids = {part: encode([example.text for example in examples]) for part, examples in self.examples.items()}
+        longest = min(self.limit, max(map(len, next(iter(self.ids.values())))))
         # as in the book: with one width for all, longer messages of validation and test are cut to it
         width = {"longest": longest, "context": self.context_length, "batch": None, "none": None}[self.padding]
         self.read_as(self.corpus.labels, longest if self.padding == "longest" else self.limit, width)
@@ -112,7 +126,7 @@ class TextData(L.LightningDataModule):
         self.labels, self.limit, self.width = tuple(labels), limit, width
         self.truncated = {part: sum(len(row) > limit for row in rows) for part, rows in self.ids.items()}
         self.splits = {
-            part: Messages([row[:limit] for row in rows], [number[e.label] for e in self.examples._asdict()[part]], width)
+            part: Messages([row[:limit] for row in rows], [number[e.label] for e in self.examples[part]], width)
             for part, rows in self.ids.items()
         }
 
@@ -146,8 +160,11 @@ class TextData(L.LightningDataModule):
 
     def summary(self) -> str:
         """What a user should know of the data before training: sizes, classes, lengths, what was cut."""
-        lines = [f"{self.corpus.name}, split {self.split_name}, padding {self.padding}" + (f" to {self.width} tokens" if self.width else "")]
-        for part, examples in self.examples._asdict().items():
+        lines = [
+            f"{self.corpus.name}, split {self.split_name}, padding {self.padding}"
+            + (f" to {self.width} tokens" if self.width else "")
+        ]
+        for part, examples in self.examples.items():
             count = Counter(example.label for example in examples)
             classes = ", ".join(f"{label} {count[label]}" for label in self.labels)
             lines.append(f"  {part:<11}{len(examples):>6} messages: {classes}; {self.truncated[part]} truncated")

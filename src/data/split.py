@@ -50,7 +50,9 @@ def deduplicated(examples: list[Example], balance: bool) -> Splits:
         shuffled = [members[i] for i in rng.permutation(len(members))][: smallest if balance else None]
         n = len(shuffled)
         if n < 3:
-            raise InputError(f"class {label} has {n} distinct messages: a split into train, validation and test needs 3 of each")
+            raise InputError(
+                f"class {label} has {n} distinct messages: a split into train, validation and test needs 3 of each"
+            )
         validation, test = max(1, round(n * SHARES[1])), max(1, round(n * (1 - sum(SHARES))))
         parts[0] += shuffled[validation + test :]
         parts[1] += shuffled[:validation]
@@ -81,6 +83,8 @@ def fraction(examples: list[Example], share: float, seed: int) -> list[Example]:
         members = [i for i, example in enumerate(examples) if example.label == label]
         size = round(len(members) * share)
         if size < 1:
-            raise InputError(f"data.fraction={share} of {len(members)} training messages of class {label} leaves none: raise it")
+            raise InputError(
+                f"data.fraction={share} of {len(members)} training messages of class {label} leaves none: raise it"
+            )
         chosen += [members[i] for i in rng.permutation(len(members))[:size]]
     return [examples[i] for i in sorted(chosen)]

@@ -58,7 +58,10 @@ class Classifier(L.LightningModule):
             {
                 f"{phase}_{name}": metric
                 for phase in ("train", "validation")
-                for name, metric in (("accuracy", MulticlassAccuracy(n_classes, average="micro")), ("loss", MeanMetric()))
+                for name, metric in (
+                    ("accuracy", MulticlassAccuracy(n_classes, average="micro")),
+                    ("loss", MeanMetric(nan_strategy="disable")),
+                )
             }
         )
         self.register_buffer("nonfinite_loss", torch.zeros((), dtype=torch.bool), persistent=False)
@@ -75,7 +78,7 @@ class Classifier(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        self._shared_step(batch, "validation")
+        self.nonfinite_loss |= ~self._shared_step(batch, "validation").isfinite()
 
     def predict_step(self, batch: Batch, batch_index: int, dataloader_index: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         return batch.row.cpu(), self(batch.ids, batch.length).float().cpu(), batch.label.cpu()
@@ -93,7 +96,7 @@ class Classifier(L.LightningModule):
         metric.update(value, weight_or_target)
         self.log(f"{phase}/{name}", metric, on_step=False, on_epoch=True, prog_bar=True)
 
-    def on_validation_start(self) -> None:
+    def on_validation_epoch_end(self) -> None:
         self._stop_if_nonfinite()  # before a checkpoint of this epoch is written
 
     def _stop_if_nonfinite(self) -> None:
@@ -130,4 +133,6 @@ class Classifier(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if (found := set(checkpoint["state_dict"])) != self.trained:
             wrong = sorted(found ^ self.trained)[0]
-            raise InputError(f"the checkpoint was trained with other settings: parameter {wrong} is in one of the two only")
+            raise InputError(
+                f"the checkpoint was trained with other settings: parameter {wrong} is in one of the two only"
+            )

@@ -6,7 +6,6 @@ meta device, where frozen parameters get no gradient and so cost nothing. A mult
 
 import resource
 import sys
-from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -18,9 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from src.data.batch import Batch
 
 
-def count_flops(model: nn.Module, forward: Callable[..., Tensor], *inputs: Tensor) -> int:
-    """Operations of `forward(*inputs)` and of its backward pass into what requires gradients, without running them."""
-    meta = {name: torch.empty_like(p, device="meta").requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
+def count_flops(model: nn.Module, *inputs: Tensor) -> int:
+    """Operations of `model(*inputs)` and of its backward pass into what requires gradients, without running them."""
+    meta = {
+        name: torch.empty_like(p, device="meta").requires_grad_(p.requires_grad) for name, p in model.named_parameters()
+    }
     meta |= {name: torch.empty_like(b, device="meta") for name, b in model.named_buffers()}
     counter = FlopCounterMode(display=False)
     with counter, torch.enable_grad():
@@ -41,10 +42,12 @@ class Cost(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._since = perf_counter()
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Batch, batch_index: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Batch, batch_index: int
+    ) -> None:
         shape = (batch.ids.shape[0], batch.ids.shape[1])
         if shape not in self._flops_of_shape:
-            self._flops_of_shape[shape] = count_flops(module, module.forward, batch.ids, batch.length)
+            self._flops_of_shape[shape] = count_flops(module, batch.ids, batch.length)
         self.train_flops += self._flops_of_shape[shape]
         self.train_tokens += shape[0] * shape[1]
 
@@ -76,7 +79,8 @@ class Cost(L.Callback):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        names = ("train_seconds", "validation_seconds", "train_flops", "train_tokens")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

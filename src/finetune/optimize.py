@@ -33,7 +33,9 @@ class Optimizer:
         if self.schedule not in SCHEDULES:
             raise InputError(f"schedule={self.schedule} is unknown: use {', '.join(SCHEDULES)}")
         if not (self.lr > 0 and self.weight_decay >= 0 and 0 <= self.warmup < 1 and 0 <= self.floor <= 1):
-            raise InputError(f"an optimizer needs lr > 0, weight_decay >= 0, warmup in [0, 1) and floor in [0, 1], got {self}")
+            raise InputError(
+                f"an optimizer needs lr > 0, weight_decay >= 0, warmup in [0, 1) and floor in [0, 1], got {self}"
+            )
 
     def build(self, parameters: Iterable[Any], progress: Callable[[], float], fused: bool = True) -> dict[str, Any]:
         """What configure_optimizers returns; `progress()` tells the share of training done, in [0, 1]."""

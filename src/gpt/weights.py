@@ -7,13 +7,13 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from src.errors import InputError
 from src.gpt.model import GPT, GPTConfig
@@ -77,15 +77,15 @@ def read(gpt: GPT, path: str | Path) -> None:
             stored = {key.removeprefix("transformer."): key for key in file.keys()}
             _check_keys(path, set(renamed), {key for key in stored if not NOT_PARAMETERS.fullmatch(key)})
             for key, (parameter, transposed) in renamed.items():
-                tensor = file.get_tensor(stored[key])
-                tensor = tensor.t() if transposed and tensor.ndim == 2 else tensor
-                if tensor.shape != parameter.shape:
+                tensor, shape = file.get_tensor(stored[key]), tuple(parameter.shape)
+                shape = shape[::-1] if transposed else shape
+                if tensor.shape != shape:
                     raise InputError(
-                        f"{path}: tensor {key} is {_shape(tensor, transposed)}, this GPT needs {_shape(parameter, transposed)}: "
+                        f"{path}: tensor {key} is {tuple(tensor.shape)}, this GPT needs {shape}: "
                         "choose the gpt= size that the file was made for"
                     )
                 with torch.no_grad():
-                    parameter.copy_(tensor)
+                    parameter.copy_(tensor.t() if transposed else tensor)
     except SafetensorError as error:
         raise InputError(f"{path} is not a whole safetensors file ({error}): delete it and get it again") from None
 
@@ -100,7 +100,6 @@ def export(gpt: GPT, folder: str | Path, dtype: torch.dtype = torch.float32) -> 
     }
     unfinished = folder / f".model.{os.getpid()}.safetensors"
     save_file(tensors, unfinished, metadata={"format": "pt"})
-    os.replace(unfinished, folder / "model.safetensors")
     c = gpt.config
     config = {
         "architectures": ["GPT2LMHeadModel"],
@@ -119,26 +118,30 @@ def export(gpt: GPT, folder: str | Path, dtype: torch.dtype = torch.float32) -> 
         "eos_token_id": c.vocab_size - 1,
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    shutil.copymode(folder / "config.json", unfinished)  # safetensors writes for the owner alone
+    os.replace(unfinished, folder / "model.safetensors")
 
 
 def published_file(name: str) -> Path:
     """The published weights of a size, from the hub or its cache, verified by sha256. Raises InputError when offline."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HTTPError
 
     if name not in PUBLISHED:
-        raise InputError(f"no weights are published for gpt={name}: use gpt.weights=random or a path, or gpt={'|'.join(PUBLISHED)}")
+        raise InputError(
+            f"no weights are published for gpt={name}: use gpt.weights=random or a path, or gpt={'|'.join(PUBLISHED)}"
+        )
     source = PUBLISHED[name]
     try:
         path = Path(hf_hub_download(source.repo, "model.safetensors", revision=source.revision))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         raise InputError(
             f"cannot get model.safetensors of {source.repo} at {source.revision} from the Hugging Face hub and it is not in "
             f"its cache ({type(error).__name__}): put the file anywhere and pass gpt.weights=<its path>, or stay offline with "
             "gpt=mini or gpt.weights=random"
         ) from None
     # the cache names the content of a large file by its sha256, which is the hub's etag
-    verify(path, source.sha256 or path.resolve().name)
+    verify(path, source.sha256 or path.readlink().name)
     return path
 
 
@@ -147,7 +150,9 @@ def verify(path: Path, sha256: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
-        raise InputError(f"{path} has sha256 {found}, expected {sha256}: it is damaged or not the pinned file; delete it and get it again")
+        raise InputError(
+            f"{path} has sha256 {found}, expected {sha256}: it is damaged or not the pinned file; delete it and get it again"
+        )
 
 
 def _gpt2_names(gpt: GPT) -> dict[str, tuple[torch.nn.Parameter, bool]]:
@@ -168,7 +173,9 @@ def _gpt2_names(gpt: GPT) -> dict[str, tuple[torch.nn.Parameter, bool]]:
 def _tensor_file(path: Path) -> Path:
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
-        raise InputError(f"gpt.weights: there is no file {file}; expected random, pretrained, a .safetensors file or a Hugging Face folder")
+        raise InputError(
+            f"gpt.weights: there is no file {file}; expected random, pretrained, a .safetensors file or a Hugging Face folder"
+        )
     return file
 
 
@@ -177,7 +184,3 @@ def _check_keys(path: Path, expected: set[str], found: set[str]) -> None:
         raise InputError(f"{path}: tensor {missing[0]} is missing ({len(missing)} in all)")
     if extra := sorted(found - expected):
         raise InputError(f"{path}: tensor {extra[0]} has no place in this GPT ({len(extra)} such in all)")
-
-
-def _shape(tensor: Tensor, transposed: bool) -> tuple[int, ...]:
-    return tuple(reversed(tensor.shape)) if transposed else tuple(tensor.shape)

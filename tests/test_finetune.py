@@ -1,0 +1,666 @@
+"""What is read, trained and measured in classification fine-tuning, and what it costs."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import LambdaCallback
+from omegaconf import OmegaConf
+from sklearn import metrics as sklearn_metrics
+from torch import Tensor, nn
+
+from src import build
+from src.data.batch import Messages, ShuffledBatches, cut
+from src.data.datamodule import evaluation_loader, loader
+from src.errors import InputError
+from src.finetune import position
+from src.finetune.classify import Classifier
+from src.finetune.cost import Cost, count_flops
+from src.finetune.measure import Predictions, confusion, measure, predict
+from src.finetune.optimize import Optimizer, clip
+from src.finetune.trainable import first_live_block, trainable_names
+from src.gpt.lora import LoRA
+from src.gpt.model import GPT, GPTConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore:.*isinstance.treespec.*")
+
+CONFIG = GPTConfig(n_layer=4, n_head=2, n_embd=16, context_length=64)
+FAST = Optimizer(lr=1e-2, weight_decay=0.0)  # no decay: only a gradient moves a parameter
+
+HEAD = {"head.weight", "head.bias"}
+FINAL_NORM = {"gpt.final_norm.weight", "gpt.final_norm.bias"}
+EMBEDDINGS = {"gpt.token_embedding.weight", "gpt.position_embedding.weight"}
+BLOCK = [
+    {
+        f"gpt.blocks.{i}.norm1.weight",
+        f"gpt.blocks.{i}.norm1.bias",
+        f"gpt.blocks.{i}.attention.qkv.weight",
+        f"gpt.blocks.{i}.attention.qkv.bias",
+        f"gpt.blocks.{i}.attention.out.weight",
+        f"gpt.blocks.{i}.attention.out.bias",
+        f"gpt.blocks.{i}.norm2.weight",
+        f"gpt.blocks.{i}.norm2.bias",
+        f"gpt.blocks.{i}.mlp.up.weight",
+        f"gpt.blocks.{i}.mlp.up.bias",
+        f"gpt.blocks.{i}.mlp.down.weight",
+        f"gpt.blocks.{i}.mlp.down.bias",
+    }
+    for i in range(4)
+]
+FACTORS = {
+    f"gpt.blocks.{i}.{layer}.{factor}"
+    for i in range(4)
+    for layer in ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
+    for factor in ("lora_A", "lora_B")
+}
+TRAINED = {  # of a GPT of four blocks
+    "last_layer": HEAD,
+    "last_block": HEAD | FINAL_NORM | BLOCK[3],
+    "last_two_blocks": HEAD | FINAL_NORM | BLOCK[3] | BLOCK[2],
+    "3_blocks": HEAD | FINAL_NORM | BLOCK[3] | BLOCK[2] | BLOCK[1],
+    "all": HEAD | FINAL_NORM | BLOCK[3] | BLOCK[2] | BLOCK[1] | BLOCK[0] | EMBEDDINGS,
+    "lora": HEAD | FACTORS | {"head.lora_A", "head.lora_B"},
+}
+FIRST_LIVE = {"last_layer": 4, "last_block": 3, "last_two_blocks": 2, "3_blocks": 1, "all": 0, "lora": 0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small only wait for each other: a second thread on busy cores costs minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def classifier(strategy: str = "last_block", n_classes: int = 2, seed: int = 0, **settings: Any) -> Classifier:
+    """A classifier of four small blocks; `seed` is the head's, the GPT is always the same."""
+    settings = {"optimizer": FAST, "lora": LoRA(rank=2, alpha=2), **settings}
+    gpt = GPT(replace(CONFIG, causal=settings.pop("causal", True)), seed=0)
+    torch.manual_seed(seed)
+    return Classifier(gpt, n_classes, trainable=strategy, **settings)
+
+
+def messages(n: int = 8, width: int | None = 12, n_classes: int = 2) -> Messages:
+    """Random messages of 2 to 11 tokens."""
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(50256, size=rng.integers(2, 12)).tolist() for _ in range(n)]
+    return Messages(ids, [i % n_classes for i in range(n)], width)
+
+
+def quiet_trainer(**settings: Any) -> L.Trainer:
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return L.Trainer(**(quiet | {"accelerator": "cpu", "logger": False, "num_sanity_val_steps": 0} | settings))
+
+
+def fit(model: Classifier, data: Messages, batch_size: int = 4, validation: bool = False, **settings: Any) -> L.Trainer:
+    """Train on `data` in its own order, and validate on it if asked to."""
+    trainer = quiet_trainer(**settings)
+    batches = cut(list(range(len(data))), batch_size)
+    trainer.fit(model, loader(data, batches, 0), loader(data, batches, 0) if validation else None)
+    return trainer
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def losses_into(found: list[float]) -> LambdaCallback:
+    return LambdaCallback(on_train_batch_end=lambda trainer, model, output, *_: found.append(output["loss"].item()))
+
+
+def sentence(call: Callable[[], Any]) -> str:
+    with pytest.raises(InputError) as error:
+        call()
+    return str(error.value)
+
+
+# position
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("first", [[0.0, 1.0], [10.0, 11.0]]),
+        ("last", [[4.0, 5.0], [14.0, 15.0]]),
+        ("last_real", [[0.0, 1.0], [12.0, 13.0]]),
+        ("mean", [[2.0, 3.0], [12.0, 13.0]]),
+    ],
+)
+def test_the_vector_of_each_position(where: str, expected: list[list[float]]) -> None:
+    hidden = torch.tensor([[[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], [[10.0, 11.0], [12.0, 13.0], [14.0, 15.0]]])
+    assert position.read(hidden, torch.tensor([1, 2]), where).tolist() == expected
+
+
+def test_the_head_of_the_mean_is_the_mean_of_the_heads_logits() -> None:
+    hidden, head = torch.randn(3, 7, 16, dtype=torch.float64), nn.Linear(16, 4, dtype=torch.float64)
+    read = position.read(hidden, torch.tensor([1, 4, 7]), "mean")
+    torch.testing.assert_close(head(read), head(hidden).mean(1))
+
+
+def test_an_unknown_position_is_refused() -> None:
+    expected = "task.position=middle is unknown: use first, last, last_real, mean"
+    assert sentence(lambda: position.read(torch.zeros(1, 2, 3), torch.tensor([2]), "middle")) == expected
+    assert sentence(lambda: classifier(position="middle")) == expected
+
+
+# trainable
+
+
+@pytest.mark.parametrize("strategy", TRAINED)
+def test_each_strategy_trains_exactly_these_parameters(strategy: str) -> None:
+    model = classifier(strategy)
+    assert model.trained == TRAINED[strategy]
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == TRAINED[strategy]
+
+
+@pytest.mark.parametrize("strategy", TRAINED)
+def test_the_first_live_block_of_each_strategy(strategy: str) -> None:
+    assert first_live_block(TRAINED[strategy], n_layer=4) == FIRST_LIVE[strategy]
+
+
+def test_a_trained_embedding_keeps_every_block_live() -> None:
+    assert first_live_block({"gpt.token_embedding.weight", "gpt.blocks.3.norm1.bias"}, n_layer=4) == 0
+
+
+@pytest.mark.parametrize(
+    ("strategy", "n_layer", "expected"),
+    [
+        (
+            "last_blok",
+            4,
+            "task.trainable=last_blok is unknown: use last_layer, last_block, last_two_blocks, <n>_blocks, all or lora",
+        ),
+        ("last_block", 0, "task.trainable=last_block unfreezes 1 blocks, this GPT has 0"),
+        ("5_blocks", 4, "task.trainable=5_blocks unfreezes 5 blocks, this GPT has 4"),
+        ("0_blocks", 4, "task.trainable=0_blocks unfreezes 0 blocks, this GPT has 4"),
+    ],
+)
+def test_a_strategy_that_cannot_be_is_refused(strategy: str, n_layer: int, expected: str) -> None:
+    assert sentence(lambda: trainable_names(HEAD, strategy, n_layer)) == expected
+
+
+# classify
+
+
+@pytest.mark.parametrize("strategy", TRAINED)
+def test_frozen_parameters_do_not_move_by_a_bit_and_every_trained_one_does(strategy: str) -> None:
+    model = classifier(strategy)
+    before = weights(model)
+    fit(model, messages(), max_steps=3)
+    after = weights(model)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == TRAINED[strategy]
+
+
+def hidden_by_hand(gpt: GPT, ids: list[int]) -> Tensor:
+    """Hidden states (T, C) of one message, from the GPT's weights and elementary operations."""
+    p, (T, D) = gpt.state_dict(), (len(ids), CONFIG.n_embd // CONFIG.n_head)
+    layer = lambda x, name: x @ p[f"{name}.weight"].T + p[f"{name}.bias"]  # noqa: E731
+    norm = lambda x, name: (  # noqa: E731
+        (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt() * p[f"{name}.weight"]
+        + p[f"{name}.bias"]
+    )
+    x = p["token_embedding.weight"][ids] + p["position_embedding.weight"][:T]
+    for i in range(CONFIG.n_layer):
+        block, heads = f"blocks.{i}", []
+        q, k, v = layer(norm(x, f"{block}.norm1"), f"{block}.attention.qkv").chunk(3, -1)
+        for part in (slice(0, D), slice(D, 2 * D)):
+            scores = q[:, part] @ k[:, part].T / math.sqrt(D) + torch.full((T, T), -torch.inf).triu(1)
+            heads.append(scores.softmax(-1) @ v[:, part])
+        x = x + layer(torch.cat(heads, -1), f"{block}.attention.out")
+        up = layer(norm(x, f"{block}.norm2"), f"{block}.mlp.up")
+        up = up / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
+        x = x + layer(up, f"{block}.mlp.down")
+    return norm(x, "final_norm")
+
+
+@pytest.mark.parametrize("where", ["first", "last", "last_real", "mean"])
+def test_the_first_loss_equals_a_hand_written_forward(where: str) -> None:
+    model, data, found = classifier(position=where), messages(4), []
+    expected = 0.0
+    for ids, label in zip(data.ids, data.labels, strict=True):
+        hidden = hidden_by_hand(model.gpt, ids + [50256] * (12 - len(ids)))
+        vector = {"first": hidden[0], "last": hidden[11], "last_real": hidden[len(ids) - 1], "mean": hidden.mean(0)}
+        expected -= ((model.head.weight @ vector[where] + model.head.bias).softmax(-1)[label].log() / 4).item()
+    fit(model, data, max_steps=1, callbacks=[losses_into(found)])
+    assert found == pytest.approx([expected], abs=1e-5)
+
+
+def test_it_learns_16_random_messages_by_heart() -> None:
+    model, data = classifier("all", n_classes=4, position="last_real"), messages(16, n_classes=4)
+    trainer = fit(model, data, batch_size=16, max_steps=30)
+    predictions = predict(trainer, model, evaluation_loader(data, 16))
+    assert predictions.predicted.tolist() == data.labels
+
+
+@pytest.mark.parametrize(
+    ("where", "causal", "same"), [("last_real", 1, True), ("last", 1, False), ("last_real", 0, False)]
+)
+def test_only_the_last_real_token_under_a_causal_mask_is_blind_to_padding(where: str, causal: int, same: bool) -> None:
+    model = classifier(position=where, causal=bool(causal)).eval()
+    rows = list(range(8))
+    narrow, wide = messages(width=12)[rows], messages(width=50)[rows]
+    with torch.no_grad():
+        difference = (model(narrow.ids, narrow.length) - model(wide.ids, wide.length)).abs().max()
+    assert (difference < 1e-5) if same else (difference > 1e-2)
+
+
+def test_ignoring_the_padding_id_as_a_class_changes_nothing() -> None:
+    plain, ignoring = classifier(), classifier(ignore_index=50256)
+    for model in (plain, ignoring):
+        fit(model, messages(), max_steps=3)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), ignoring.parameters(), strict=True))
+
+
+def test_a_class_that_is_ignored_does_not_count() -> None:
+    model, batch, found = classifier(ignore_index=1), messages(4)[[0, 1, 2, 3]], []
+    with torch.no_grad():
+        expected = F.cross_entropy(model(batch.ids, batch.length)[::2], batch.label[::2]).item()
+    fit(model, messages(4), max_steps=1, callbacks=[losses_into(found)])
+    assert found == pytest.approx([expected], abs=1e-6)
+
+
+def test_two_accumulated_batches_of_4_equal_one_of_8() -> None:
+    twice, once = classifier("all"), classifier("all")
+    fit(twice, messages(8), batch_size=4, max_steps=1, accumulate_grad_batches=2)
+    fit(once, messages(8), batch_size=8, max_steps=1)
+    for a, b in zip(twice.parameters(), once.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-7, rtol=1e-4)  # AdamW's first step hides a wrong scale
+
+
+# precision
+
+
+@pytest.mark.parametrize(
+    ("precision", "stored"), [("32-true", torch.float32), ("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16)]
+)
+def test_every_precision_trains_to_about_the_same_loss(precision: str, stored: torch.dtype) -> None:
+    model, exact, found, expected = classifier(), classifier(), [], []
+    before = weights(model)
+    fit(exact, messages(), max_steps=3, callbacks=[losses_into(expected)])
+    trainer = fit(model, messages(), max_steps=3, precision=precision, callbacks=[losses_into(found)])
+    assert trainer.precision == precision
+    assert found == pytest.approx(expected, abs=0.05)
+    assert {parameter.dtype for parameter in model.parameters()} == {stored}
+    assert not torch.equal(model.head.weight.float(), before["head.weight"].to(stored).float())
+
+
+def test_full_precision_is_the_default() -> None:
+    section = OmegaConf.load(Path(build.__file__).parents[1] / "conf" / "trainer" / "default.yaml")
+    cfg = OmegaConf.create({"trainer": {**OmegaConf.to_container(section), "max_epochs": 1}})
+    assert build.trainer(cfg, logger=False, enable_checkpointing=False).precision == "32-true"
+
+
+# a loss that is no number
+
+
+def not_finite(epoch: int) -> str:
+    return (
+        f"the loss became infinite or NaN in epoch {epoch}: training stopped, the checkpoints of the epochs before are "
+        "kept; lower task.optimizer.lr or set trainer.gradient_clip_val=1"
+    )
+
+
+def fit_as_a_run(model: Classifier, folder: Path, n: int = 8, **settings: Any) -> None:
+    """Train with validation and the checkpoints of a run, which land in folder/checkpoints."""
+    callbacks = [*settings.pop("callbacks", []), *build.callbacks(OmegaConf.create({"patience": None}), folder)]
+    fit(model, messages(n), validation=True, enable_checkpointing=True, callbacks=callbacks, **settings)
+
+
+@pytest.mark.parametrize(("log_every_n_steps", "steps"), [(1, 2), (50, 4)])
+def test_a_nan_stops_training_and_keeps_the_checkpoints_before(
+    tmp_path: Path, log_every_n_steps: int, steps: int
+) -> None:
+    """Epochs of two steps, broken at the start of the second: noticed at the next look at the loss, or at its end."""
+    model, good, found = classifier(), {}, []
+
+    def break_weights(trainer: L.Trainer, model: L.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            good.update(weights(model))
+            model.head.weight.data[0, 0] = torch.inf
+
+    callbacks = [LambdaCallback(on_train_epoch_start=break_weights), losses_into(found)]
+    settings = {"max_epochs": 4, "log_every_n_steps": log_every_n_steps}
+    assert sentence(lambda: fit_as_a_run(model, tmp_path, callbacks=callbacks, **settings)) == not_finite(2)
+    assert len(found) == steps
+    kept = {path.name: torch.load(path, weights_only=True) for path in (tmp_path / "checkpoints").iterdir()}
+    assert {name: checkpoint["epoch"] for name, checkpoint in kept.items()} == {"best.ckpt": 0, "last.ckpt": 0}
+    for checkpoint in kept.values():
+        assert all(torch.equal(value, good[name]) for name, value in checkpoint["state_dict"].items())
+
+
+@pytest.mark.parametrize("n", [4, 8])
+def test_a_learning_rate_that_explodes_stops_before_a_checkpoint(tmp_path: Path, n: int) -> None:
+    """With 4 messages an epoch is one step: the loss before it is fine, only validation sees the broken weights."""
+    model = classifier(optimizer=Optimizer(lr=1e20))
+    assert sentence(lambda: fit_as_a_run(model, tmp_path, n, max_epochs=1)) == not_finite(1)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+# checkpoints
+
+
+@pytest.mark.parametrize("strategy", TRAINED)
+def test_a_checkpoint_holds_the_trained_parameters_alone_and_gives_the_logits_back(
+    tmp_path: Path, strategy: str
+) -> None:
+    model, fresh, batch = classifier(strategy), classifier(strategy, seed=1), messages()[[0, 1, 2]]
+    path = tmp_path / "checkpoints" / "best.ckpt"
+    fit(model, messages(), max_steps=2).save_checkpoint(path)
+    assert set(torch.load(path, weights_only=True)["state_dict"]) == TRAINED[strategy]
+    assert not torch.equal(fresh(batch.ids, batch.length), model(batch.ids, batch.length))
+    build.load_best(fresh, tmp_path)
+    assert torch.equal(fresh(batch.ids, batch.length), model(batch.ids, batch.length))
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded", "wrong"),
+    [
+        ("last_layer", "last_block", "gpt.blocks.3.attention.out.bias"),
+        ("last_block", "last_layer", "gpt.blocks.3.attention.out.bias"),
+        ("all", "last_block", "gpt.blocks.0.attention.out.bias"),
+        ("last_layer", "lora", "gpt.blocks.0.attention.out.lora_A"),
+    ],
+)
+def test_a_checkpoint_of_another_strategy_is_refused(tmp_path: Path, saved: str, loaded: str, wrong: str) -> None:
+    path, model = tmp_path / "checkpoints" / "best.ckpt", classifier(loaded)
+    fit(classifier(saved), messages(), max_steps=1).save_checkpoint(path)
+    before = weights(model)
+    expected = f"the checkpoint was trained with other settings: parameter {wrong} is in one of the two only"
+    assert sentence(lambda: build.load_best(model, tmp_path)) == expected
+    assert sentence(lambda: quiet_trainer().fit(model, loader(messages(), [[0]], 0), ckpt_path=path)) == expected
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+
+
+# optimize
+
+
+@pytest.mark.parametrize(
+    ("schedule", "progress", "expected"),
+    [
+        *((schedule, 0.0, 1e-3) for schedule in ("constant", "cosine", "linear")),
+        *((schedule, 0.05, 0.25) for schedule in ("constant", "cosine", "linear")),
+        *((schedule, 0.2, 1.0) for schedule in ("constant", "cosine", "linear")),
+        *(("constant", progress, 1.0) for progress in (0.4, 0.6, 1.0)),
+        ("cosine", 0.4, 0.1 + 0.9 * (2 + math.sqrt(2)) / 4),
+        ("cosine", 0.6, 0.55),
+        ("linear", 0.4, 0.775),
+        ("linear", 0.6, 0.55),
+        *((schedule, progress, 0.1) for schedule in ("cosine", "linear") for progress in (1.0, 1.5)),
+    ],
+)
+def test_the_learning_rate_of_each_schedule(schedule: str, progress: float, expected: float) -> None:
+    assert Optimizer(schedule=schedule, warmup=0.2, floor=0.1).factor(progress) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_without_warmup_training_starts_at_the_full_learning_rate(schedule: str) -> None:
+    assert Optimizer(schedule=schedule).factor(0.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "got"),
+    [
+        ({"lr": 0.0}, "lr=0.0, weight_decay=0.1, {betas}, warmup=0.0, floor=0.0"),
+        ({"lr": math.nan}, "lr=nan, weight_decay=0.1, {betas}, warmup=0.0, floor=0.0"),
+        ({"weight_decay": -1.0}, "lr=5e-05, weight_decay=-1.0, {betas}, warmup=0.0, floor=0.0"),
+        ({"warmup": 1.0}, "lr=5e-05, weight_decay=0.1, {betas}, warmup=1.0, floor=0.0"),
+        ({"warmup": -0.1}, "lr=5e-05, weight_decay=0.1, {betas}, warmup=-0.1, floor=0.0"),
+        ({"floor": 1.1}, "lr=5e-05, weight_decay=0.1, {betas}, warmup=0.0, floor=1.1"),
+        ({"floor": -0.1}, "lr=5e-05, weight_decay=0.1, {betas}, warmup=0.0, floor=-0.1"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_is_refused(wrong: dict[str, float], got: str) -> None:
+    needs = "an optimizer needs lr > 0, weight_decay >= 0, warmup in [0, 1) and floor in [0, 1], got"
+    got = got.format(betas="betas=(0.9, 0.999), schedule='constant'")
+    assert sentence(lambda: Optimizer(**wrong)) == f"{needs} Optimizer({got})"
+
+
+def test_an_unknown_schedule_is_refused() -> None:
+    assert sentence(lambda: Optimizer(schedule="step")) == "schedule=step is unknown: use constant, cosine, linear"
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, 10), (2, 6)])
+def test_every_step_is_taken_at_the_learning_rate_of_its_progress(schedule: str, accumulate: int, steps: int) -> None:
+    """2 epochs of 5 batches; two batches a step leave a shorter last step in each epoch."""
+    optimizer, found = Optimizer(lr=1e-3, schedule=schedule, warmup=0.25, floor=0.1), []
+    record = LambdaCallback(
+        on_before_optimizer_step=lambda trainer, model, adamw: found.append(adamw.param_groups[0]["lr"])
+    )
+    data, settings = messages(10), {"max_epochs": 2, "accumulate_grad_batches": accumulate}
+    fit(classifier(optimizer=optimizer), data, batch_size=2, callbacks=[record], **settings)
+    assert found == pytest.approx([1e-3 * optimizer.factor(step / steps) for step in range(steps)])
+
+
+def test_the_defaults_are_adamw_with_the_books_values_over_the_trained_parameters() -> None:
+    model = classifier(optimizer=None)
+    (adamw,) = fit(model, messages(), max_steps=1).optimizers
+    (group,) = adamw.param_groups
+    assert isinstance(getattr(adamw, "_optimizer", adamw), torch.optim.AdamW)
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (5e-5, 0.1, (0.9, 0.999))
+    assert {id(p) for p in group["params"]} == {id(p) for name, p in model.named_parameters() if name in model.trained}
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected"), [(1.0, [0.6, 0.8]), (5.5, [3.0, 4.0]), (None, [3.0, 4.0]), (0, [3.0, 4.0])]
+)
+def test_clip_bounds_the_global_norm(norm: float | None, expected: list[float]) -> None:
+    module = nn.ParameterList([torch.zeros(1), torch.zeros(1), torch.zeros(1)])
+    module[0].grad, module[1].grad = torch.tensor([3.0]), torch.tensor([4.0])  # the third is frozen
+    clip(module, norm)
+    assert [module[0].grad.item(), module[1].grad.item()] == pytest.approx(expected, abs=1e-5)
+    assert module[2].grad is None
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_training_clips_the_gradient_as_the_trainer_is_told(precision: str) -> None:
+    free, clipped = classifier("all"), classifier("all")
+    fit(free, messages(), max_steps=1, precision=precision)
+    fit(clipped, messages(), max_steps=1, precision=precision, gradient_clip_val=0.01)
+    norm = lambda model: torch.stack([p.grad.float().norm() for p in model.parameters()]).norm().item()  # noqa: E731
+    assert norm(free) > 0.1
+    assert norm(clipped) == pytest.approx(0.01, rel=0.02)
+
+
+# measure
+
+
+def random_predictions(n_classes: int, n: int = 200) -> Predictions:
+    rng = np.random.default_rng(n_classes)
+    logits = torch.from_numpy(rng.normal(size=(n, n_classes))).float()
+    labels = torch.from_numpy(np.where(rng.random(n) < 0.4, logits.argmax(-1), rng.integers(n_classes, size=n)))
+    return Predictions(logits.log_softmax(-1), labels)
+
+
+def measured_by_sklearn(predictions: Predictions) -> dict[str, float]:
+    """All but the calibration error."""
+    probabilities, predicted, labels = (
+        x.numpy() for x in (predictions.probabilities, predictions.predicted, predictions.labels)
+    )
+    k = probabilities.shape[1]
+    scores = probabilities[:, 1] if k == 2 else probabilities
+    complete = len(set(labels)) == k
+    return {
+        "accuracy": sklearn_metrics.accuracy_score(labels, predicted),
+        "f1": sklearn_metrics.f1_score(labels, predicted, average="macro"),
+        "mcc": sklearn_metrics.matthews_corrcoef(labels, predicted),
+        "auroc": sklearn_metrics.roc_auc_score(labels, scores, multi_class="ovr") if complete else math.nan,
+        "loss": sklearn_metrics.log_loss(labels, probabilities.astype(float), labels=range(k)),
+    }
+
+
+def without_ece(metrics: dict[str, float]) -> dict[str, float]:
+    assert list(metrics) == ["accuracy", "f1", "mcc", "auroc", "ece", "loss"]
+    return {name: value for name, value in metrics.items() if name != "ece"}
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 4])
+def test_metrics_equal_those_of_scikit_learn(n_classes: int) -> None:
+    predictions = random_predictions(n_classes)
+    assert without_ece(measure(predictions)) == pytest.approx(measured_by_sklearn(predictions), abs=1e-5)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_an_absent_class_leaves_no_auroc_and_everything_else_right(n_classes: int) -> None:
+    predictions = random_predictions(n_classes)
+    rows = predictions.labels < n_classes - 1
+    few = Predictions(predictions.log_probabilities[rows], predictions.labels[rows])
+    assert n_classes - 1 in few.predicted
+    expected = measured_by_sklearn(few)
+    assert math.isnan(expected["auroc"])
+    assert without_ece(measure(few)) == pytest.approx(expected, abs=1e-5, nan_ok=True)
+
+
+@pytest.mark.filterwarnings("ignore:A single label")
+@pytest.mark.parametrize("labels", [[0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 1, 2]])
+def test_a_constant_answer_is_measured_as_scikit_learn_does(labels: list[int]) -> None:
+    """A model that always says class 0 knows nothing: its Matthews correlation is 0 however common that class is."""
+    probabilities = torch.tensor([[0.9, 0.06, 0.04], [0.8, 0.11, 0.09], [0.7, 0.16, 0.14], [0.6, 0.25, 0.15]])
+    k = max(2, max(labels) + 1)
+    predictions = Predictions(probabilities[:, :k].log().log_softmax(-1), torch.tensor(labels))
+    assert without_ece(measure(predictions)) == pytest.approx(measured_by_sklearn(predictions), abs=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "expected"),
+    [
+        # bins of 1/15: two at 0.96 on average, one of them right; one at 0.61, right; one at 0.68, wrong
+        ([[0.95, 0.05], [0.03, 0.97], [0.61, 0.39], [0.32, 0.68]], [0, 0, 0, 0], (2 * 0.46 + 0.39 + 0.68) / 4),
+        # two at 0.43, one of them right; one at 0.7, right; one at 0.95, wrong
+        (
+            [[0.41, 0.2, 0.2, 0.19], [0.2, 0.45, 0.2, 0.15], [0.1, 0.1, 0.7, 0.1], [0.01, 0.02, 0.02, 0.95]],
+            [3, 1, 2, 0],
+            (2 * 0.07 + 0.3 + 0.95) / 4,
+        ),
+        # certainty belongs to the last bin, with 0.97: together 0.985, half of them right
+        ([[0.97, 0.03], [0.0, 1.0]], [0, 0], 0.485),
+    ],
+)
+def test_calibration_error_by_hand(probabilities: list[list[float]], labels: list[int], expected: float) -> None:
+    predictions = Predictions(torch.tensor(probabilities).log(), torch.tensor(labels))
+    assert measure(predictions)["ece"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_confusion_counts_equal_those_of_scikit_learn(n_classes: int) -> None:
+    predictions = random_predictions(n_classes)
+    expected = sklearn_metrics.confusion_matrix(predictions.labels, predictions.predicted, labels=range(n_classes))
+    assert confusion(predictions) == expected.tolist()
+
+
+def test_predictions_come_in_the_order_of_the_rows() -> None:
+    model, data = classifier("all", n_classes=3, position="last_real").eval(), messages(10, None, n_classes=3)
+    batches = evaluation_loader(data, 4)
+    assert torch.cat([batch.row for batch in batches]).tolist() != list(range(10))
+    with torch.no_grad():
+        alone = [model(torch.tensor([ids]), torch.tensor([len(ids)])).log_softmax(-1) for ids in data.ids]
+    predictions = predict(quiet_trainer(), model, batches)
+    torch.testing.assert_close(predictions.log_probabilities, torch.cat(alone), atol=1e-5, rtol=0)
+    assert predictions.labels.tolist() == data.labels
+
+
+# cost
+
+
+def flops(model: nn.Module, *inputs: Tensor) -> int:
+    return count_flops(model, *inputs)
+
+
+def test_flops_of_linear_layers() -> None:
+    """A product (B, I) x (I, O) takes 2 B I O, its weight's gradient as much, and its input's, but for the first."""
+    x, first, second = torch.zeros(5, 7), nn.Linear(7, 3), nn.Linear(3, 11)
+    assert flops(first, x) == 2 * (2 * 5 * 7 * 3)
+    assert flops(nn.Sequential(first, second), x) == 2 * (2 * 5 * 7 * 3) + 3 * (2 * 5 * 3 * 11)
+    second.weight.requires_grad_(False)
+    assert flops(nn.Sequential(first, second), x) == 2 * (2 * 5 * 7 * 3) + 2 * (2 * 5 * 3 * 11)
+    first.requires_grad_(False)
+    assert flops(nn.Sequential(first, second), x) == 2 * 5 * 7 * 3 + 2 * 5 * 3 * 11
+
+
+def test_counting_leaves_the_model_alone() -> None:
+    model, batch = classifier(), messages()[[0, 1]]
+    before = weights(model)
+    flops(model, batch.ids, batch.length)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == TRAINED["last_block"]
+
+
+def flops_by_hand(strategy: str, B: int, T: int, K: int = 2) -> int:  # noqa: N803
+    """A block takes 2 BT (3 + 1 + 4 + 4) CC in its layers and 4 BTTC in its attention, written out as two products; its
+    backward pass takes twice that, into inputs and weights. The head reads one position."""
+    C = CONFIG.n_embd
+    block = 2 * B * T * 12 * C * C + 4 * B * T * T * C
+    head = 2 * B * C * K
+    live = CONFIG.n_layer - FIRST_LIVE[strategy]
+    into_hidden = head if live else 0
+    return CONFIG.n_layer * block + head + 2 * live * block + head + into_hidden
+
+
+@pytest.mark.parametrize("strategy", ["last_layer", "last_block", "last_two_blocks", "3_blocks", "all"])
+def test_flops_equal_a_hand_count_of_the_matrix_products(strategy: str) -> None:
+    batch = messages(3)[[0, 1, 2]]
+    assert flops(classifier(strategy), batch.ids, batch.length) == flops_by_hand(strategy, B=3, T=12)
+
+
+def test_what_is_frozen_costs_nothing_backward() -> None:
+    batch = messages(3)[[0, 1, 2]]
+    layer, block, every = (flops(classifier(s), batch.ids, batch.length) for s in ("last_layer", "last_block", "all"))
+    assert layer < block < every < 3 * layer + 1
+
+
+def test_cost_adds_up_tokens_and_flops_of_every_batch() -> None:
+    """2 epochs of 10 messages at width 12, in batches of 4, 4 and 2; validation costs none of the two."""
+    cost = Cost()
+    fit(classifier(), messages(10), validation=True, max_epochs=2, callbacks=[cost])
+    assert cost.summary()["train_tokens"] == 2 * 10 * 12
+    assert cost.summary()["train_flops"] == 2 * (
+        2 * flops_by_hand("last_block", 4, 12) + flops_by_hand("last_block", 2, 12)
+    )
+
+
+def test_cost_parts_training_from_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which a training batch lasts 1 second and a validation batch 100."""
+    now, cost = [1000.0], Cost()
+    monkeypatch.setattr("src.finetune.cost.perf_counter", lambda: now[0])
+    clock = LambdaCallback(
+        on_train_batch_end=lambda *_: now.append(now.pop() + 1),
+        on_validation_batch_end=lambda *_: now.append(now.pop() + 100),
+    )
+    data, settings = messages(8), {"max_epochs": 3, "num_sanity_val_steps": 1, "callbacks": [clock, cost]}
+    trainer = fit(classifier(), data, batch_size=2, validation=True, val_check_interval=0.5, **settings)
+    assert (cost.train_seconds, cost.validation_seconds) == (3 * 4, 3 * 2 * 400)
+    now[0] += 1000
+    trainer.validate(trainer.model, loader(data, [[0]], 0), verbose=False)
+    assert (cost.train_seconds, cost.validation_seconds) == (3 * 4, 3 * 2 * 400)
+
+
+def test_cost_survives_a_checkpoint(tmp_path: Path) -> None:
+    first, copy, path = Cost(), Cost(), tmp_path / "last.ckpt"
+    fit(classifier(), messages(), max_epochs=1, callbacks=[first]).save_checkpoint(path)
+    state = torch.load(path, weights_only=True)["callbacks"]["Cost"]
+    assert set(state) == {"train_seconds", "validation_seconds", "train_flops", "train_tokens"}
+    copy.load_state_dict(state)
+    assert (copy.train_seconds, copy.train_flops) == (first.train_seconds, first.train_flops)
+    assert copy.train_tokens == 8 * 12
+    assert copy.train_seconds > 0
+
+
+def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
+    straight, resumed, path = Cost(), Cost(), tmp_path / "last.ckpt"
+    batches = loader(messages(), ShuffledBatches(8, 4, seed=0), 0)
+    quiet_trainer(max_epochs=3, callbacks=[straight]).fit(classifier(), batches)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[Cost()])
+    trainer.fit(classifier(), batches)
+    trainer.save_checkpoint(path)
+    quiet_trainer(max_epochs=3, callbacks=[resumed]).fit(classifier(), batches, ckpt_path=path, weights_only=True)
+    assert (resumed.train_tokens, resumed.train_flops) == (straight.train_tokens, straight.train_flops)

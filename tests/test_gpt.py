@@ -1,0 +1,687 @@
+"""The GPT, its weights and its adapters: parity with transformers and peft, exact round trips and error sentences."""
+
+import copy
+import dataclasses
+import hashlib
+import math
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import huggingface_hub
+import peft
+import pytest
+import safetensors
+import torch
+from huggingface_hub import constants as hub_constants
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedModel
+
+from src.errors import InputError
+from src.finetune.classify import Classifier
+from src.gpt import weights
+from src.gpt.lora import LoRA, LoRALinear, inject, merge
+from src.gpt.model import GPT, Attention, Block, GPTConfig, attend
+
+CONFIG = GPTConfig(n_layer=3, n_head=3, n_embd=24, context_length=32, vocab_size=101)
+CONF = Path(__file__).parents[1] / "conf" / "gpt"
+
+
+def scatter(module: nn.Module, std: float = 0.3) -> None:
+    """Give every parameter, biases and norms too, values of its own, so that a swapped tensor is noticed."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            is_scale = ("norm" in name or "ln_" in name) and name.endswith("weight")
+            parameter.normal_(1.0 if is_scale else 0.0, std, generator=generator)
+
+
+def scattered(config: GPTConfig = CONFIG) -> GPT:
+    gpt = GPT(config).eval()
+    scatter(gpt)
+    return gpt
+
+
+def hugging_face(kind: type[PreTrainedModel], c: GPTConfig, std: float = 0.3, **more: int) -> PreTrainedModel:
+    """A GPT-2 of transformers with the sizes of `c` and scattered weights."""
+    sizes = {"n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd, "n_positions": c.context_length}
+    special = {"bos_token_id": 0, "eos_token_id": 0}
+    model = kind(GPT2Config(**sizes, vocab_size=c.vocab_size, **special, **more)).eval()
+    scatter(model, std)
+    return model
+
+
+def some_ids(messages: int, tokens: int, vocab_size: int = CONFIG.vocab_size) -> Tensor:
+    return torch.randint(vocab_size, (messages, tokens), generator=torch.Generator().manual_seed(2))
+
+
+def assert_same_weights(ours: nn.Module, theirs: nn.Module) -> None:
+    ours, theirs = ours.state_dict(), theirs.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def with_random_factors(module: nn.Module, lora: LoRA) -> nn.Module:
+    """`module` with adapters whose two factors are both away from zero, as after training."""
+    inject(module, lora)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0.0, 0.1, generator=generator)
+    return module
+
+
+# ---------------------------------------------------------------------------------------------------------- parity
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("config", "std"), [(CONFIG, 0.3), pytest.param(GPTConfig(), 0.02, marks=pytest.mark.slow)], ids=["tiny", "124M"]
+)
+def test_logits_and_loss_equal_those_of_transformers(config, std, tmp_path):
+    theirs = hugging_face(GPT2LMHeadModel, config, std)
+    theirs.save_pretrained(tmp_path)
+    ours = GPT(config).eval()
+    weights.read(ours, tmp_path)
+    ids = some_ids(2, 20, config.vocab_size)
+    expected = theirs(ids, labels=ids)
+    logits = ours.logits(ours(ids))
+    loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(logits, expected.logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(loss, expected.loss, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_class_logits_at_the_last_real_token_equal_those_of_transformers(tmp_path):
+    pad = CONFIG.vocab_size - 1
+    theirs = hugging_face(GPT2ForSequenceClassification, CONFIG, pad_token_id=pad, num_labels=3)
+    theirs.transformer.save_pretrained(tmp_path)
+    ours = Classifier(GPT(CONFIG), n_classes=3, position="last_real").eval()
+    weights.read(ours.gpt, tmp_path)
+    ours.head.weight.copy_(theirs.score.weight)
+    ours.head.bias.zero_()
+    length = torch.tensor([1, 7, 12, 20])
+    ids = some_ids(4, 20, pad)  # no message holds the padding id
+    ids[torch.arange(20) >= length[:, None]] = pad
+    torch.testing.assert_close(ours(ids, length), theirs(ids).logits, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_transformers_reads_what_export_wrote(tmp_path):
+    ours = scattered()
+    weights.export(ours, tmp_path)
+    theirs, report = GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert {key: list(found) for key, found in report.items() if found} == {}
+    ids = some_ids(2, CONFIG.context_length)
+    torch.testing.assert_close(ours.logits(ours(ids)), theirs.eval()(ids).logits, rtol=0, atol=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------------- the model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("causal", [True, False])
+def test_fused_attention_equals_the_written_out_one(causal):
+    config = dataclasses.replace(CONFIG, causal=causal)
+    attention, x = Attention(config).eval(), torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(4))
+    scatter(attention)
+    q, k, v = (part.view(2, 9, 3, 8).transpose(1, 2) for part in attention.qkv(x).split(24, -1))
+    expected = attention.out(attend(q, k, v, causal).transpose(1, 2).reshape(2, 9, 24))
+    torch.testing.assert_close(attention(x), expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_causal_hidden_state_does_not_depend_on_later_tokens():
+    gpt, ids = scattered(), some_ids(1, 12)
+    before = gpt(ids)
+    for t in range(12):
+        changed = ids.clone()
+        changed[0, t] = (ids[0, t] + 1) % CONFIG.vocab_size
+        moved = (gpt(changed) != before).any(-1)[0]
+        assert moved.tolist() == [position >= t for position in range(12)]
+
+
+@torch.no_grad()
+def test_without_the_causal_mask_every_hidden_state_depends_on_the_last_token():
+    gpt, ids = scattered(dataclasses.replace(CONFIG, causal=False)), some_ids(1, 12)
+    before = gpt(ids)
+    ids[0, -1] = (ids[0, -1] + 1) % CONFIG.vocab_size
+    assert (gpt(ids) != before).any(-1).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("k", range(CONFIG.n_layer + 1))
+def test_prefix_then_suffix_is_forward_bit_for_bit(k):
+    gpt, ids = scattered(), some_ids(2, 12)
+    hidden = gpt.prefix(ids, k)
+    assert torch.equal(gpt.suffix(hidden, k), gpt(ids))
+    for block in gpt.blocks[:k]:  # blocks below k have no part in the suffix
+        scatter(block, 5.0)
+    gpt.token_embedding.weight.zero_()
+    scattered_below = gpt.suffix(hidden, k)
+    assert torch.equal(scattered_below, scattered()(ids))
+
+
+@torch.no_grad()
+def test_a_message_as_long_as_the_context_fits_and_a_longer_one_is_refused():
+    gpt = scattered()
+    assert gpt(some_ids(1, 32)).shape == (1, 32, 24)
+    with pytest.raises(InputError) as error:
+        gpt(some_ids(1, 33))
+    assert str(error.value) == "33 tokens do not fit into a context of 32"
+
+
+@torch.no_grad()
+def test_dropout_acts_in_training_only():
+    gpt, ids = GPT(dataclasses.replace(CONFIG, dropout=0.5), seed=0), some_ids(1, 12)
+    assert not torch.equal(gpt.train()(ids), gpt(ids))
+    assert torch.equal(gpt.eval()(ids), GPT(CONFIG, seed=0).eval()(ids))
+
+
+@pytest.mark.parametrize("size", ["n_layer", "n_head", "n_embd", "context_length", "vocab_size"])
+def test_a_negative_size_is_refused(size):
+    sizes = {"n_layer": 12, "n_head": 12, "n_embd": 768, "context_length": 1024, "vocab_size": 50257} | {size: -1}
+    listed = ", ".join(f"{name}={value}" for name, value in sizes.items())
+    with pytest.raises(InputError) as error:
+        GPTConfig(**sizes)
+    assert str(error.value) == f"a GPT needs positive sizes, got GPTConfig({listed}, dropout=0.0, causal=True)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"n_embd": 100}, "gpt.n_embd=100 must be a multiple of gpt.n_head=12"),
+        ({"dropout": 1.0}, "gpt.dropout=1.0 must lie in [0, 1)"),
+        ({"dropout": -0.1}, "gpt.dropout=-0.1 must lie in [0, 1)"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, sentence):
+    with pytest.raises(InputError) as error:
+        GPTConfig(**settings)
+    assert str(error.value) == sentence
+
+
+def test_weights_depend_on_the_seed_and_on_nothing_else():
+    torch.manual_seed(5)
+    first = GPT(CONFIG, seed=0)
+    torch.manual_seed(6)
+    assert_same_weights(first, GPT(CONFIG, seed=0))
+    other = GPT(CONFIG, seed=1).state_dict()
+    moved = {name for name, tensor in first.state_dict().items() if not torch.equal(tensor, other[name])}
+    assert moved == {name for name in other if name.endswith("weight") and "norm" not in name}
+
+
+def test_weights_start_as_gpt2s_did():
+    config = GPTConfig(n_layer=4, n_head=4, n_embd=128, context_length=128, vocab_size=1000)
+    for name, tensor in GPT(config, seed=0).state_dict().items():
+        if name.endswith("bias"):
+            assert (tensor == 0).all(), name
+        elif "norm" in name:
+            assert (tensor == 1).all(), name
+        else:
+            into_residual = "attention.out" in name or "mlp.down" in name
+            expected = 0.02 / math.sqrt(8) if into_residual else 0.02
+            assert tensor.std().item() == pytest.approx(expected, rel=0.04), name
+            assert abs(tensor.mean().item()) < 0.04 * expected, name
+
+
+def test_every_size_has_the_parameter_count_of_the_published_model():
+    counts = {}
+    for path in CONF.glob("*.yaml"):
+        settings = OmegaConf.load(path)
+        with torch.device("meta"):
+            gpt = GPT(GPTConfig(**{field.name: settings[field.name] for field in dataclasses.fields(GPTConfig)}))
+        assert settings.name == path.stem
+        counts[path.stem] = sum(parameter.numel() for parameter in gpt.parameters())
+    published = {"small": 124_439_808, "medium": 354_823_168, "large": 774_030_080, "xl": 1_557_611_200}
+    assert counts == {"mini": 12_515_520, **published}
+
+
+def test_the_defaults_are_gpt2_small():
+    settings = OmegaConf.load(CONF / "small.yaml")
+    assert dataclasses.asdict(GPTConfig()) == {f.name: settings[f.name] for f in dataclasses.fields(GPTConfig)}
+
+
+# ------------------------------------------------------------------------------------------------- weights on disk
+
+
+def test_read_gives_back_what_export_wrote_bit_for_bit(tmp_path):
+    gpt = scattered()
+    weights.export(gpt, tmp_path / "new" / "folder")
+    for path in (tmp_path / "new" / "folder", tmp_path / "new" / "folder" / "model.safetensors"):
+        back = GPT(CONFIG)
+        weights.read(back, path)
+        assert_same_weights(back, gpt)
+    assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == {"model.safetensors", "config.json"}
+
+
+def test_export_in_bfloat16_rounds_and_changes_nothing_else(tmp_path):
+    gpt, back = scattered(), GPT(CONFIG)
+    weights.export(gpt, tmp_path, torch.bfloat16)
+    weights.read(back, tmp_path)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
+    assert_same_weights(back, copy.deepcopy(gpt).bfloat16().float())
+
+
+def test_an_exported_file_is_readable_by_whoever_may_read_new_files(tmp_path):
+    weights.export(scattered(), tmp_path)
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    (tmp_path / "new").touch()
+    assert modes == {(tmp_path / "new").stat().st_mode}
+
+
+def test_an_export_that_fails_leaves_the_file_before_it_as_it_was(tmp_path, monkeypatch):
+    def fails_halfway(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise OSError("the disk is full")
+
+    gpt, back = scattered(), GPT(CONFIG)
+    weights.export(gpt, tmp_path)
+    monkeypatch.setattr(weights, "save_file", fails_halfway)
+    with pytest.raises(OSError, match="the disk is full"):
+        weights.export(GPT(CONFIG), tmp_path)
+    weights.read(back, tmp_path)
+    assert_same_weights(back, gpt)
+
+
+def test_a_file_in_the_layout_of_the_hub_reads_the_same(tmp_path):
+    gpt, back = scattered(), GPT(CONFIG)
+    weights.export(gpt, tmp_path)
+    exported = load_file(tmp_path / "model.safetensors")
+    tensors = {key.removeprefix("transformer."): tensor for key, tensor in exported.items()}
+    for layer in range(CONFIG.n_layer):
+        tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 32, 32).tril()
+        tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    tensors["lm_head.weight"] = tensors["wte.weight"].clone()
+    save_file(tensors, tmp_path / "as_published.safetensors")
+    weights.read(back, tmp_path / "as_published.safetensors")
+    assert_same_weights(back, gpt)
+
+
+def drop_one(tensors: dict[str, Tensor]) -> None:
+    del tensors["transformer.h.1.attn.c_attn.bias"]
+
+
+def drop_two(tensors: dict[str, Tensor]) -> None:
+    del tensors["transformer.ln_f.weight"], tensors["transformer.ln_f.bias"]
+
+
+def add_a_block(tensors: dict[str, Tensor]) -> None:
+    tensors |= {key.replace("h.2.", "h.3."): tensor.clone() for key, tensor in tensors.items() if ".h.2." in key}
+
+
+def keep_torchs_layout(tensors: dict[str, Tensor]) -> None:
+    key = "transformer.h.0.attn.c_attn.weight"
+    tensors[key] = tensors[key].t().contiguous()
+
+
+def add_an_axis(tensors: dict[str, Tensor]) -> None:
+    key = "transformer.h.0.mlp.c_fc.weight"
+    tensors[key] = tensors[key][None]
+
+
+def widen_the_vocabulary(tensors: dict[str, Tensor]) -> None:
+    tensors["transformer.wte.weight"] = torch.zeros(102, 24)
+
+
+HINT = "choose the gpt= size that the file was made for"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (drop_one, "tensor h.1.attn.c_attn.bias is missing (1 in all)"),
+        (drop_two, "tensor ln_f.bias is missing (2 in all)"),
+        (add_a_block, "tensor h.3.attn.c_attn.bias has no place in this GPT (12 such in all)"),
+        (keep_torchs_layout, f"tensor h.0.attn.c_attn.weight is (72, 24), this GPT needs (24, 72): {HINT}"),
+        (add_an_axis, f"tensor h.0.mlp.c_fc.weight is (1, 24, 96), this GPT needs (24, 96): {HINT}"),
+        (widen_the_vocabulary, f"tensor wte.weight is (102, 24), this GPT needs (101, 24): {HINT}"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_and_the_tensor_named(change, sentence, tmp_path):
+    weights.export(scattered(), tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    with pytest.raises(InputError) as error:
+        weights.read(GPT(CONFIG), tmp_path)
+    assert str(error.value) == f"{path}: {sentence}"
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-1], lambda whole: whole[:100], lambda whole: b"PK\3\4" * 50])
+def test_a_damaged_file_is_refused(damage: Callable[[bytes], bytes], tmp_path):
+    weights.export(scattered(), tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(safetensors.SafetensorError) as reason:
+        safetensors.safe_open(path, framework="pt")
+    with pytest.raises(InputError) as error:
+        weights.read(GPT(CONFIG), path)
+    assert str(error.value) == f"{path} is not a whole safetensors file ({reason.value}): delete it and get it again"
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.touch()
+    with pytest.raises(InputError, match="is not a whole safetensors file"):
+        weights.read(GPT(CONFIG), path)
+
+
+@pytest.mark.parametrize(("given", "looked_for"), [("no.safetensors", "no.safetensors"), (".", "model.safetensors")])
+def test_a_path_without_a_file_is_refused(given, looked_for, tmp_path):
+    with pytest.raises(InputError) as error:
+        weights.build("small", str(tmp_path / given), CONFIG, seed=0)
+    assert str(error.value) == (
+        f"gpt.weights: there is no file {tmp_path / looked_for}; "
+        "expected random, pretrained, a .safetensors file or a Hugging Face folder"
+    )
+
+
+def test_a_gpt_with_adapters_is_not_exported(tmp_path):
+    gpt = GPT(CONFIG)
+    inject(gpt, LoRA(rank=2))
+    with pytest.raises(InputError) as error:
+        weights.export(gpt, tmp_path)
+    assert str(error.value) == (
+        "only a plain GPT has GPT-2's layout; merge or remove blocks.0.attention.out.lora_A first"
+    )
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_build_starts_from_the_seed_or_from_a_path(tmp_path):
+    gpt = scattered()
+    weights.export(gpt, tmp_path)
+    assert_same_weights(weights.build("mini", "random", CONFIG, seed=7), GPT(CONFIG, seed=7))
+    assert_same_weights(weights.build("mini", str(tmp_path), CONFIG, seed=7), gpt)
+
+
+# ------------------------------------------------------------------------------------------------- published weights
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache of the hub, and no network."""
+    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def content(tmp_path) -> bytes:
+    """The file that the tests below publish: the weights of `scattered()`."""
+    weights.export(scattered(), tmp_path / "published")
+    return (tmp_path / "published" / "model.safetensors").read_bytes()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, pinned: str | None) -> None:
+    monkeypatch.setitem(weights.PUBLISHED, "small", weights.Published("openai-community/gpt2", REVISION, pinned))
+
+
+def put(cache: Path, content: bytes, name: str) -> Path:
+    """Store a file as huggingface_hub does: the content under blobs/<etag>, a link to it under snapshots/<revision>."""
+    repo = cache / "models--openai-community--gpt2"
+    link, blob = repo / "snapshots" / REVISION / "model.safetensors", repo / "blobs" / name
+    link.parent.mkdir(parents=True)
+    blob.parent.mkdir()
+    blob.write_bytes(content)
+    link.symlink_to(f"../../blobs/{name}")
+    return link
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_pretrained_weights_are_read_from_the_cache(pinned, cache, content, monkeypatch):
+    publish(monkeypatch, sha256(content) if pinned else None)
+    put(cache, content, sha256(content))
+    assert_same_weights(weights.build("small", "pretrained", CONFIG, seed=0), scattered())
+
+
+def test_pretrained_weights_are_read_from_the_store_that_repositories_share(cache, content, monkeypatch):
+    """huggingface_hub 2 may make blobs/<sha256> a link itself, to a file named by another hash of the content."""
+    publish(monkeypatch, None)
+    blob = put(cache, content, sha256(content)).resolve()
+    store = cache / "blobs" / "ab" / ("ab" * 32)
+    store.parent.mkdir(parents=True)
+    blob.rename(store)
+    blob.symlink_to(f"../../blobs/ab/{store.name}")
+    assert_same_weights(weights.build("small", "pretrained", CONFIG, seed=0), scattered())
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_tampered_download_is_refused(pinned, cache, content, monkeypatch):
+    publish(monkeypatch, sha256(content) if pinned else None)
+    tampered = content[:-1] + bytes([content[-1] ^ 1])
+    path = put(cache, tampered, sha256(content))
+    with pytest.raises(InputError) as error:
+        weights.build("small", "pretrained", CONFIG, seed=0)
+    assert str(error.value) == (
+        f"{path} has sha256 {sha256(tampered)}, expected {sha256(content)}: "
+        "it is damaged or not the pinned file; delete it and get it again"
+    )
+
+
+def unobtainable(name: str, reason: str) -> str:
+    source = weights.PUBLISHED[name]
+    return (
+        f"cannot get model.safetensors of {source.repo} at {source.revision} from the Hugging Face hub "
+        f"and it is not in its cache ({reason}): put the file anywhere and pass gpt.weights=<its path>, "
+        "or stay offline with gpt=mini or gpt.weights=random"
+    )
+
+
+@pytest.mark.parametrize("name", ["small", "medium", "large", "xl"])
+def test_without_network_and_cache_the_way_by_hand_is_told(name, cache):
+    with pytest.raises(InputError) as error:
+        weights.build(name, "pretrained", CONFIG, seed=0)
+    assert str(error.value) == unobtainable(name, "LocalEntryNotFoundError")
+
+
+def test_a_size_without_published_weights_is_refused(cache):
+    with pytest.raises(InputError) as error:
+        weights.build("mini", "pretrained", CONFIG, seed=0)
+    assert str(error.value) == (
+        "no weights are published for gpt=mini: use gpt.weights=random or a path, or gpt=small|medium|large|xl"
+    )
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as one file needs: `files` maps an address to (content, etag)."""
+
+    files: dict[str, tuple[bytes, str]]
+
+    def do_HEAD(self) -> None:
+        content, etag = self.files.get(self.path, (b"", ""))
+        self.send_response(200 if etag else 404)
+        self.send_header("ETag", f'"{etag}"')
+        self.send_header("X-Repo-Commit", REVISION)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(self.files[self.path][0])
+
+    def do_CONNECT(self) -> None:  # what a proxy that lets nobody through answers
+        self.send_error(403)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(cache, monkeypatch) -> Iterator[ThreadingHTTPServer]:
+    """A hub on this machine, with network and an empty cache."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("EmptyHub", (Hub,), {"files": {}}))
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_constants, "ENDPOINT", endpoint)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    huggingface_hub.close_session()
+    yield server
+    server.shutdown()
+    server.server_close()
+    huggingface_hub.close_session()
+
+
+ADDRESS = f"/openai-community/gpt2/resolve/{REVISION}/model.safetensors"
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_pretrained_weights_are_downloaded_once(pinned, hub, content, monkeypatch):
+    publish(monkeypatch, sha256(content) if pinned else None)
+    hub.RequestHandlerClass.files[ADDRESS] = (content, sha256(content))
+    assert_same_weights(weights.build("small", "pretrained", CONFIG, seed=0), scattered())
+    hub.RequestHandlerClass.files.clear()
+    assert_same_weights(weights.build("small", "pretrained", CONFIG, seed=0), scattered())
+
+
+def test_a_download_that_is_not_the_pinned_file_is_refused(hub, cache, content, monkeypatch):
+    publish(monkeypatch, sha256(b"the pinned file"))
+    hub.RequestHandlerClass.files[ADDRESS] = (content, sha256(content))
+    with pytest.raises(InputError) as error:
+        weights.build("small", "pretrained", CONFIG, seed=0)
+    path = cache / "models--openai-community--gpt2" / "snapshots" / REVISION / "model.safetensors"
+    assert str(error.value) == (
+        f"{path} has sha256 {sha256(content)}, expected {sha256(b'the pinned file')}: "
+        "it is damaged or not the pinned file; delete it and get it again"
+    )
+
+
+def has_nothing(hub: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.RequestHandlerClass.files.clear()
+
+
+def hangs_up(hub: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reset(handler: Hub) -> None:
+        handler.do_HEAD()
+        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        handler.connection.close()
+
+    monkeypatch.setattr(hub.RequestHandlerClass, "do_GET", reset)
+
+
+def is_behind_a_proxy_that_refuses(hub: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = "https://hub.invalid/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{hub.server_port}")
+
+
+@pytest.mark.parametrize("fails", [has_nothing, hangs_up, is_behind_a_proxy_that_refuses])
+def test_when_the_hub_fails_the_way_by_hand_is_told(fails, hub, content, monkeypatch):
+    publish(monkeypatch, None)
+    hub.RequestHandlerClass.files[ADDRESS] = (content, sha256(content))
+    fails(hub, monkeypatch)
+    with pytest.raises(InputError) as error:
+        weights.build("small", "pretrained", CONFIG, seed=0)
+    assert str(error.value) == unobtainable("small", type(error.value.__context__).__name__)
+
+
+# -------------------------------------------------------------------------------------------------------------- LoRA
+
+
+@torch.no_grad()
+def test_injected_adapters_change_nothing_bit_for_bit():
+    gpt, ids = scattered(), some_ids(2, 12)
+    before = gpt(ids)
+    inject(gpt, LoRA(rank=4))
+    assert torch.equal(gpt(ids), before)
+
+
+def test_inject_replaces_every_linear_and_keeps_its_parameters():
+    gpt = GPT(CONFIG)
+    before = dict(gpt.named_parameters())
+    linears = {name for name, module in gpt.named_modules() if isinstance(module, nn.Linear)}
+    inject(gpt, LoRA(rank=4))
+    inject(gpt, LoRA(rank=2))  # a second time finds nothing left to replace
+    after = dict(gpt.named_parameters())
+    assert all(after[name] is parameter for name, parameter in before.items())
+    assert after.keys() - before.keys() == {f"{name}.lora_{factor}" for name in linears for factor in "AB"}
+    assert len(linears) == 4 * CONFIG.n_layer
+    assert {name for name, module in gpt.named_modules() if isinstance(module, LoRALinear)} == linears
+    assert after["blocks.0.attention.qkv.lora_A"].shape == (4, 24)
+    assert after["blocks.0.attention.qkv.lora_B"].shape == (72, 4)
+
+
+def test_factors_start_as_in_peft():
+    linear = LoRALinear(nn.Linear(300, 50), LoRA(rank=64))
+    assert (linear.lora_B == 0).all()
+    assert linear.lora_A.abs().max().item() == pytest.approx(1 / math.sqrt(300), rel=0.01)  # uniform up to 1/sqrt(in)
+    assert linear.lora_A.std().item() == pytest.approx(1 / math.sqrt(900), rel=0.05)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scaling", ["alpha", "alpha_over_rank"])
+def test_merged_equals_unmerged_and_is_a_plain_gpt_again(scaling, tmp_path):
+    plain, ids = scattered(), some_ids(2, 12)
+    adapted = with_random_factors(scattered(), LoRA(rank=4, alpha=2.0, scaling=scaling))
+    unmerged = adapted(ids)
+    assert (unmerged - plain(ids)).abs().max() > 0.1
+    merge(adapted)
+    torch.testing.assert_close(adapted(ids), unmerged, rtol=0, atol=1e-4)
+    assert [type(module) for module in adapted.modules()] == [type(module) for module in plain.modules()]
+    weights.export(adapted, tmp_path)
+    weights.read(plain, tmp_path)
+    assert_same_weights(plain, adapted)
+
+
+@torch.no_grad()
+def test_a_linear_without_bias_is_adapted_and_merged():
+    layers, x = nn.Sequential(nn.Linear(24, 5, bias=False)), torch.eye(24)
+    weight = layers[0].weight.clone()
+    with_random_factors(layers, LoRA(rank=2, alpha=3.0))
+    expected = (weight + 3.0 * layers[0].lora_B @ layers[0].lora_A).t()
+    torch.testing.assert_close(layers(x), expected, rtol=0, atol=1e-6)
+    merge(layers)
+    assert layers[0].bias is None
+    torch.testing.assert_close(layers(x), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("scaling", "pefts_alpha"), [("alpha_over_rank", 3), ("alpha", 3 * 4)])
+def test_outputs_and_gradients_equal_those_of_peft(scaling, pefts_alpha):
+    ours = Block(CONFIG).eval()
+    scatter(ours)
+    theirs = copy.deepcopy(ours)
+    with_random_factors(ours, LoRA(rank=4, alpha=3.0, scaling=scaling))
+    targets = ["qkv", "out", "up", "down"]
+    peft.inject_adapter_in_model(peft.LoraConfig(r=4, lora_alpha=pefts_alpha, target_modules=targets), theirs)
+    factors = {name: parameter for name, parameter in ours.named_parameters() if "lora_" in name}
+    same = {name: theirs.get_parameter(f"{name}.default.weight") for name in factors}
+    with torch.no_grad():
+        for name, parameter in factors.items():
+            same[name].copy_(parameter)
+    x = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(4))
+    outputs = [block(x) for block in (ours, theirs.eval())]
+    torch.testing.assert_close(*outputs, rtol=1e-6, atol=1e-6)
+    for output in outputs:
+        output.square().mean().backward()
+    for name, parameter in factors.items():
+        assert parameter.grad.abs().max() > 1e-3
+        torch.testing.assert_close(parameter.grad, same[name].grad, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"rank": 0}, "task.lora.rank=0 must be at least 1"),
+        ({"scaling": "rank"}, "task.lora.scaling=rank is unknown: use alpha or alpha_over_rank"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused(settings, sentence):
+    with pytest.raises(InputError) as error:
+        LoRA(**settings)
+    assert str(error.value) == sentence

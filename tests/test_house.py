@@ -1,0 +1,193 @@
+"""The house: import directions, sizes of files and functions, experiments that only change what exists."""
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+FILES = sorted((ROOT / "src").rglob("*.py"))
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+ENTRY_POINTS = {f"src.{name}" for name in ("train", "eval", "predict", "pretrain", "sweep", "report")}
+# room -> what it may import of the project
+ROOMS = {
+    "src.data": ("src.data", "src.errors"),
+    "src.gpt": ("src.gpt", "src.errors"),
+    "src.finetune": ("src.finetune", "src.gpt", "src.data.batch", "src.errors"),
+}
+# package -> who may import it
+LIGHTNING = {"src.data.datamodule", "src.finetune", "src.build", "src.progress", "src.tracking", *ENTRY_POINTS}
+CONFIGURATION = {"src.command", "src.build", "src.results", "src.tracking", *ENTRY_POINTS}
+PACKAGES = {
+    "lightning": LIGHTNING,
+    "pytorch_lightning": LIGHTNING,
+    "hydra": CONFIGURATION,
+    "omegaconf": CONFIGURATION,
+    "wandb": CONFIGURATION,
+}
+
+
+def within(module: str, places: Any) -> bool:
+    """Whether `module` is one of `places` or lies below one."""
+    return any(module == place or module.startswith(f"{place}.") for place in places)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file names in an import, wherever it stands: `from a import b` gives a.b."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def violations(root: Path) -> list[str]:
+    """'<module> imports <module>' for each import below `root`/src that goes the wrong way."""
+    found = []
+    for path in sorted((root / "src").rglob("*.py")):
+        module = ".".join(path.relative_to(root).with_suffix("").parts)
+        for name in imports(path):
+            wrong_room = any(
+                within(module, [room]) and within(name, ["src"]) and not within(name, allowed)
+                for room, allowed in ROOMS.items()
+            )
+            wrong_package = any(
+                within(name, [package]) and not within(module, allowed) for package, allowed in PACKAGES.items()
+            )
+            reused = module == "src.pretrain" and within(name, ["src.train"])
+            entry_point = within(name, ENTRY_POINTS) and not reused
+            if wrong_room or wrong_package or entry_point:
+                found.append(f"{module} imports {name}")
+    return found
+
+
+def test_imports_run_one_way() -> None:
+    assert violations(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "found"),
+    [
+        ("data/pack.py", "from src.gpt.model import GPT", "src.data.pack imports src.gpt.model.GPT"),
+        ("data/split.py", "def f():\n    from src import gpt", "src.data.split imports src.gpt"),
+        ("data/split.py", "import lightning as L", "src.data.split imports lightning"),
+        ("gpt/lora.py", "import src.data.tokens", "src.gpt.lora imports src.data.tokens"),
+        ("gpt/lora.py", "from lightning.pytorch import Trainer", "src.gpt.lora imports lightning.pytorch.Trainer"),
+        ("finetune/language.py", "from src.data import tokens", "src.finetune.language imports src.data.tokens"),
+        ("finetune/language.py", "from src.train import train", "src.finetune.language imports src.train.train"),
+        ("finetune/cost.py", "import wandb", "src.finetune.cost imports wandb"),
+        ("progress.py", "from omegaconf import OmegaConf", "src.progress imports omegaconf.OmegaConf"),
+        ("build.py", "from src import predict", "src.build imports src.predict"),
+    ],
+)
+def test_an_import_in_the_wrong_direction_is_noticed(tmp_path: Path, file: str, line: str, found: str) -> None:
+    shutil.copytree(ROOT / "src", tmp_path / "src")
+    with (tmp_path / "src" / file).open("a", encoding="utf-8") as source:
+        source.write(f"\n{line}\n")
+    assert violations(tmp_path) == [found]
+
+
+@pytest.mark.parametrize("module", ["src.train", "src.eval", "src.predict"])
+def test_an_entry_point_answers_before_anything_heavy_is_imported(module: str) -> None:
+    code = f"import sys, {module}; print({{'torch', 'lightning', 'wandb', 'pandas'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_says_what_it_is_and_its_functions_fit_a_screen(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    assert path.stem not in ("util", "utils", "helper", "helpers")
+    assert ast.get_docstring(tree) or (path.name == "__init__.py" and not tree.body)
+    assert [f.name for f in functions if (f.end_lineno or 0) - f.lineno + 1 > 45] == []
+
+
+def test_the_model_is_read_in_one_go() -> None:
+    assert len((ROOT / "src/gpt/model.py").read_text(encoding="utf-8").splitlines()) < 250
+
+
+def composed(*overrides: str, conf: Path = CONF) -> DictConfig:
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def flat(cfg: DictConfig) -> dict[str, Any]:
+    """Dotted key -> value of every leaf."""
+
+    def leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if not isinstance(node, dict):
+            yield prefix, node
+            return
+        for key, value in node.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+
+    return dict(leaves(OmegaConf.to_container(cfg, resolve=True), ""))
+
+
+def difference(experiment: str, *overrides: str, conf: Path = CONF) -> set[str]:
+    """Dotted keys that the root has not, or that only the root has, under an experiment."""
+    plain = composed(*overrides, conf=conf)
+    return set(flat(composed(f"+experiment={experiment}", *overrides, conf=conf))) ^ set(flat(plain))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_changes_a_few_values_of_the_root_and_adds_no_key(name: str) -> None:
+    cfg = composed(f"+experiment={name}")
+    given, plain = flat(cfg), flat(composed(f"gpt={cfg.gpt.name}"))  # another GPT counts as one change
+    changed = {key for key in given if given[key] != plain.get(key)}
+    assert difference(name) == set()
+    assert cfg.name == name
+    assert "name" in changed
+    assert len(changed) <= 5
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_says_what_it_asks_in_few_lines(name: str) -> None:
+    first, question, *lines = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    assert first == "# @package _global_"
+    assert question.startswith("# ")
+    assert len(question.split()) >= 5
+    assert 1 <= len(lines) <= 6
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_groups_given_on_the_command_line_win_over_an_experiment(name: str) -> None:
+    cfg = composed(f"+experiment={name}", "gpt=small", "data=sms_spam")
+    assert (cfg.gpt.name, cfg.gpt.n_embd, cfg.data.name, cfg.data.split) == ("small", 768, "sms_spam", "book")
+    assert cfg.name == name
+    assert difference(name, "gpt=small", "data=sms_spam") == set()
+
+
+def test_a_value_given_on_the_command_line_wins_over_an_experiment() -> None:
+    assert composed("+experiment=lora", "task.trainable=all", "name=mine").task.trainable == "all"
+    assert composed("+experiment=xl_lora", "task.lora.alpha=4").task.lora == {
+        "rank": 16,
+        "alpha": 4,
+        "scaling": "alpha",
+    }
+
+
+def test_a_misspelt_key_in_an_experiment_is_noticed(tmp_path: Path) -> None:
+    conf = shutil.copytree(CONF, tmp_path / "conf")
+    text = "# @package _global_\n# Does a misspelt key count?\nname: typo\ntask: {trainabel: all, lora: {rnk: 4}}\n"
+    (conf / "experiment" / "typo.yaml").write_text(text, encoding="utf-8")
+    assert difference("typo", conf=conf) == {"task.trainabel", "task.lora.rnk"}
+
+
+@pytest.mark.parametrize("gpt", sorted(path.stem for path in (CONF / "gpt").glob("*.yaml")))
+def test_every_gpt_has_the_same_keys_and_its_own_learning_rate(gpt: str) -> None:
+    cfg = composed(f"gpt={gpt}")
+    assert set(flat(cfg)) == set(flat(composed()))
+    assert cfg.gpt.name == gpt
+    assert (cfg.task.optimizer.lr, cfg.trainer.max_epochs) == (cfg.gpt.finetune.lr, cfg.gpt.finetune.epochs)

@@ -1,0 +1,753 @@
+"""End to end on a tiny GPT: run folders, resuming, evaluation and prediction, W&B offline, and the command line."""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import random
+import re
+import runpy
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from string import ascii_lowercase
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import wandb
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from src import build, results
+from src.errors import InputError
+from src.finetune.classify import Classifier
+from src.train import Run, train
+
+ROOT = Path(__file__).parents[1]
+TINY = "gpt.n_layer=2 gpt.n_head=2 gpt.n_embd=16 gpt.context_length=64 trainer.max_epochs=2 trainer.accelerator=cpu"
+WORDS = {
+    "ham": "lunch home later tea see you soon ok",
+    "spam": "free prize win cash urgent call now claim",
+    "news": "vote rain bank",
+}
+LEARNS = ("task.trainable=all", "task.optimizer.lr=1e-2")
+
+
+def message(rng: random.Random, label: str, longest: int = 12) -> str:
+    return " ".join(rng.choices(WORDS[label].split(), k=rng.randint(3, longest)))
+
+
+def write_messages(path: Path, rows: list[tuple[str, str]]) -> Path:
+    path.write_text("label\ttext\n" + "".join(f"{label}\t{text}\n" for label, text in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with messages.tsv: 30 ham, 30 spam, all distinct, a few of more than 32 tokens."""
+    folder, rng = tmp_path_factory.mktemp("runs"), random.Random(0)
+    short = [(label, f"{message(rng, label)} {name}") for name in ascii_lowercase for label in ("ham", "spam")]
+    long = [(label, f"{message(rng, label, 4)} {'ha ' * 40}{name}") for name in "abcd" for label in ("ham", "spam")]
+    write_messages(folder / "messages.tsv", short + long)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more of them only wait for each other in a GPT this small
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+            patch.setenv(variable, str(folder / variable.lower()))
+        yield folder
+    torch.set_num_threads(threads)
+
+
+def arguments(home: Path, *overrides: str) -> list[str]:
+    """The command line of a tiny run on the messages in `home`."""
+    data = ["data=table", f"data.path={home / 'messages.tsv'}", "data.max_length=32", "logger=none"]
+    return [*TINY.split(), *data, f"runs={home / 'all'}", *overrides]
+
+
+def config(home: Path, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", arguments(home, *overrides))
+
+
+@pytest.fixture(scope="module")
+def run(home: Path) -> Run:
+    """A finished run, the same for all tests that only read it."""
+    return train(config(home, "name=first", *LEARNS))
+
+
+def predictions(folder: Path) -> list[dict[str, str]]:
+    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class Answer(NamedTuple):
+    status: int
+    out: str
+    error: str
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`python -m src.<module> <arguments>` in this process, which spares the seconds of imports."""
+
+    def call(module: str, *arguments: str, stdin: bytes = b"") -> Answer:
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        status = 0
+        try:
+            runpy.run_module(f"src.{module}", run_name="__main__", alter_sys=True)
+        except SystemExit as exit:
+            status = int(exit.code or 0)
+        return Answer(status, *capsys.readouterr())
+
+    return call
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")
+
+
+# ---- the run folder
+
+
+def test_a_run_folder_holds_these_files_and_no_unfinished_one(run: Run) -> None:
+    files = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
+    checkpoints = {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    assert files == {"config.yaml", "result.json", "predictions.csv", *checkpoints}
+    assert re.fullmatch(r"\d{8}-\d{6}-first-[0-9a-f]{8}(-\d+)?", run.folder.name)
+
+
+def test_result_json_has_exactly_these_keys(run: Run) -> None:
+    def keys(value: Any) -> Any:
+        return {key: keys(item) for key, item in value.items()} if isinstance(value, dict) else None
+
+    def none(names: str) -> dict[str, None]:
+        return dict.fromkeys(names.split())
+
+    result = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
+    assert keys(result) == {
+        **none("id name config_hash seed commit"),
+        "data": none("name split sha256 labels max_length width") | {"sizes": none("train validation test")},
+        "gpt": none("name weights parameters"),
+        "task": none("kind trainable position trainable_parameters"),
+        "metrics": dict.fromkeys(("train", "validation", "test"), none("accuracy f1 mcc auroc ece loss")),
+        "cost": none("setup_seconds train_seconds evaluate_seconds train_flops train_tokens peak_memory_bytes"),
+        "environment": none("device precision torch lightning python"),
+    }
+    assert result == run.result
+
+
+def test_result_json_says_what_was_run(run: Run, home: Path) -> None:
+    result, parameters = run.result, sum(p.numel() for p in run.model.parameters())
+    file = (home / "messages.tsv").read_bytes()
+    assert (result["id"], result["name"], result["seed"]) == (run.folder.name, "first", 123)
+    assert result["data"] == {
+        "name": "messages",
+        "split": "deduplicated",
+        "sha256": hashlib.sha256(file).hexdigest(),
+        "sizes": {"train": 42, "validation": 6, "test": 12},
+        "labels": ["ham", "spam"],
+        "max_length": 32,
+        "width": 32,
+    }
+    assert result["gpt"] == {"name": "mini", "weights": "random", "parameters": parameters}
+    assert result["task"] == {
+        "kind": "classify",
+        "trainable": "all",
+        "position": "last",
+        "trainable_parameters": parameters,
+    }
+    assert result["cost"]["train_tokens"] == 2 * 42 * 32
+
+
+def test_predictions_csv_has_a_row_for_each_test_message(run: Run) -> None:
+    rows, test = predictions(run.folder), run.data.examples["test"]
+    assert list(rows[0]) == ["row", "text_sha256", "label", "predicted", "p_ham", "p_spam"]
+    assert [row["row"] for row in rows] == [str(i) for i in range(12)]
+    assert [row["text_sha256"] for row in rows] == [hashlib.sha256(e.text.encode()).hexdigest() for e in test]
+    assert [row["label"] for row in rows] == [e.label for e in test]
+    for row in rows:
+        ham, spam = float(row["p_ham"]), float(row["p_spam"])
+        assert ham + spam == pytest.approx(1, abs=2e-6)
+        assert row["predicted"] == ("ham" if ham > spam else "spam")
+
+
+def test_the_metrics_of_result_json_follow_from_predictions_csv(run: Run) -> None:
+    rows, metrics = predictions(run.folder), run.result["metrics"]["test"]
+    right = [row["label"] == row["predicted"] for row in rows]
+    losses = [-math.log(float(row[f"p_{row['label']}"])) for row in rows]
+    assert metrics["accuracy"] == pytest.approx(sum(right) / 12, abs=1e-7)
+    assert metrics["loss"] == pytest.approx(sum(losses) / 12, rel=1e-4)
+
+
+def test_config_yaml_is_plain_and_reloads(run: Run, home: Path) -> None:
+    text = (run.folder / "config.yaml").read_text(encoding="utf-8")
+    assert "${" not in text
+    assert yaml.safe_load(text) == OmegaConf.to_container(config(home, "name=first", *LEARNS), resolve=True)
+    assert results.config_hash(results.load_config(run.folder)) == run.result["config_hash"]
+
+
+def test_two_runs_of_one_second_get_two_folders(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
+    monkeypatch.setattr(results, "datetime", SimpleNamespace(now=lambda zone: now))
+    cfg = config(home, f"runs={tmp_path}")
+    stem = f"20250102-030405-train-{results.config_hash(cfg)[:8]}"
+    assert [results.create(cfg).name for _ in range(3)] == [stem, f"{stem}-2", f"{stem}-3"]
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("name=other", True),
+        ("runs=elsewhere", True),
+        ("logger=wandb", True),
+        ("task.optimizer.lr=2e-3", False),
+        ("gpt.finetune.lr=2e-3", False),
+        ("seed=7", False),
+        ("data.max_length=31", False),
+    ],
+)
+def test_the_config_hash_changes_with_what_can_change_the_numbers(home: Path, override: str, same: bool) -> None:
+    assert (results.config_hash(config(home, override)) == results.config_hash(config(home))) is same
+
+
+def test_a_seed_gives_its_numbers_again_and_another_seed_other_ones(run: Run, home: Path) -> None:
+    again, other = (train(config(home, "name=again", *LEARNS, f"seed={seed}")) for seed in (123, 7))
+    first = (run.folder / "predictions.csv").read_bytes()
+    assert (again.folder / "predictions.csv").read_bytes() == first
+    assert again.result["metrics"] == run.result["metrics"]
+    assert again.result["config_hash"] == run.result["config_hash"] != other.result["config_hash"]
+    assert (other.folder / "predictions.csv").read_bytes() != first
+    assert other.result["metrics"]["test"] != run.result["metrics"]["test"]
+
+
+def test_the_best_epoch_is_the_one_of_the_lowest_validation_loss(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(config(home, "task.trainable=all", "task.optimizer.lr=0.3", "trainer.max_epochs=4"))
+    losses = [float(loss) for loss in re.findall(r"epoch .* validation/loss (\S+)", capsys.readouterr().out)]
+    best = losses.index(min(losses))
+    assert len(losses) == 4
+    assert best < 3, "the last epoch was to be worse"
+    assert torch.load(run.folder / "checkpoints/best.ckpt", weights_only=True)["epoch"] == best
+    assert torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 3
+    assert run.result["metrics"]["validation"]["loss"] == pytest.approx(losses[best], abs=1e-4)
+
+
+# ---- resuming
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, cfg: DictConfig, epoch: int, batch: int) -> None:
+    """Train until Ctrl-C comes in the middle of an epoch."""
+    step = Classifier.training_step
+
+    def interrupted(self: Classifier, *batch_and_index: Any) -> Any:
+        if (self.current_epoch, batch_and_index[1]) == (epoch, batch):
+            raise KeyboardInterrupt
+        return step(self, *batch_and_index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", interrupted)
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            train(cfg)
+
+
+def trained_epochs(capsys: pytest.CaptureFixture[str]) -> list[int]:
+    """The epochs that were reported since the last look."""
+    return [int(epoch) for epoch in re.findall(r"^epoch (\d+)/", capsys.readouterr().out, re.MULTILINE)]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "changes"),
+    [
+        (1, LEARNS),
+        (0, LEARNS),
+        (2, (*LEARNS, "task.optimizer.schedule=cosine", "task.optimizer.warmup=0.3", "data.padding=batch")),
+        (1, ("task.trainable=lora", "gpt.dropout=0.1", "trainer.accumulate_grad_batches=4")),
+    ],
+    ids=["second_epoch", "first_epoch", "schedule_batch", "lora_dropout_accumulate"],
+)
+def test_a_resumed_run_equals_a_straight_one(
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    epoch: int,
+    changes: tuple[str, ...],
+) -> None:
+    changes = (*changes, "trainer.max_epochs=3")
+    straight = train(config(home, *changes))
+    interrupt(monkeypatch, config(home, *changes, f"runs={tmp_path}"), epoch, batch=2)
+    (folder,) = tmp_path.iterdir()
+    said = "".join(capsys.readouterr())
+    assert "interrupted" in said
+    assert f"go on with python -m src.train resume={folder.name}" in said
+    assert not (folder / "result.json").exists()
+    with pytest.raises(
+        InputError, match=f"^run {folder.name} has not finished: go on with python -m src.train resume="
+    ):
+        results.load_result(folder)
+
+    resumed = train(config(home, f"runs={tmp_path}", f"resume={folder.name}"))
+    assert resumed.folder == folder
+    assert trained_epochs(capsys) == list(range(epoch + 1, 4))
+    assert (folder / "predictions.csv").read_bytes() == (straight.folder / "predictions.csv").read_bytes()
+    unchanged = ("config_hash", "data", "gpt", "task", "metrics")
+    assert [resumed.result[key] for key in unchanged] == [straight.result[key] for key in unchanged]
+    for cost in ("train_tokens", "train_flops"):
+        assert resumed.result["cost"][cost] == straight.result["cost"][cost]
+
+
+def test_resuming_a_finished_run_trains_no_further(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = train(config(home))
+    before = (first.folder / "predictions.csv").read_bytes()
+    assert trained_epochs(capsys) == [1, 2]
+    again = train(config(home, f"resume={first.folder.name}", "trainer.max_epochs=9"))
+    assert trained_epochs(capsys) == []
+    assert again.folder == first.folder
+    assert (first.folder / "predictions.csv").read_bytes() == before
+    assert again.result["cost"]["train_tokens"] == first.result["cost"]["train_tokens"]
+
+
+# ---- eval
+
+
+def strict_json(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
+
+
+def test_eval_measures_a_finished_run_again_exactly(run: Run, home: Path, command: Command) -> None:
+    answer = command("eval", f"run={run.folder.name}", f"runs={home / 'all'}", "format=json")
+    assert (answer.status, strict_json(answer.out)) == (0, run.result["metrics"])
+
+
+def test_eval_prints_a_table_with_the_sizes(run: Run, home: Path, command: Command) -> None:
+    answer = command("eval", f"run={run.folder}")
+    rows = {cells[1]: cells[2:4] for line in answer.out.splitlines() if len(cells := re.split(r"[\s│]+", line)) > 3}
+    for part, size in run.result["data"]["sizes"].items():
+        assert rows[part] == [str(size), f"{run.result['metrics'][part]['accuracy']:.2%}"]
+
+
+def test_eval_of_another_file_measures_all_its_messages(run: Run, home: Path, command: Command, tmp_path: Path) -> None:
+    """Also those that stand twice: a split, which would drop them, is of no use here."""
+    rows = [("ham", "see you at home 1"), ("ham", "see you at home 2"), ("spam", "win cash"), ("spam", "claim now")]
+    rows = [*rows, ("ham", "ok"), ("spam", "free prize call"), ("spam", "win cash"), ("ham", "ok later tea")]
+    other = write_messages(tmp_path / "other.tsv", rows)
+    changes = ("data.name=table", f"data.path={other}")
+    answer = command("eval", f"run={run.folder}", "format=json", *changes)
+    lines = "".join(f"{text}\n" for _, text in rows).encode()
+    predicted = command("predict", f"run={run.folder}", "format=jsonl", stdin=lines).out.splitlines()
+    right = [json.loads(line)["label"] == label for line, (label, _) in zip(predicted, rows, strict=True)]
+    metrics = strict_json(answer.out)
+    assert list(metrics) == ["all"]
+    assert metrics["all"]["accuracy"] == pytest.approx(sum(right) / len(rows), abs=1e-7)
+    assert re.search(r"all\W+8\W", command("eval", f"run={run.folder}", *changes).out)
+
+
+def test_eval_refuses_a_class_that_the_run_does_not_know(run: Run, command: Command, tmp_path: Path) -> None:
+    rng = random.Random(1)
+    rows = [(label, f"{message(rng, label)} {n}") for n in "abcd" for label in ("ham", "news")]
+    other = write_messages(tmp_path / "other.tsv", rows)
+    answer = command("eval", f"run={run.folder}", "data.name=table", f"data.path={other}")
+    assert answer == (2, "", "error: class news is none of the run's classes, ham, spam\n")
+
+
+def test_a_metric_that_cannot_be_had_is_null_in_json(home: Path, command: Command, tmp_path: Path) -> None:
+    """AUROC needs every class of the run, and the other file has two of three."""
+    rng = random.Random(2)
+    rows = [(label, f"{message(rng, label)} {n}") for n in "abcdefgh" for label in WORDS]
+    three = train(config(home, f"data.path={write_messages(tmp_path / 'three.tsv', rows)}"))
+    other = write_messages(tmp_path / "two.tsv", [row for row in rows if row[0] != "news"])
+    answer = command("eval", f"run={three.folder}", "data.name=table", f"data.path={other}", "format=json")
+    assert strict_json(answer.out)["all"]["auroc"] is None
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ((), "run=... is missing"),
+        (("run={run}", "format=xml"), "format=xml is unknown: use table or json"),
+        (("run={run}", "dat.path=x"), "there is no setting dat: the top level has "),
+        (("run={run}", "data.pth=x"), "there is no setting data.pth: data takes "),
+        (("run={run}", "trainer.precision=8-foo"), "trainer: Precision '8-foo' is invalid. "),
+    ],
+)
+def test_eval_answers_wrong_input_with_a_sentence(
+    run: Run, command: Command, given: tuple[str, ...], sentence: str
+) -> None:
+    answer = command("eval", *(argument.format(run=run.folder) for argument in given))
+    assert (answer.status, answer.out) == (2, "")
+    assert answer.error.startswith(f"error: {sentence}")
+
+
+# ---- predict
+
+
+@pytest.mark.parametrize(
+    ("changes", "one_by_one"),
+    [
+        (("data.padding=longest",), True),
+        (("data.padding=none", "data.batch_size=1"), True),
+        (("data.padding=batch", "task.position=last_real", "data.batch_size=4"), True),
+        (("data.padding=batch", "data.batch_size=4"), False),  # reads padding, so that it depends on its batch
+    ],
+    ids=["longest", "none", "batch_last_real", "batch_last"],
+)
+def test_predict_gives_a_test_message_what_the_run_gave_it(
+    home: Path, command: Command, changes: tuple[str, ...], one_by_one: bool
+) -> None:
+    run = train(config(home, *LEARNS, *changes))
+    texts, rows = [example.text for example in run.data.examples["test"]], predictions(run.folder)
+    assert [row["label"] for row in rows] == [example.label for example in run.data.examples["test"]]
+    call = ("predict", f"run={run.folder}", "format=jsonl")
+    lines = command(*call, stdin="\n".join(texts).encode()).out.splitlines()
+    if one_by_one:
+        lines += [command(*call, f"text={text}").out for text in texts[:4]]
+        lines += command(*call, "batch_size=5", stdin="\n".join(texts).encode()).out.splitlines()
+        texts, rows = [*texts, *texts[:4], *texts], [*rows, *rows[:4], *rows]
+    for line, text, row in zip(lines, texts, rows, strict=True):
+        prediction = json.loads(line)
+        expected = {label: pytest.approx(float(row[f"p_{label}"]), abs=1e-5) for label in ("ham", "spam")}
+        assert (prediction["text"], prediction["label"]) == (text, row["predicted"])
+        assert prediction["probabilities"] == expected
+        assert prediction["probability"] == prediction["probabilities"][row["predicted"]]
+
+
+def test_predict_reads_a_message_with_its_outer_spaces_as_training_did(
+    home: Path, command: Command, tmp_path: Path
+) -> None:
+    rng = random.Random(3)
+    rows = [(label, f"  {message(rng, label)} {n}  ") for n in "abcdefgh" for label in ("ham", "spam")]
+    run = train(config(home, f"data.path={write_messages(tmp_path / 'spaces.tsv', rows)}", *LEARNS))
+    lines = "".join(f"{example.text}\n" for example in run.data.examples["test"]).encode()
+    answers = command("predict", f"run={run.folder}", "format=jsonl", stdin=lines).out.splitlines()
+    for line, row in zip(answers, predictions(run.folder), strict=True):
+        assert json.loads(line)["probabilities"]["spam"] == pytest.approx(float(row["p_spam"]), abs=1e-5)
+
+
+def test_text_file_and_stdin_give_the_same(run: Run, command: Command, tmp_path: Path) -> None:
+    texts = ["see you at home", "claim your prize, now"]
+    (tmp_path / "messages.txt").write_text("\n".join(texts), encoding="utf-8")
+    where = (f"run={run.folder.name}", f"runs={run.folder.parent}")
+    by_file = command("predict", *where, f"file={tmp_path / 'messages.txt'}")
+    by_stdin = command("predict", *where, "file=-", stdin="\r\n".join(texts).encode())
+    by_text = "".join(command("predict", *where, f"text={text}").out for text in texts)
+    assert by_file == by_stdin == (0, by_text, "")
+    for line, text in zip(by_text.splitlines(), texts, strict=True):
+        assert re.fullmatch(rf"(ham|spam)\t[01]\.\d{{3}}\t{text}", line)
+
+
+@pytest.mark.parametrize("text", ["a, b; c", "\"quoted\" 'twice'", "a=b=c", "run=x", "{x: [1]}", "100% £5 \U0001f600"])
+def test_a_message_may_hold_any_character(run: Run, command: Command, text: str) -> None:
+    answer = command("predict", f"run={run.folder}", f"text={text}", "format=jsonl")
+    assert json.loads(answer.out)["text"] == text
+    assert command("predict", f"run={run.folder}", f"text={text}").out.endswith(f"\t{text}\n")
+
+
+def test_predict_says_how_many_messages_it_cut(run: Run, command: Command) -> None:
+    answer = command("predict", f"run={run.folder}", stdin=b"win cash\n" + b"ha " * 33 + b"\n")
+    assert (answer.status, answer.error) == (0, "1 of 2 messages are longer than 32 tokens and were cut\n")
+    assert len(answer.out.splitlines()) == 2
+
+
+def test_a_broken_line_is_named(run: Run, command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "messages.txt"
+    for content, line in (
+        (b"a\n\nb\n", "the message is empty; remove the line"),
+        (b"a\n\xe9\n", "not UTF-8; save the file as UTF-8"),
+    ):
+        file.write_bytes(content)
+        assert command("predict", f"run={run.folder}", f"file={file}") == (2, "", f"error: {file}, line 2: {line}\n")
+        assert command("predict", f"run={run.folder}", stdin=content) == (2, "", f"error: stdin, line 2: {line}\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (("text=a", "file=b"), "text= and file= exclude each other: give one of them"),
+        (("file=nowhere.txt",), "there is no file nowhere.txt"),
+        (("text=",), "text=, line 1: the message is empty; remove the line"),
+        ((), "stdin holds no message: give one a line"),
+        (("text=a", "top=3"), "'top=3' is not understood: give key=value with one of "),
+        (("hello",), "'hello' is not understood: give key=value with one of "),
+        (("text=a", "format=xml"), "format=xml is unknown: use text or jsonl"),
+        (("text=a", "batch_size=0"), "batch_size=0 must be a whole number of at least 1"),
+    ],
+)
+def test_predict_answers_wrong_input_with_a_sentence(
+    run: Run, command: Command, given: tuple[str, ...], sentence: str
+) -> None:
+    answer = command("predict", f"run={run.folder}", *given)
+    options = "run, text, file, format, runs, batch_size" if sentence.endswith("one of ") else ""
+    assert answer == (2, "", f"error: {sentence}{options}\n")
+
+
+@pytest.mark.parametrize("module", ["predict", "eval"])
+def test_a_folder_that_is_no_run_is_refused_with_the_newest_runs(command: Command, tmp_path: Path, module: str) -> None:
+    for name in ("20250101", "20250102", "20250103", "20250104", "no_run"):
+        (tmp_path / name).mkdir()
+        if name != "no_run":
+            (tmp_path / name / "config.yaml").touch()
+    text = ["text=a"] if module == "predict" else []
+    answer = command(module, "run=no_run", f"runs={tmp_path}", *text)
+    missing = f"no_run is no run: {tmp_path}/no_run/config.yaml does not exist"
+    assert answer == (2, "", f"error: {missing}; the newest runs are 20250102, 20250103, 20250104\n")
+
+
+# ---- W&B
+
+
+def inspect(folder: Path, *options: str) -> list[Any]:
+    """What the offline W&B run in a run folder holds, as W&B's own reader gives it."""
+    reader = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(folder / "wandb")]
+    done = subprocess.run(reader, capture_output=True, text=True, check=True)
+    return [json.loads(done.stdout)] if options else [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def tracked(home: Path) -> Run:
+    """A finished run with logger=wandb."""
+    run = train(config(home, "logger=wandb", "name=tracked", *LEARNS))
+    assert wandb.run is None
+    return run
+
+
+def test_an_offline_wandb_run_holds_the_numbers_of_the_folder(tracked: Run) -> None:
+    (run,) = inspect(tracked.folder, "--summary")
+    result, summary = tracked.result, run["summary"]
+    assert (run["run_id"], run["state"], run["exit_code"]) == (tracked.folder.name, "finished", 0)
+    assert run["config"] == yaml.safe_load((tracked.folder / "config.yaml").read_text(encoding="utf-8"))
+    final = {f"final/{part}/{name}": v for part, metrics in result["metrics"].items() for name, v in metrics.items()}
+    cost = {f"cost/{name}": v for name, v in result["cost"].items()}
+    assert {key: v for key, v in summary.items() if key.startswith(("final/", "cost/"))} == final | cost
+
+
+def test_an_offline_wandb_run_holds_the_learning_curves(tracked: Run) -> None:
+    history = [record["history"]["item"] for record in inspect(tracked.folder) if record["type"] == "history"]
+    for part in ("train", "validation"):
+        for name in ("loss", "accuracy"):
+            curve = {item["epoch"]: item[f"{part}/{name}"] for item in history if f"{part}/{name}" in item}
+            assert list(curve) == [0, 1]
+            if part == "validation":
+                best = torch.load(tracked.folder / "checkpoints/best.ckpt", weights_only=True)["epoch"]
+                assert curve[best] == pytest.approx(tracked.result["metrics"]["validation"][name], abs=1e-6)
+
+
+def test_an_offline_wandb_run_holds_the_test_predictions_and_their_confusion(tracked: Run) -> None:
+    (run,) = inspect(tracked.folder, "--summary")
+    files = tracked.folder / "wandb" / "latest-run" / "files"
+    tables = {
+        name: json.loads((files / run["summary"][f"test/{name}"]["path"]).read_text(encoding="utf-8"))
+        for name in ("predictions", "confusion_table")
+    }
+    rows, labels = predictions(tracked.folder), tracked.result["data"]["labels"]
+    assert tables["predictions"]["columns"] == ["text", "label", "predicted", "p_ham", "p_spam"]
+    for (text, label, predicted, *p), row in zip(tables["predictions"]["data"], rows, strict=True):
+        assert hashlib.sha256(text.encode()).hexdigest() == row["text_sha256"]
+        assert (label, predicted) == (row["label"], row["predicted"])
+        assert [f"{x:.5g}" for x in p] == [f"{float(row[f'p_{label}']):.5g}" for label in labels]
+    count = Counter((row["label"], row["predicted"]) for row in rows)
+    confusion = {(true, guess): n for true, guess, n in tables["confusion_table"]["data"]}
+    assert confusion == {(true, guess): count[true, guess] for true in labels for guess in labels}
+
+
+def test_tracking_does_not_change_the_numbers(tracked: Run, run: Run) -> None:
+    assert (tracked.folder / "predictions.csv").read_bytes() == (run.folder / "predictions.csv").read_bytes()
+
+
+def test_an_error_in_training_ends_the_wandb_run(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(monkeypatch, config(home, "logger=wandb", f"runs={tmp_path}"), epoch=1, batch=0)
+    (folder,) = tmp_path.iterdir()
+    assert wandb.run is None
+    assert inspect(folder, "--summary")[0]["state"] != "running"
+
+
+def test_wandb_online_without_an_account_is_refused_in_a_sentence(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # where credentials would be
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    wandb.teardown()  # settings are read from the environment once
+    runs = tmp_path / "runs"
+    with pytest.raises(
+        InputError, match=r"^W&B: No API key configured.*; leave logger\.offline=true to need neither .*$"
+    ):
+        train(config(home, "logger=wandb", "logger.offline=false", f"runs={runs}"))
+    monkeypatch.undo()
+    wandb.teardown()
+    assert wandb.run is None
+    assert not list(runs.glob("*")), "a run that never began left a folder"
+
+
+def test_wandb_without_a_network_is_refused_on_one_line(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: Any) -> None:
+        raise wandb.errors.CommError("no answer\nwhile retrying: connection refused")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(InputError) as caught:
+        train(config(home, "logger=wandb", "logger.offline=false", f"runs={tmp_path}"))
+    why = "no answer while retrying: connection refused"
+    assert str(caught.value) == f"W&B: {why}; leave logger.offline=true to need neither account nor network"
+
+
+# ---- the command line
+
+
+LISTED = {
+    "experiments": sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")),
+    "top": ["data", "gpt", "logger", "name", "patience", "resume", "runs", "seed", "task", "trainer"],
+    "task": ["ignore_index", "kind", "lora", "optimizer", "position", "trainable"],
+    "gpt": ["large", "medium", "mini", "small", "xl"],
+}
+NO_OPTION = r"In 'train': Could not find '{0}' Available options in '{1}': (.*?)( Config search path: .*)?"
+NO_KEY = r"there is no setting {0}: {1} has (.*)"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence", "listed"),
+    [
+        ("+experiment=lorra", NO_OPTION.format("experiment/lorra", "experiment"), "experiments"),
+        ("gpt=tiny", NO_OPTION.format("gpt/tiny", "gpt"), "gpt"),
+        ("task.trainabel=all", NO_KEY.format("task.trainabel", "task"), "task"),
+        ("foo=1", NO_KEY.format("foo", "the top level"), "top"),
+        ("+foo=1", NO_KEY.format("foo", "the top level"), "top"),
+    ],
+)
+def test_an_unknown_setting_is_answered_with_those_that_exist(
+    home: Path, tmp_path: Path, command: Command, given: str, sentence: str, listed: str
+) -> None:
+    answer = command("train", *arguments(home, f"runs={tmp_path / 'runs'}", given))
+    match = re.fullmatch(rf"error: {sentence}\n", answer.error)
+    assert (answer.status, answer.out) == (2, "")
+    assert match
+    assert sorted(match[1].replace(",", "").split()) == LISTED[listed]
+    assert not (tmp_path / "runs").exists()
+
+
+STRATEGIES = "last_layer, last_block, last_two_blocks, <n>_blocks, all or lora"
+PRECISIONS = (
+    "('transformer-engine', 'transformer-engine-float16', '16-true', '16-mixed', 'bf16-true', 'bf16-mixed', '32-true', "
+    "'64-true', 64, 32, 16, '64', '32', '16', 'bf16')"  # Lightning's words
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["task.trainable=lst"], f"task.trainable=lst is unknown: use {STRATEGIES}"),
+        (["task.trainable=3_blocks"], "task.trainable=3_blocks unfreezes 3 blocks, this GPT has 2"),
+        (["data.path=???"], "data.path is missing: give data.path=<value>"),
+        (["trainer.precision=8-foo"], f"trainer: Precision '8-foo' is invalid. Allowed precision values: {PRECISIONS}"),
+        (["resume=nothing"], "nothing is no run: {runs}/nothing/config.yaml does not exist; the newest runs are none"),
+        (["data.max_length=65"], "data.max_length=65 must lie between 1 and the GPT's context length, 64"),
+        (["logger=none", "logger.kind=foo"], "logger.kind=foo is unknown: use logger=wandb or logger=none"),
+        (["task.kind=foo"], "task.kind=foo is unknown: use classify"),
+        (["data.name=foo"], "data.name=foo is unknown: use bundled, sms_spam or table"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_a_sentence_and_leaves_no_run(
+    home: Path, tmp_path: Path, command: Command, given: list[str], sentence: str
+) -> None:
+    answer = command("train", *arguments(home, f"runs={tmp_path / 'runs'}", *given))
+    assert (answer.status, answer.error) == (2, f"error: {sentence.format(runs=tmp_path / 'runs')}\n")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_argument_of_the_trainer_is_answered_with_those_of_lightning(
+    home: Path, tmp_path: Path, command: Command
+) -> None:
+    answer = command("train", *arguments(home, f"runs={tmp_path / 'runs'}", "+trainer.foo=1"))
+    match = re.fullmatch(r"error: there is no setting trainer\.foo: trainer takes (.*)\n", answer.error)
+    assert answer.status == 2
+    assert match
+    assert {"max_epochs", "precision", "val_check_interval", "limit_train_batches"} <= set(match[1].split(", "))
+    assert "foo" not in match[1].split(", ")
+    assert not (tmp_path / "runs").exists()
+
+
+def in_a_new_process(*arguments: str, cwd: Path = ROOT) -> Answer:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def test_help_names_the_groups_and_their_options(tmp_path: Path) -> None:
+    answer = in_a_new_process("src.train", "--help", cwd=tmp_path)
+    assert (answer.status, answer.error) == (0, "")
+    for group, options in (
+        ("gpt", LISTED["gpt"]),
+        ("experiment", LISTED["experiments"]),
+        ("logger", ["none", "wandb"]),
+    ):
+        assert f"\n{group}: {', '.join(options)}\n" in answer.out
+    for group in ("data", "task", "trainer"):
+        assert f"\n{group}: " in answer.out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["eval", "predict"])
+def test_help_of_a_run_s_commands_is_their_usage(command: Command, module: str) -> None:
+    answer = command(module, "--help")
+    assert (answer.status, answer.error) == (0, "")
+    assert answer.out.startswith(f"python -m src.{module} run=<id> ")
+
+
+def test_a_misspelt_key_is_refused_by_the_real_command_which_leaves_nothing(tmp_path: Path) -> None:
+    answer = in_a_new_process("src.train", "task.trainabel=all", cwd=tmp_path)
+    keys = "kind, trainable, position, lora, optimizer, ignore_index"
+    assert answer == (2, "", f"error: there is no setting task.trainabel: task has {keys}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_real_commands_train_and_predict(home: Path, tmp_path: Path) -> None:
+    trained = in_a_new_process("src.train", *arguments(home, "runs=runs"), cwd=tmp_path)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (trained.status, trained.error) == (0, "")
+    assert f"run folder: runs/{folder.name}\n" in trained.out
+    assert f'use it:     python -m src.predict run={folder.name} text="..."\n' in trained.out
+    predicted = in_a_new_process("src.predict", f"run={folder.name}", "text=win cash", cwd=tmp_path)
+    assert (predicted.status, predicted.error) == (0, "")
+    assert re.fullmatch(r"(ham|spam)\t0\.\d{3}\twin cash\n", predicted.out)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_a_multirun_gives_each_of_its_runs_a_folder_and_a_wandb_run(
+    home: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = command("train", "-m", *arguments(home, "runs=runs", "logger=wandb", "seed=1,2"))
+    assert answer.status == 0
+    folders = [path.parent for path in (tmp_path / "runs").glob("*/result.json")]
+    assert sorted(results.load_result(folder)["seed"] for folder in folders) == [1, 2]
+    for folder in folders:
+        (run,), result = inspect(folder, "--summary"), results.load_result(folder)
+        assert (run["run_id"], run["config"]["seed"], run["state"]) == (folder.name, result["seed"], "finished")
+        assert run["summary"]["final/test/loss"] == result["metrics"]["test"]["loss"]
+    assert wandb.run is None
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_a_run_without_a_first_epoch_has_no_model_to_restore(run: Run, tmp_path: Path) -> None:
+    for name in ("config.yaml", "result.json"):
+        (tmp_path / name).write_bytes((run.folder / name).read_bytes())
+    with pytest.raises(
+        InputError, match=r"^.* has no checkpoint yet: its training was stopped before the first epoch ended$"
+    ):
+        build.restore(tmp_path)
