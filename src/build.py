@@ -67,7 +67,7 @@ def model(cfg: DictConfig, n_classes: int) -> Classifier:
 
 
 def trainer(cfg: DictConfig, callbacks: list[Callback] | None = None, **given: Any) -> L.Trainer:
-    """Lightning's Trainer from the config's arguments and ours. Raises InputError for arguments that Lightning refuses."""
+    """Lightning's Trainer from the config's arguments and ours. Raises InputError for what Lightning refuses."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the messages are in memory already
     warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging interval.*")

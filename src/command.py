@@ -1,4 +1,4 @@
-"""What the command lines share: a Hydra entry point that answers wrong input with one sentence, and key=value options."""
+"""What the command lines share: one sentence for wrong input, a Hydra entry point, and key=value options."""
 
 import os
 import sys

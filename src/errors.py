@@ -1,4 +1,4 @@
-"""The one exception for what a user can put right. Entry points print its sentence and exit; bugs keep their traceback."""
+"""The exception for what a user can put right: entry points print its sentence, bugs keep their traceback."""
 
 
 class InputError(ValueError):

@@ -1,6 +1,6 @@
 """One run -> runs/<id>/ and back: config.yaml, result.json, predictions.csv, checkpoints/.
 
-The folder is the source of truth. Files are written under a temporary name and renamed: a reader never sees half of one.
+The folder is the source of truth. Files are written under a temporary name and renamed: no reader sees half of one.
 """
 
 import csv
@@ -160,8 +160,9 @@ def show(result: dict[str, Any], run: Path) -> None:
     console.print(metrics_table(title, result["metrics"], result["data"]["sizes"]))
     share = task["trainable_parameters"] / result["gpt"]["parameters"]
     console.print(
-        f"trained {task['trainable_parameters']:,} parameters ({task['trainable']}, {share:.1%} of the GPT) in {cost['train_seconds']:.1f} s, "
-        f"{cost['train_flops'] / 1e12:.1f} TFLOP; set-up {cost['setup_seconds']:.1f} s, evaluation {cost['evaluate_seconds']:.1f} s"
+        f"trained {task['trainable_parameters']:,} parameters ({task['trainable']}, {share:.1%} of the GPT) in "
+        f"{cost['train_seconds']:.1f} s, {cost['train_flops'] / 1e12:.1f} TFLOP; "
+        f"set-up {cost['setup_seconds']:.1f} s, evaluation {cost['evaluate_seconds']:.1f} s"
     )
     console.print(f"run folder: {run}", soft_wrap=True)
     console.print(f'use it:     python -m src.predict run={run.name} text="..."', soft_wrap=True, highlight=False)

@@ -63,8 +63,10 @@ def finish(logger: "WandbLogger | bool", result: dict[str, Any], texts: list[str
     import wandb
 
     labels = result["data"]["labels"]
-    columns = ["text", "label", "predicted", *(f"p_{label}" for label in labels)]
-    rows = [[text, true, predicted, *p] for text, true, predicted, p in results.prediction_rows(texts, labels, test)]
+    columns: list[str | int] = ["text", "label", "predicted", *(f"p_{label}" for label in labels)]
+    rows: list[Any] = [
+        [text, true, predicted, *p] for text, true, predicted, p in results.prediction_rows(texts, labels, test)
+    ]
     experiment = logger.experiment
     for part, metrics in result["metrics"].items():
         experiment.summary.update({f"final/{part}/{name}": value for name, value in metrics.items()})

@@ -1,4 +1,4 @@
-"""What several test files share. Tests run without a network; real data beside the checkout is used where it is present."""
+"""What several test files share. No network is needed; real data beside the checkout is used if present."""
 
 import os
 from pathlib import Path

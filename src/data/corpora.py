@@ -6,12 +6,13 @@ table      any CSV, TSV, JSONL or Parquet file with a text and a label column
 """
 
 import codecs
+import csv
 import hashlib
 import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ UCI_URLS = (
     "https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip",
     "https://f001.backblazeb2.com/file/LLMs-from-scratch/sms%2Bspam%2Bcollection.zip",
 )
+UCI_FORMAT: dict[str, Any] = {"sep": "\t", "header": None, "dtype": str, "keep_default_na": False}
 UCI_ZIP_SHA256 = "1587ea43e58e82b14ff1f5425c88e17f8496bfcdb67a583dbff9eefaf9963ce3"
 UCI_TEXT_SHA256 = "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d"
 
@@ -52,8 +54,8 @@ def bundled() -> Corpus:
 def sms_spam(path: str | Path | None, cache: str | Path, quoted: bool) -> Corpus:
     """The UCI SMS Spam Collection from `path`, or downloaded into `cache`.
 
-    quoted=True reads it as the book does, with pandas' default quoting: 5,572 messages, since a few begin with an unclosed
-    quotation mark and swallow what follows. quoted=False reads every line: 5,574. Raises InputError for a wrong file.
+    quoted=True reads it as the book does, with pandas' default quoting: 5,572 messages, since a few begin with an
+    unclosed quotation mark and swallow what follows. quoted=False reads every line: 5,574. Raises InputError for a wrong file.
     """
     content = Path(path).read_bytes() if path and Path(path).is_file() else None
     if path and content is None:
@@ -61,11 +63,9 @@ def sms_spam(path: str | Path | None, cache: str | Path, quoted: bool) -> Corpus
     source = str(path) if path else "the UCI collection"
     content = download_sms_spam(Path(cache)) if content is None else content
     lines = io.StringIO(_decode(content, source))
-    quoting = 0 if quoted else 3  # csv.QUOTE_MINIMAL, csv.QUOTE_NONE
+    quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     try:
-        frame = pd.read_csv(
-            lines, sep="\t", header=None, names=["label", "text"], quoting=quoting, dtype=str, keep_default_na=False
-        )
+        frame = pd.read_csv(lines, quoting=quoting, names=["label", "text"], **UCI_FORMAT)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InputError(f"{source} is not the UCI collection: {str(error).strip().splitlines()[0]}") from None
     if bad := sorted(set(frame["label"]) - {"ham", "spam"}):
@@ -132,13 +132,15 @@ def table(
 
 
 def _frame(path: Path, content: bytes, header: int | None) -> pd.DataFrame:
-    options = {"header": header, "dtype": str, "keep_default_na": False}
+    options: dict[str, Any] = {"header": header, "dtype": str, "keep_default_na": False}
     try:
         match path.suffix:
             case ".csv":
                 return pd.read_csv(io.StringIO(_decode(content, str(path))), **options)
             case ".tsv":
-                return pd.read_csv(io.StringIO(_decode(content, str(path))), sep="\t", quoting=3, **options)
+                return pd.read_csv(
+                    io.StringIO(_decode(content, str(path))), sep="\t", quoting=csv.QUOTE_NONE, **options
+                )
             case ".jsonl":
                 return pd.read_json(io.StringIO(_decode(content, str(path))), lines=True, dtype=False)
             case ".parquet":
@@ -163,7 +165,7 @@ def _decode(content: bytes, source: str) -> str:
 def _corpus(
     name: str, frame: pd.DataFrame, source: str, content: bytes, labels: tuple[str, ...] | None, first_line: int
 ) -> Corpus:
-    """Rule for empty messages: they are refused, since nothing can be read from them and dropping them would hide it."""
+    """Rule for empty messages: they are refused. Nothing can be read from them, and dropping them would hide it."""
     frame = frame.fillna("").astype(str)
     for column in ("text", "label"):
         empty = np.flatnonzero(frame[column].str.strip() == "")

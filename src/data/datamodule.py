@@ -26,8 +26,8 @@ class TextData(L.LightningDataModule):
     name, path      which corpus (see corpora.py); `validation_path` and `test_path` give a table's own splits
     split           book | deduplicated; `balance` samples every class down to the smallest one first
     fraction        the stratified part of the training messages that is used, in (0, 1]
-    padding         longest: to the longest training message; batch: to the longest of the batch, messages of like length
-                    together; context: to the context length; none: batches of one message
+    padding         longest: to the longest training message; batch: to the longest of the batch, messages of like
+                    length together; context: to the context length; none: batches of one message
     whole           no split: all messages as one part, for measuring a trained run on them
     max_length      truncate to that many tokens, from the right; null means the context length
     Raises InputError for whatever does not fit together.
@@ -119,7 +119,7 @@ class TextData(L.LightningDataModule):
         self.read_as(self.corpus.labels, longest if self.padding == "longest" else self.limit, width)
 
     def read_as(self, labels: Sequence[str], limit: int, width: int | None) -> None:
-        """Number the classes, truncate and pad as a trained run did (see `facts`). Raises InputError for a strange class."""
+        """Number classes, truncate and pad as a trained run did (see `facts`). Raises InputError for a strange class."""
         number = {label: i for i, label in enumerate(labels)}
         if strange := sorted(set(self.corpus.labels) - set(labels)):
             raise InputError(f"class {strange[0]} is none of the run's classes, {', '.join(labels)}")

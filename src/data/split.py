@@ -26,7 +26,7 @@ class Splits(NamedTuple):
 
 
 def book(examples: list[Example]) -> Splits:
-    """The book's split of the UCI collection: as many ham as spam, shuffled twice, cut at 70% and 80%; duplicates leak."""
+    """The book's split of the UCI collection: as many ham as spam, shuffled twice, cut at 70% and 80%."""
     frame = pd.DataFrame(examples)
     spam = frame[frame["label"] == "spam"]
     ham = frame[frame["label"] == "ham"].sample(len(spam), random_state=SPLIT_SEED)

@@ -47,6 +47,7 @@ class Classifier(L.LightningModule):
         if position not in positions.POSITIONS:
             raise InputError(f"task.position={position} is unknown: use {', '.join(positions.POSITIONS)}")
         self.gpt, self.head = gpt, nn.Linear(gpt.config.n_embd, n_classes)
+        self.strict_loading = False  # a checkpoint holds the trained parameters alone, which on_load_checkpoint checks
         self.position, self.ignore_index = position, ignore_index
         self.optimizer = optimizer or Optimizer()
         if trainable == "lora":
@@ -64,6 +65,7 @@ class Classifier(L.LightningModule):
                 )
             }
         )
+        self.nonfinite_loss: Tensor
         self.register_buffer("nonfinite_loss", torch.zeros((), dtype=torch.bool), persistent=False)
 
     def forward(self, ids: Tensor, length: Tensor) -> Tensor:
@@ -73,7 +75,7 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         loss = self._shared_step(batch, "train")
         self.nonfinite_loss |= ~loss.detach().isfinite()  # looked at where a sync costs nothing: see _stop_if_nonfinite
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._stop_if_nonfinite()
         return loss
 
@@ -106,7 +108,7 @@ class Classifier(L.LightningModule):
                 "the epochs before are kept; lower task.optimizer.lr or set trainer.gradient_clip_val=1"
             )
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         # GradScaler and Lightning's clipping need the unfused form
         fused = self.trainer.precision != "16-mixed"
         return self.optimizer.build([p for p in self.parameters() if p.requires_grad], self._progress, fused)
@@ -121,10 +123,6 @@ class Classifier(L.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
             clip(self, gradient_clip_val)
-
-    @property
-    def strict_loading(self) -> bool:
-        return False  # `on_load_checkpoint` checks instead: a checkpoint holds the trained parameters alone
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]

@@ -39,7 +39,9 @@ class Optimizer:
 
     def build(self, parameters: Iterable[Any], progress: Callable[[], float], fused: bool = True) -> dict[str, Any]:
         """What configure_optimizers returns; `progress()` tells the share of training done, in [0, 1]."""
-        adamw = AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, betas=tuple(self.betas), fused=fused)
+        adamw = AdamW(
+            parameters, lr=self.lr, weight_decay=self.weight_decay, betas=(self.betas[0], self.betas[1]), fused=fused
+        )
         scheduler = LambdaLR(adamw, lambda _: self.factor(progress()))
         return {"optimizer": adamw, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

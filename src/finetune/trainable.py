@@ -53,8 +53,8 @@ def freeze_all_but(model: nn.Module, names: set[str]) -> None:
 
 
 def first_live_block(names: Iterable[str], n_layer: int) -> int:
-    """Index k of the first block with a trainable parameter among `names`: blocks below it and, if k > 0, the embeddings
-    are a constant function while training. n_layer when no block is trained."""
+    """Index k of the first block with a trainable parameter among `names`, n_layer when there is none: blocks below it
+    and, if k > 0, the embeddings are a constant function while training."""
     if any("embedding" in name for name in names):
         return 0
     return min((int(m[1]) for name in names if (m := re.match(r"gpt\.blocks\.(\d+)\.", name))), default=n_layer)

@@ -1,6 +1,6 @@
 """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): surgery on an instance, and back.
 
-`inject` turns every nn.Linear below a module into a LoRALinear, `merge` turns them into plain ones of the same function.
+`inject` turns every nn.Linear below a module into a LoRALinear, `merge` turns them back, into plain ones.
 A LoRALinear keeps the names `weight` and `bias`, so that no key is ever remapped.
 """
 
@@ -18,8 +18,8 @@ from src.errors import InputError
 class LoRA:
     """Rank and strength of the adapters; the defaults are the book's row 11.
 
-    scaling is "alpha" (the update is scaled by alpha, as the book's appendix E does) or "alpha_over_rank" (as in the paper
-    and in peft). Raises InputError for values that cannot be.
+    scaling is "alpha" (the update is scaled by alpha, as the book's appendix E does) or "alpha_over_rank" (as in the
+    paper and in peft). Raises InputError for values that cannot be.
     """
 
     rank: int = 16
@@ -62,8 +62,8 @@ class LoRALinear(nn.Linear):
 
 
 def inject(module: nn.Module, lora: LoRA) -> None:
-    """Replace every nn.Linear below `module`, in place. The book adapts query, key and value apart; here, as in peft, the
-    fused projection of the three gets one pair of factors."""
+    """Replace every nn.Linear below `module`, in place. The book adapts query, key and value apart; here, as in peft,
+    the fused projection of the three gets one pair of factors."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear) and not isinstance(child, LoRALinear):

@@ -124,7 +124,7 @@ class GPT(nn.Module):
 
     def prefix(self, ids: Tensor, k: int) -> Tensor:
         """Embeddings and blocks 0..k-1: (B, T) ids -> (B, T, C). Raises InputError beyond the context length."""
-        B, T = ids.shape
+        T = ids.shape[1]
         if self.config.context_length < T:
             raise InputError(f"{T} tokens do not fit into a context of {self.config.context_length}")
         positions = torch.arange(T, device=ids.device)

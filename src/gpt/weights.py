@@ -74,7 +74,7 @@ def read(gpt: GPT, path: str | Path) -> None:
     renamed = _gpt2_names(gpt)
     try:
         with safe_open(path, framework="pt") as file:
-            stored = {key.removeprefix("transformer."): key for key in file.keys()}
+            stored = {key.removeprefix("transformer."): key for key in file.keys()}  # noqa: SIM118 - no dict, only keys()
             _check_keys(path, set(renamed), {key for key in stored if not NOT_PARAMETERS.fullmatch(key)})
             for key, (parameter, transposed) in renamed.items():
                 tensor, shape = file.get_tensor(stored[key]), tuple(parameter.shape)
@@ -125,7 +125,7 @@ def export(gpt: GPT, folder: str | Path, dtype: torch.dtype = torch.float32) -> 
 def published_file(name: str) -> Path:
     """The published weights of a size, from the hub or its cache, verified by sha256. Raises InputError when offline."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     if name not in PUBLISHED:
         raise InputError(
