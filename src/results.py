@@ -164,5 +164,7 @@ def show(result: dict[str, Any], run: Path) -> None:
         f"{cost['train_seconds']:.1f} s, {cost['train_flops'] / 1e12:.1f} TFLOP; "
         f"set-up {cost['setup_seconds']:.1f} s, evaluation {cost['evaluate_seconds']:.1f} s"
     )
-    console.print(f"run folder: {run}", soft_wrap=True)
+    console.print(f"run folder: {run} (result.json, predictions.csv, checkpoints)", soft_wrap=True, highlight=False)
+    for offline in run.glob("wandb/offline-run-*"):
+        console.print(f"W&B:        offline; send it with: wandb sync {offline}", soft_wrap=True, highlight=False)
     console.print(f'use it:     python -m src.predict run={run.name} text="..."', soft_wrap=True, highlight=False)
