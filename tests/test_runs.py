@@ -721,7 +721,7 @@ def test_the_real_commands_train_and_predict(home: Path, tmp_path: Path) -> None
     trained = in_a_new_process("src.train", *arguments(home, "runs=runs"), cwd=tmp_path)
     (folder,) = (tmp_path / "runs").iterdir()
     assert (trained.status, trained.error) == (0, "")
-    assert f"run folder: runs/{folder.name}\n" in trained.out
+    assert f"run folder: runs/{folder.name} (result.json, predictions.csv, checkpoints)\n" in trained.out
     assert f'use it:     python -m src.predict run={folder.name} text="..."\n' in trained.out
     predicted = in_a_new_process("src.predict", f"run={folder.name}", "text=win cash", cwd=tmp_path)
     assert (predicted.status, predicted.error) == (0, "")
