@@ -3,8 +3,8 @@ python -m src.predict run=<id> file=messages.txt    one message a line; file=- o
 python -m src.predict run=<id> file=... format=jsonl
 
 Prints label, probability and message, or one JSON object a message with the probability of every class.
-Further option: runs=<folder of the run folders>. Messages are padded as in training; with data.padding=batch and a position
-that reads padding, what is predicted for a message depends on those beside it.
+Further option: runs=<folder of the run folders>. Messages are padded as in training; with data.padding=batch and a
+position that reads padding, what is predicted for a message depends on those beside it.
 """
 
 import json
@@ -30,7 +30,7 @@ class Options:
 
 
 def messages(given: Options, stdin: "Iterator[bytes] | None" = None) -> list[str]:
-    """The messages that the options name. Raises InputError for none, for an empty one, or for one that is not UTF-8."""
+    """The messages that the options name. Raises InputError for none, an empty one, or one that is not UTF-8."""
     if given.text is not None and given.file is not None:
         raise InputError("text= and file= exclude each other: give one of them")
     if given.text is not None:

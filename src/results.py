@@ -93,7 +93,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write(run: Path, result: dict[str, Any], texts: list[str], test: "Predictions") -> None:
-    """Write predictions.csv (row, sha256 of the text, label, predicted, probability of each class), then result.json."""
+    """Write predictions.csv (row, sha256 of the text, label, predicted, p of each class), then result.json."""
     labels = result["data"]["labels"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

@@ -32,7 +32,7 @@ class Run(NamedTuple):
 
 
 def train(cfg: DictConfig) -> Run:
-    """Fine-tune as `cfg` says, choose the best epoch on validation, measure every split once, and write the run folder."""
+    """Fine-tune as `cfg` says, choose the best epoch on validation, measure every split once, write the run folder."""
     started = perf_counter()
     from src import build, results, tracking
     from src.finetune.cost import Cost
@@ -80,7 +80,8 @@ def train(cfg: DictConfig) -> Run:
 def describe(cfg: DictConfig, model: "Classifier") -> str:
     """The GPT and what is trained of it, in a line."""
     total, trained = parameter_counts(model)
-    return f"gpt {cfg.gpt.name}, weights {cfg.gpt.weights}: {total:,} parameters; {trained:,} trained ({cfg.task.trainable})"
+    gpt = f"gpt {cfg.gpt.name}, weights {cfg.gpt.weights}: {total:,} parameters"
+    return f"{gpt}; {trained:,} trained ({cfg.task.trainable})"
 
 
 def parameter_counts(model: "Classifier") -> tuple[int, int]:

@@ -161,6 +161,16 @@ def test_each_strategy_trains_exactly_these_parameters(strategy: str) -> None:
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == TRAINED[strategy]
 
 
+@pytest.mark.parametrize("strategy", ["last_layer", "last_block", "all"])
+def test_dropout_is_off_below_the_first_trained_block_and_on_above(strategy: str) -> None:
+    model = Classifier(GPT(replace(CONFIG, dropout=0.5), seed=0), 2, strategy).train()
+    ids, live = torch.arange(8).reshape(1, 8), model.first_live
+    same = torch.equal(model.gpt.prefix(ids, live), model.gpt.prefix(ids, live))
+    assert same == (live > 0)
+    assert [block.mlp.training for block in model.gpt.blocks] == [i >= live for i in range(CONFIG.n_layer)]
+    assert torch.equal(model.eval()(ids, torch.tensor([8])), model(ids, torch.tensor([8])))
+
+
 @pytest.mark.parametrize("strategy", TRAINED)
 def test_the_first_live_block_of_each_strategy(strategy: str) -> None:
     assert first_live_block(TRAINED[strategy], n_layer=4) == FIRST_LIVE[strategy]
@@ -554,7 +564,7 @@ def test_calibration_error_by_hand(probabilities: list[list[float]], labels: lis
 def test_confusion_counts_equal_those_of_scikit_learn(n_classes: int) -> None:
     predictions = random_predictions(n_classes)
     expected = sklearn_metrics.confusion_matrix(predictions.labels, predictions.predicted, labels=range(n_classes))
-    assert confusion(predictions) == expected.tolist()
+    assert confusion(predictions).tolist() == expected.tolist()
 
 
 def test_predictions_come_in_the_order_of_the_rows() -> None:

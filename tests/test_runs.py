@@ -276,8 +276,9 @@ def trained_epochs(capsys: pytest.CaptureFixture[str]) -> list[int]:
         (0, LEARNS),
         (2, (*LEARNS, "task.optimizer.schedule=cosine", "task.optimizer.warmup=0.3", "data.padding=batch")),
         (1, ("task.trainable=lora", "gpt.dropout=0.1", "trainer.accumulate_grad_batches=4")),
+        (2, (*LEARNS, "gpt.dropout=0.3")),
     ],
-    ids=["second_epoch", "first_epoch", "schedule_batch", "lora_dropout_accumulate"],
+    ids=["second_epoch", "first_epoch", "schedule_batch", "lora_dropout_accumulate", "dropout_later"],
 )
 def test_a_resumed_run_equals_a_straight_one(
     home: Path,
@@ -308,6 +309,11 @@ def test_a_resumed_run_equals_a_straight_one(
     assert [resumed.result[key] for key in unchanged] == [straight.result[key] for key in unchanged]
     for cost in ("train_tokens", "train_flops"):
         assert resumed.result["cost"][cost] == straight.result["cost"][cost]
+
+
+def test_patience_ends_a_run_whose_validation_loss_does_not_fall(home: Path) -> None:
+    run = train(config(home, "task.optimizer.lr=1e-30", "trainer.max_epochs=5", "patience=1"))
+    assert run.trainer.current_epoch == 2
 
 
 def test_resuming_a_finished_run_trains_no_further(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,8 @@ def sms_spam(path: str | Path | None, cache: str | Path, quoted: bool) -> Corpus
     """The UCI SMS Spam Collection from `path`, or downloaded into `cache`.
 
     quoted=True reads it as the book does, with pandas' default quoting: 5,572 messages, since a few begin with an
-    unclosed quotation mark and swallow what follows. quoted=False reads every line: 5,574. Raises InputError for a wrong file.
+    unclosed quotation mark and swallow what follows. quoted=False reads every line: 5,574. Raises InputError for a
+    wrong file.
     """
     content = Path(path).read_bytes() if path and Path(path).is_file() else None
     if path and content is None:

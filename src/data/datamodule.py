@@ -119,7 +119,7 @@ class TextData(L.LightningDataModule):
         self.read_as(self.corpus.labels, longest if self.padding == "longest" else self.limit, width)
 
     def read_as(self, labels: Sequence[str], limit: int, width: int | None) -> None:
-        """Number classes, truncate and pad as a trained run did (see `facts`). Raises InputError for a strange class."""
+        """Number classes, truncate, pad as a trained run did (see `facts`). Raises InputError for a strange class."""
         number = {label: i for i, label in enumerate(labels)}
         if strange := sorted(set(self.corpus.labels) - set(labels)):
             raise InputError(f"class {strange[0]} is none of the run's classes, {', '.join(labels)}")

@@ -5,7 +5,7 @@
 After Raschka, "Build a Large Language Model (From Scratch)", chapter 6 and appendix E.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -44,6 +44,7 @@ class Classifier(L.LightningModule):
         ignore_index: int = -100,
     ) -> None:
         super().__init__()
+        self.seed = torch.initial_seed()  # what the run was seeded with
         if position not in positions.POSITIONS:
             raise InputError(f"task.position={position} is unknown: use {', '.join(positions.POSITIONS)}")
         self.gpt, self.head = gpt, nn.Linear(gpt.config.n_embd, n_classes)
@@ -54,6 +55,7 @@ class Classifier(L.LightningModule):
             inject(self, lora or LoRA())
         names = [name for name, _ in self.named_parameters()]
         self.trained = strategies.trainable_names(names, trainable, gpt.config.n_layer)
+        self.first_live = strategies.first_live_block(self.trained, gpt.config.n_layer)
         strategies.freeze_all_but(self, self.trained)
         self.metrics = nn.ModuleDict(
             {
@@ -71,6 +73,17 @@ class Classifier(L.LightningModule):
     def forward(self, ids: Tensor, length: Tensor) -> Tensor:
         """Class logits (B, K) of ids (B, T) whose first length (B,) tokens are no padding."""
         return self.head(positions.read(self.gpt(ids), length, self.position))
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, but for what lies below the first trained block: a frozen prefix has no dropout either."""
+        super().train(mode)
+        if self.first_live > 0:
+            self.gpt.eval()
+            self.gpt.blocks[self.first_live :].train(mode)
+        return self
+
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        torch.manual_seed(self.seed + 1_000_003 * self.current_epoch + batch_index)  # dropout survives a resume
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         loss = self._shared_step(batch, "train")
@@ -104,8 +117,8 @@ class Classifier(L.LightningModule):
     def _stop_if_nonfinite(self) -> None:
         if self.nonfinite_loss:
             raise InputError(
-                f"the loss became infinite or NaN in epoch {self.current_epoch + 1}: training stopped, the checkpoints of "
-                "the epochs before are kept; lower task.optimizer.lr or set trainer.gradient_clip_val=1"
+                f"the loss became infinite or NaN in epoch {self.current_epoch + 1}: training stopped, the checkpoints "
+                "of the epochs before are kept; lower task.optimizer.lr or set trainer.gradient_clip_val=1"
             )
 
     def configure_optimizers(self) -> Any:

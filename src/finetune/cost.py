@@ -70,7 +70,7 @@ class Cost(L.Callback):
         return seconds
 
     def summary(self) -> dict[str, Any]:
-        """Seconds of training without validation, operations and tokens (padding included) of its batches, peak memory."""
+        """Seconds of training without validation, operations and tokens (with padding) of its batches, peak memory."""
         return {
             "train_seconds": self.train_seconds,
             "train_flops": self.train_flops,

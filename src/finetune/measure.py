@@ -43,7 +43,7 @@ def measure(predictions: Predictions) -> dict[str, float]:
     metrics = {
         "accuracy": tm.multiclass_accuracy(predictions.predicted, labels, k, average="micro"),
         "f1": tm.multiclass_f1_score(predictions.predicted, labels, k, average="macro"),
-        "mcc": matthews(tm.multiclass_confusion_matrix(predictions.predicted, labels, k)),
+        "mcc": matthews(confusion(predictions)),
         "auroc": tm.multiclass_auroc(probabilities, labels, k) if all_classes else torch.tensor(torch.nan),
         # a probability of exactly 1, which fp32 softmax gives, would get a bin of its own
         "ece": tm.multiclass_calibration_error(probabilities.clamp(max=1 - 1e-7), labels, k, n_bins=15),
@@ -53,15 +53,15 @@ def measure(predictions: Predictions) -> dict[str, float]:
 
 
 def matthews(counts: Tensor) -> Tensor:
-    """Matthews' correlation (Gorodkin 2004) of a confusion matrix, 0 where answers or labels are constant, as scikit-learn
-    has it; torchmetrics 1.9 gives 0.58 for "always ham" on [ham, spam, ham, ham]."""
+    """Matthews' correlation (Gorodkin 2004) of a confusion matrix, 0 where answers or labels are constant, as
+    scikit-learn has it; torchmetrics 1.9 gives 0.58 for "always ham" on [ham, spam, ham, ham]."""
     c = counts.double()
     n, right, true, said = c.sum(), c.trace(), c.sum(1), c.sum(0)
     scale = ((n * n - said @ said) * (n * n - true @ true)).sqrt()
     return (right * n - true @ said) / scale if scale > 0 else scale
 
 
-def confusion(predictions: Predictions) -> list[list[int]]:
+def confusion(predictions: Predictions) -> Tensor:
     """Counts (K, K): row the true class, column the predicted one."""
     k = predictions.log_probabilities.shape[1]
-    return tm.multiclass_confusion_matrix(predictions.predicted, predictions.labels, k).tolist()
+    return tm.multiclass_confusion_matrix(predictions.predicted, predictions.labels, k)

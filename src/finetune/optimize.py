@@ -57,6 +57,6 @@ class Optimizer:
 
 
 def clip(module: torch.nn.Module, norm: float | None) -> None:
-    """Clip the gradient's global norm. Lightning refuses to for fused optimizers under autocast, though no scaler is on."""
+    """Clip the gradient's global norm. Lightning refuses to under autocast with a fused optimizer, scaler or not."""
     if norm:
         torch.nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], norm)

@@ -38,7 +38,8 @@ def depth(strategy: str, n_layer: int) -> int:
     match = re.fullmatch(r"(\d+)_blocks", strategy)
     if match is None and strategy not in NAMED_DEPTHS:
         raise InputError(
-            f"task.trainable={strategy} is unknown: use last_layer, last_block, last_two_blocks, <n>_blocks, all or lora"
+            f"task.trainable={strategy} is unknown: "
+            "use last_layer, last_block, last_two_blocks, <n>_blocks, all or lora"
         )
     n = int(match[1]) if match else NAMED_DEPTHS[strategy]
     if not 1 <= n <= n_layer:

@@ -74,7 +74,7 @@ def read(gpt: GPT, path: str | Path) -> None:
     renamed = _gpt2_names(gpt)
     try:
         with safe_open(path, framework="pt") as file:
-            stored = {key.removeprefix("transformer."): key for key in file.keys()}  # noqa: SIM118 - no dict, only keys()
+            stored = {key.removeprefix("transformer."): key for key in list(file.keys())}
             _check_keys(path, set(renamed), {key for key in stored if not NOT_PARAMETERS.fullmatch(key)})
             for key, (parameter, transposed) in renamed.items():
                 tensor, shape = file.get_tensor(stored[key]), tuple(parameter.shape)
@@ -123,7 +123,7 @@ def export(gpt: GPT, folder: str | Path, dtype: torch.dtype = torch.float32) -> 
 
 
 def published_file(name: str) -> Path:
-    """The published weights of a size, from the hub or its cache, verified by sha256. Raises InputError when offline."""
+    """The published weights of a size, from the hub or its cache, checked by sha256. Raises InputError if offline."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
@@ -136,9 +136,9 @@ def published_file(name: str) -> Path:
         path = Path(hf_hub_download(source.repo, "model.safetensors", revision=source.revision))
     except (HTTPError, OSError) as error:
         raise InputError(
-            f"cannot get model.safetensors of {source.repo} at {source.revision} from the Hugging Face hub and it is not in "
-            f"its cache ({type(error).__name__}): put the file anywhere and pass gpt.weights=<its path>, or stay offline with "
-            "gpt=mini or gpt.weights=random"
+            f"cannot get model.safetensors of {source.repo} at {source.revision} from the Hugging Face hub and it is "
+            f"not in its cache ({type(error).__name__}): put the file anywhere and pass gpt.weights=<its path>, or "
+            "stay offline with gpt=mini or gpt.weights=random"
         ) from None
     # the cache names the content of a large file by its sha256, which is the hub's etag
     verify(path, source.sha256 or path.readlink().name)
@@ -151,7 +151,8 @@ def verify(path: Path, sha256: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise InputError(
-            f"{path} has sha256 {found}, expected {sha256}: it is damaged or not the pinned file; delete it and get it again"
+            f"{path} has sha256 {found}, expected {sha256}: it is damaged or not the pinned file; "
+            "delete it and get it again"
         )
 
 
@@ -174,7 +175,8 @@ def _tensor_file(path: Path) -> Path:
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise InputError(
-            f"gpt.weights: there is no file {file}; expected random, pretrained, a .safetensors file or a Hugging Face folder"
+            f"gpt.weights: there is no file {file}; expected random, pretrained, a .safetensors file or a Hugging Face "
+            "folder"
         )
     return file
 
