@@ -17,7 +17,9 @@ from src import progress, results
 from src.data.datamodule import TextData
 from src.errors import InputError
 from src.finetune.classify import Classifier
+from src.finetune.language import Language
 from src.finetune.optimize import Optimizer
+from src.finetune.throughput import Throughput
 from src.gpt import weights
 from src.gpt.lora import LoRA
 from src.gpt.model import GPT, GPTConfig
@@ -85,6 +87,38 @@ def trainer(cfg: DictConfig, callbacks: list[Callback] | None = None, **given: A
 def check_trainer(cfg: DictConfig) -> None:
     """Raises InputError for trainer arguments that Lightning refuses."""
     trainer(cfg, logger=False, enable_checkpointing=False)
+
+
+def language(cfg: DictConfig, clock: Throughput, batches: int) -> Language:
+    """The GPT as a language model, whose learning rate follows the steps, or the clock where there is a budget."""
+    if not 1 <= cfg.window <= cfg.gpt.context_length:
+        raise InputError(
+            f"window={cfg.window} must lie between 1 and the GPT's context length, {cfg.gpt.context_length}"
+        )
+    optimizer = construct(Optimizer, "optimizer", results.plain(cfg.optimizer))
+    module = Language(gpt(cfg), optimizer, cfg.candidates, cfg.chunk, cfg.seed)
+    if clock.budget_seconds:
+        module.progress = clock.share
+    if cfg.compile:
+        module.gpt.compile()
+    return module
+
+
+def pretrainer(cfg: DictConfig, batches: int, callbacks: list[Callback] | None = None, **given: Any) -> L.Trainer:
+    """Lightning's Trainer for `batches` an epoch: one epoch, or max_steps, or without end where the clock stops it."""
+    accumulate = cfg.trainer.accumulate_grad_batches
+    steps = -1 if cfg.budget_minutes else cfg.max_steps or batches // accumulate
+    given |= {"max_steps": steps, "max_epochs": -1, "num_sanity_val_steps": 0}
+    given |= {"val_check_interval": cfg.validate_every * accumulate, "check_val_every_n_epoch": None}
+    return trainer(cfg, callbacks, **given)
+
+
+def pretraining_callbacks(cfg: DictConfig, run: Path) -> list[Callback]:
+    """The checkpoint that a killed run goes on from."""
+    last = ModelCheckpoint(
+        run / "checkpoints", "last", every_n_train_steps=cfg.checkpoint_every, enable_version_counter=False
+    )
+    return [last, progress.SayHowToResume(run, "pretrain")]
 
 
 def callbacks(cfg: DictConfig, run: Path) -> list[Callback]:

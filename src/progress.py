@@ -31,15 +31,20 @@ def shown() -> list[L.Callback]:
 class SayHowToResume(L.Callback):
     """Tells what an interrupted run leaves and how to go on with it."""
 
-    def __init__(self, run: Path) -> None:
-        self.run = run
+    def __init__(self, run: Path, command: str = "train") -> None:
+        self.run, self.command = run, command
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         if not isinstance(exception, KeyboardInterrupt):
             return
         place = "" if self.run.parent == Path("runs") else f" runs={self.run.parent}"
         print(
-            f"\ninterrupted: {self.run} keeps the {trainer.current_epoch} epochs that ended; "
-            f"go on with python -m src.train resume={self.run.name}{place}",
+            f"\ninterrupted: {self.run} keeps {self._kept(trainer)}; "
+            f"go on with python -m src.{self.command} resume={self.run.name}{place}",
             file=sys.stderr,
         )
+
+    def _kept(self, trainer: L.Trainer) -> str:
+        if self.command == "train":
+            return f"the {trainer.current_epoch} epochs that ended"
+        return f"what its last checkpoint holds of {trainer.global_step} steps"

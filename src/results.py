@@ -136,6 +136,23 @@ def commit() -> str | None:
     return head + ("+" if dirty.strip() else "")
 
 
+def environment(cfg: DictConfig) -> dict[str, str]:
+    """Where a run's numbers come from."""
+    import platform
+
+    import lightning as L
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+    return {
+        "device": device,
+        "precision": str(cfg.trainer.precision),
+        "torch": torch.__version__,
+        "lightning": L.__version__,
+        "python": platform.python_version(),
+    }
+
+
 def metrics_table(title: str, metrics: dict[str, dict[str, float]], sizes: dict[str, int]) -> "Table":
     """Splits x metrics, for a terminal."""
     from rich.table import Table

@@ -3,7 +3,6 @@
 Fine-tunes a GPT to classify messages and measures it. An interrupted run goes on with `resume=<run id>`.
 """
 
-import platform
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -94,14 +93,10 @@ def summarize(
     cfg: DictConfig, folder: "Path", data: "TextData", model: "Classifier", predictions: "dict[str, Predictions]"
 ) -> dict[str, Any]:
     """The content of result.json but for its cost."""
-    import lightning as L
-    import torch
-
     from src import results
     from src.finetune.measure import measure
 
     total, trained = parameter_counts(model)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
     return {
         "id": folder.name,
         "name": cfg.name,
@@ -117,13 +112,7 @@ def summarize(
             "trainable_parameters": trained,
         },
         "metrics": {part: measure(p) for part, p in predictions.items()},
-        "environment": {
-            "device": device,
-            "precision": str(cfg.trainer.precision),
-            "torch": torch.__version__,
-            "lightning": L.__version__,
-            "python": platform.python_version(),
-        },
+        "environment": results.environment(cfg),
     }
 
 

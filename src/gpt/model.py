@@ -12,12 +12,21 @@ Letters: B batch, T tokens, C channels, H heads, V vocabulary.
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import InputError
+
+
+class LayerCache(Protocol):
+    """What attention reads besides the tokens at hand while generating (see generate.py)."""
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keep k, v (B, H, T, D); give all kept so far (B, H, S, D) and who may see whom (B, 1, T, S)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -60,11 +69,14 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.out = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: "LayerCache | None" = None) -> Tensor:
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)  # (B, H, T, D)
+        if cache is not None:
+            y = F.scaled_dot_product_attention(q, *cache.extend(k, v))
+        else:
+            dropout = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)  # (B, H, T, D)
         return F.dropout(self.out(y.transpose(1, 2).reshape(B, T, C)), self.dropout, self.training)
 
 
@@ -91,8 +103,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Tensor, cache: "LayerCache | None" = None) -> Tensor:
+        x = x + self.attention(self.norm1(x), cache)
         return x + self.mlp(self.norm2(x))
 
 

@@ -1,0 +1,186 @@
+"""python -m src.pretrain corpus.path=<text> corpus.validation_path=<held-out text> [gpt=<size>] [key=value ...]
+
+Trains a GPT from random weights to predict the next token. A killed run goes on with `resume=<run id>`.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from src.command import hydra_main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import lightning as L
+
+    from src.data.pack import Packed
+    from src.finetune.language import Language
+    from src.finetune.throughput import Throughput
+    from src.gpt.model import GPT
+
+
+def pretrain(cfg: DictConfig) -> "Path":
+    """Train as `cfg` says, measure on all of the held-out text, write the run's folder with the weights in model/."""
+    from torch.utils.data import DataLoader
+
+    from src import build, results, tracking
+    from src.data.pack import Windows, pack
+    from src.finetune.throughput import Throughput
+
+    folder = results.find(cfg.runs, cfg.resume) if cfg.resume else None
+    cfg = results.load_config(folder) if folder else cfg
+    results.plain(cfg)  # whatever must be given is
+    tracking.check(cfg)
+
+    text, held_out = (pack(path, cfg.corpus.cache) for path in (cfg.corpus.path, cfg.corpus.validation_path))
+    windows = Windows(text.ids, cfg.window, cfg.batch_size, cfg.seed)
+    clock = Throughput(cfg.budget_minutes * 60 if cfg.budget_minutes else None)
+    model = build.language(cfg, clock, len(windows))
+    build.pretrainer(cfg, len(windows), logger=False, enable_checkpointing=False)  # refuses before a folder is made
+    print(describe(cfg, text, held_out, model), flush=True)
+
+    folder, is_new = (folder, False) if folder else (results.create(cfg), True)
+    logger = tracking.start(cfg, folder, remove_on_failure=is_new)
+    callbacks = [clock, continuations(cfg), *build.pretraining_callbacks(cfg, folder)]
+    trainer = build.pretrainer(cfg, len(windows), callbacks, logger=logger, default_root_dir=folder)
+    try:
+        last = folder / "checkpoints" / "last.ckpt"
+        batches = DataLoader(some(held_out, cfg), batch_size=None)  # type: ignore[arg-type]
+        trainer.fit(model, windows, batches, ckpt_path=last if last.is_file() else None, weights_only=True)
+        result = summarize(cfg, folder, text, held_out, model, clock)
+        write(folder, model.gpt, result)
+    finally:
+        tracking.close(logger)
+    show(result, folder)
+    return folder
+
+
+def continuations(cfg: DictConfig) -> "L.Callback":
+    """A callback that prints, after each validation, how the GPT continues `cfg.prompts`."""
+    import torch
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    from src.data.tokens import END_OF_TEXT, decode, encode
+    from src.gpt.generate import generate, sampler
+
+    prompts = encode(list(cfg.prompts))
+    length = torch.tensor([len(ids) for ids in prompts])
+    padded = torch.tensor([ids + [END_OF_TEXT] * (int(length.max()) - len(ids)) for ids in prompts])
+
+    def tell(trainer: "L.Trainer", module: Any) -> None:
+        choose = sampler(temperature=0.8, top_k=40, seed=cfg.seed)
+        new = generate(module.gpt, padded.to(module.device), length.to(module.device), 24, END_OF_TEXT, choose)
+        lines = [f"{decode(ids)} |{decode(more)}" for ids, more in zip(prompts, new, strict=True)]
+        loss = trainer.callback_metrics["validation/loss"]
+        said = "".join(f"\n    {' '.join(line.split())}" for line in lines)
+        print(f"step {trainer.global_step}: held-out loss {loss:.3f}, perplexity {loss.exp():.1f}{said}", flush=True)
+
+    return LambdaCallback(on_validation_end=tell)
+
+
+def describe(cfg: DictConfig, text: "Packed", held_out: "Packed", model: "Language") -> str:
+    """What is trained on what, before it begins."""
+    parts = ", ".join(f"{name} {end - start:,}" for name, (start, end) in text.sources.items())
+    parameters = sum(p.numel() for p in model.parameters())
+    return (
+        f"{len(text.ids):,} tokens of {text.documents:,} documents ({parts}); held out {len(held_out.ids):,}\n"
+        f"gpt {cfg.gpt.name}: {parameters:,} parameters; a step is {cfg.batch_size} windows of {cfg.window} tokens"
+    )
+
+
+def some(held_out: "Packed", cfg: DictConfig) -> list[Any]:
+    """`validation_batches` whole batches from all over the held-out text."""
+    from src.data.pack import in_order
+    from src.errors import InputError
+
+    whole = [batch for batch in in_order(held_out.ids, cfg.window, cfg.batch_size) if len(batch) == cfg.batch_size]
+    if not whole:
+        raise InputError(
+            f"{cfg.corpus.validation_path} has {len(held_out.ids)} tokens, a batch needs "
+            f"{cfg.batch_size * cfg.window + 1}: give more held-out text or lower batch_size"
+        )
+    return whole[:: max(1, len(whole) // cfg.validation_batches)][: cfg.validation_batches]
+
+
+def summarize(
+    cfg: DictConfig, folder: "Path", text: "Packed", held_out: "Packed", model: "Language", clock: "Throughput"
+) -> dict[str, Any]:
+    """The content of result.json: losses on the held-out text by source, what it took, and where."""
+    from src import results
+    from src.finetune.cost import peak_memory_bytes
+
+    return {
+        "id": folder.name,
+        "name": cfg.name,
+        "config_hash": results.config_hash(cfg),
+        "seed": cfg.seed,
+        "commit": results.commit(),
+        "corpus": {
+            part: {"sha256": packed.sha256, "tokens": len(packed.ids), "documents": packed.documents}
+            for part, packed in (("train", text), ("validation", held_out))
+        },
+        "gpt": {
+            "name": cfg.gpt.name,
+            "weights": cfg.gpt.weights,
+            "parameters": sum(p.numel() for p in model.parameters()),
+        },
+        "metrics": {"validation": validate(model.gpt, held_out, cfg)},
+        "cost": {
+            "train_seconds": clock.seconds,
+            "train_flops": clock.flops,
+            "train_tokens": clock.tokens,
+            "peak_memory_bytes": peak_memory_bytes(),
+        },
+        "environment": results.environment(cfg),
+        "curve": clock.curve,
+    }
+
+
+def validate(gpt: "GPT", held_out: "Packed", cfg: DictConfig) -> dict[str, dict[str, float]]:
+    """Loss in nats a token, perplexity and tokens of each source and of all, by the exact softmax."""
+    import math
+
+    import torch
+
+    from src.data.pack import in_order
+    from src.finetune.language import loss_of
+
+    gpt.eval()
+    measured = {}
+    device = gpt.token_embedding.weight.device.type
+    with torch.autocast(device, torch.bfloat16, enabled="bf16" in str(cfg.trainer.precision)):
+        for name, (start, end) in held_out.sources.items():
+            loss, tokens = loss_of(gpt, in_order(held_out.ids[start:end], cfg.window, cfg.batch_size))
+            measured[name] = {"loss": loss, "perplexity": math.exp(loss), "tokens": tokens}
+    tokens = sum(source["tokens"] for source in measured.values())
+    loss = sum(source["loss"] * source["tokens"] for source in measured.values()) / tokens
+    return measured | {"all": {"loss": loss, "perplexity": math.exp(loss), "tokens": tokens}}
+
+
+def write(folder: "Path", gpt: "GPT", result: dict[str, Any]) -> None:
+    """model/ (bf16, Hugging Face's layout), curve.png, then result.json."""
+    import torch
+
+    from src import figures, results
+    from src.gpt.weights import export
+
+    export(gpt, folder / "model", torch.bfloat16)
+    if result["curve"]:
+        figures.loss_curve(result["curve"], folder / "curve.png", f"{result['name']}: gpt={result['gpt']['name']}")
+    results.write_text(folder / "result.json", json.dumps(results.without_nan(result), indent=2) + "\n")
+
+
+def show(result: dict[str, Any], folder: "Path") -> None:
+    """Print what came out."""
+    for name, measured in result["metrics"]["validation"].items():
+        print(f"held-out {name:<12} loss {measured['loss']:.3f}  perplexity {measured['perplexity']:.1f}")
+    cost = result["cost"]
+    rate = cost["train_tokens"] / max(cost["train_seconds"], 1e-9)
+    print(f"{cost['train_tokens']:,} tokens in {cost['train_seconds']:.0f} s ({rate:,.0f} a second)")
+    print(f"weights: {folder / 'model'}; fine-tune them with python -m src.train gpt.weights={folder / 'model'}")
+
+
+if __name__ == "__main__":
+    hydra_main("pretrain", pretrain)
