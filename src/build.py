@@ -4,7 +4,8 @@ import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,11 +13,18 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from omegaconf import DictConfig
+from torch import Tensor
 
 from src import progress, results
 from src.data.datamodule import TextData
+from src.data.mix import MixData
+from src.data.pack import in_order, pack
+from src.data.prompt import Prompt, Task, make_task, parse
+from src.data.tokens import decode
 from src.errors import InputError
 from src.finetune.classify import Classifier
+from src.finetune.finetuner import FineTuner
+from src.finetune.instruct import Instruct
 from src.finetune.language import Language
 from src.finetune.optimize import Optimizer
 from src.finetune.throughput import Throughput
@@ -25,7 +33,8 @@ from src.gpt.lora import LoRA
 from src.gpt.model import GPT, GPTConfig
 
 T = TypeVar("T")
-ROOT_KEYS = {"name", "seed", "runs", "resume", "patience", "gpt", "data", "task", "trainer", "logger"}
+SHARED_BY_A_MIX = ("fraction", "padding", "max_length", "batch_size", "num_workers")
+ROOT_KEYS = {"name", "seed", "runs", "resume", "patience", "held_out", "gpt", "data", "task", "trainer", "logger"}
 
 
 def construct(make: Callable[..., T], section: str, values: Mapping[str, Any], **given: Any) -> T:
@@ -53,19 +62,84 @@ def gpt(cfg: DictConfig) -> GPT:
 
 def data(cfg: DictConfig, whole: bool = False) -> TextData:
     """The labelled messages, tokenized: split, or all of them as one part."""
-    given = {"context_length": cfg.gpt.context_length, "seed": cfg.seed, "whole": whole}
-    return construct(TextData, "data", results.plain(cfg.data), **given)
+    section = results.plain(cfg.data)
+    given: dict[str, Any] = {"context_length": cfg.gpt.context_length, "seed": cfg.seed, "whole": whole}
+    given |= {"writes": cfg.task.kind == "instruct", "template": template(cfg)}
+    if section["name"] != "mix":
+        return construct(TextData, "data", section, **given)
+    if cfg.task.kind != "instruct" or whole:
+        raise InputError("data=mix asks several questions: it needs task=instruct, and is measured on its own splits")
+    sources, shared = section.pop("sources"), {key: section.pop(key) for key in SHARED_BY_A_MIX}
+    parts = {
+        name: construct(TextData, f"data.sources.{name}", {**source, **shared}, **given)
+        for name, source in sources.items()
+    }
+    section.pop("name")
+    return construct(MixData, "data", section, parts=parts)
 
 
-def model(cfg: DictConfig, n_classes: int) -> Classifier:
+def template(cfg: DictConfig) -> str | None:
+    """The prompt's template, for a task that has one around the text."""
+    if cfg.task.kind == "instruct":
+        return str(cfg.task.template)
+    if cfg.task.get("prompt", "none") not in ("none", "instruction"):
+        raise InputError(f"task.prompt={cfg.task.prompt} is unknown: use none or instruction")
+    return str(cfg.task.template) if cfg.task.get("prompt", "none") == "instruction" else None
+
+
+def tasks(cfg: DictConfig, labels: Sequence[str]) -> list[Task]:
+    """What is asked of the messages, whose classes are `labels`: one question, or one of each source of a mix."""
+    if cfg.data.name != "mix":
+        return [make_task(cfg.data.name, labels, cfg.task.template, cfg.data.instruction, cfg.data.answers)]
+    found, first = [], 0
+    for name, source in cfg.data.sources.items():
+        own = [label.removeprefix(f"{name}/") for label in labels if label.startswith(f"{name}/")]
+        found.append(make_task(str(name), own, cfg.task.template, source.instruction, source.answers, first))
+        first += len(own)
+    return found
+
+
+def question(cfg: DictConfig, labels: Sequence[str], name: str | None = None) -> tuple[Prompt, list[int]]:
+    """The prompt around a message of a trained run, and the class numbers among which it is to choose."""
+    if template(cfg) is None:
+        return Prompt(), list(range(len(labels)))
+    asked = {task.name: task for task in tasks(cfg, labels)}
+    if (name is None and len(asked) > 1) or (name is not None and name not in asked):
+        raise InputError(f"which question should be asked? Give task=<one of {', '.join(asked)}>")
+    task = asked[name] if name else next(iter(asked.values()))
+    return task.prompt if cfg.task.kind == "instruct" else replace(task.prompt, reserve=0), task.classes
+
+
+def model(cfg: DictConfig, labels: Sequence[str]) -> FineTuner:
     """The GPT with what its task puts around it."""
     section = results.plain(cfg.task)
-    if (kind := section.pop("kind")) != "classify":
-        raise InputError(f"task.kind={kind} is unknown: use classify")
-    lora = construct(LoRA, "task.lora", section.pop("lora"))
-    optimizer = construct(Optimizer, "task.optimizer", section.pop("optimizer"))
+    kind, _ = section.pop("kind"), section.pop("template")
+    given: dict[str, Any] = {"lora": construct(LoRA, "task.lora", section.pop("lora"))}
+    given["optimizer"] = construct(Optimizer, "task.optimizer", section.pop("optimizer"))
     L.seed_everything(cfg.seed, verbose=False)  # the head's and the adapters' first values
-    return construct(Classifier, "task", section, gpt=gpt(cfg), n_classes=n_classes, lora=lora, optimizer=optimizer)
+    if kind == "classify":
+        section.pop("prompt")
+        answers = tasks(cfg, labels)[0].answers if section["head"] == "answers" else ()
+        return construct(Classifier, "task", section, gpt=gpt(cfg), n_classes=len(labels), answers=answers, **given)
+    if kind == "instruct":
+        return construct(Instruct, "task", section, gpt=gpt(cfg), tasks=tasks(cfg, labels), say=say, **given)
+    raise InputError(f"task.kind={kind} is unknown: use classify or instruct")
+
+
+def say(ids: list[int], task: Task) -> int:
+    """Place of the answer that tokens spell, -1 for none."""
+    return parse(decode(ids), task.words)
+
+
+def held_out(cfg: DictConfig) -> list[Tensor]:
+    """Windows of the text on which to measure what the language model forgot; none where it is not asked for."""
+    given = results.plain(cfg.held_out)
+    if given["path"] is None:
+        return []
+    if given["tokens"] < 2:
+        raise InputError(f"held_out.tokens={given['tokens']} must be at least 2")
+    window = min(256, cfg.gpt.context_length)
+    return in_order(pack(given["path"], "~/.cache/two-ways").ids[: given["tokens"]], window, batch_size=32)
 
 
 def trainer(cfg: DictConfig, callbacks: list[Callback] | None = None, **given: Any) -> L.Trainer:
@@ -132,18 +206,18 @@ def callbacks(cfg: DictConfig, run: Path) -> list[Callback]:
     return [*stop, best, last]
 
 
-def load_best(classifier: Classifier, run: Path) -> None:
-    """Copy the run's best checkpoint into a model built from the run's config."""
+def load_best(model: FineTuner, run: Path) -> None:
+    """Copy the run's best checkpoint into a model built from its config."""
     path = run / "checkpoints" / "best.ckpt"
     if not path.is_file():
         raise InputError(f"{run} has no checkpoint yet: its training was stopped before the first epoch ended")
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    classifier.on_load_checkpoint(checkpoint)
-    classifier.load_state_dict(checkpoint["state_dict"], strict=False)
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"], strict=False)
 
 
-def restore(run: Path) -> Classifier:
+def restore(run: Path) -> FineTuner:
     """The trained model of a finished run, ready to predict."""
-    classifier = model(results.load_config(run), len(results.load_result(run)["data"]["labels"]))
-    load_best(classifier, run)
-    return classifier.eval()
+    restored = model(results.load_config(run), results.load_result(run)["data"]["labels"])
+    load_best(restored, run)
+    return restored.eval()

@@ -1,10 +1,12 @@
 """python -m src.predict run=<id> text="..."          one message
 python -m src.predict run=<id> file=messages.txt    one message a line; file=- or a pipe reads stdin
 python -m src.predict run=<id> file=... format=jsonl
+python -m src.predict run=<id> prompt="..."        what an instruct run writes after any prompt; new_tokens=40 at most
 
 Prints label, probability and message, or one JSON object a message with the probability of every class.
-Further option: runs=<folder of the run folders>. Messages are padded as in training; with data.padding=batch and a
-position that reads padding, what is predicted for a message depends on those beside it.
+Further options: runs=<folder of the run folders>; task=<which question>, for a run on data=mix. Messages are padded as
+in training; with data.padding=batch and a position that reads padding, what is predicted for a message depends on those
+beside it.
 """
 
 import json
@@ -12,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from src import results
 from src.command import one_sentence, options
@@ -27,6 +30,9 @@ class Options:
     file: str | None = None
     format: str = "text"
     runs: str = "runs"
+    task: str | None = None
+    prompt: str | None = None
+    new_tokens: str = "40"
 
 
 def messages(given: Options, stdin: "Iterator[bytes] | None" = None) -> list[str]:
@@ -54,8 +60,9 @@ def messages(given: Options, stdin: "Iterator[bytes] | None" = None) -> list[str
     return texts
 
 
-def predict_texts(run: str, texts: list[str], runs: str = "runs") -> Iterator[dict[str, object]]:
-    """{"text", "label", "probability", "probabilities"} of each text by a finished run, in their order."""
+def predict_texts(run: str, texts: list[str], runs: str = "runs", task: str | None = None) -> Iterator[dict[str, Any]]:
+    """{"text", "label", "probability", "probabilities"} of each text by a finished run, in their order; of a run that
+    writes its answers also "said", the label that it wrote, or null."""
     from src import build
     from src.data.batch import Messages
     from src.data.datamodule import evaluation_loader
@@ -66,16 +73,40 @@ def predict_texts(run: str, texts: list[str], runs: str = "runs") -> Iterator[di
     read = results.load_result(folder)["data"]
     cfg = results.load_config(folder)
     model = build.restore(folder)
-    ids = encode(texts)
-    if cut := sum(len(row) > read["max_length"] for row in ids):
-        print(f"{cut} of {len(ids)} messages are longer than {read['max_length']} tokens and were cut", file=sys.stderr)
-    rows = Messages([row[: read["max_length"]] for row in ids], [0] * len(ids), read["width"])
+    prompt, classes = build.question(cfg, read["labels"], task)
+    ids, limit = encode(texts), read["max_length"] - prompt.overhead
+    if cut := sum(len(row) > limit for row in ids):
+        print(f"{cut} of {len(ids)} messages are longer than {limit} tokens and were cut", file=sys.stderr)
+    width = read["width"] and read["width"] - prompt.reserve
+    rows = Messages([prompt.around(row, read["max_length"]) for row in ids], [classes[0]] * len(ids), width)
     loader = evaluation_loader(rows, cfg.data.batch_size)
     trainer = build.trainer(cfg, logger=False, enable_checkpointing=False)
-    predictions = predict(trainer, model, loader)
-    for text, best, p in zip(texts, predictions.predicted.tolist(), predictions.probabilities.tolist(), strict=True):
-        probabilities = dict(zip(read["labels"], p, strict=True))
-        yield {"text": text, "label": read["labels"][best], "probability": p[best], "probabilities": probabilities}
+    labels = [read["labels"][number] for number in classes]
+    predictions = predict(trainer, model, loader).of(classes)
+    said = [] if predictions.said is None else predictions.said.tolist()
+    for i, (text, p) in enumerate(zip(texts, predictions.probabilities.tolist(), strict=True)):
+        best = max(range(len(p)), key=p.__getitem__)
+        written = {"said": labels[said[i]] if said[i] >= 0 else None} if said else {}
+        probabilities = dict(zip(labels, p, strict=True))
+        yield {"text": text, "label": labels[best], "probability": p[best], **written, "probabilities": probabilities}
+
+
+def write(run: str, prompt: str, new_tokens: int, runs: str = "runs") -> str:
+    """What the GPT of an instruct run writes after `prompt`, word for word, by greedy decoding."""
+    import torch
+
+    from src import build
+    from src.data.tokens import END_OF_TEXT, decode, encode
+    from src.finetune.instruct import Instruct
+    from src.gpt.reader import Reader
+
+    model = build.restore(results.find(runs, run))
+    if not isinstance(model, Instruct):
+        raise InputError(f"run {run} has a head over fixed labels and can write nothing: prompt= needs an instruct run")
+    ids = torch.tensor(encode([prompt]))
+    with torch.inference_mode():
+        reader = Reader(model.gpt, ids, torch.tensor([ids.shape[1]]), new_tokens, model.logits)
+        return decode(reader.write(new_tokens, END_OF_TEXT)[0])
 
 
 def main() -> None:
@@ -83,10 +114,15 @@ def main() -> None:
     given = options(Options, sys.argv[1:], __doc__ or "")
     if given.format not in ("text", "jsonl"):
         raise InputError(f"format={given.format} is unknown: use text or jsonl")
+    if given.prompt is not None:
+        if not given.new_tokens.isdecimal() or given.new_tokens == "0":
+            raise InputError(f"new_tokens={given.new_tokens} must be a number above 0")
+        print(write(given.run, given.prompt, int(given.new_tokens), given.runs))
+        return
     if given.text is None and given.file is None and sys.stdin.isatty():
         raise InputError("nothing to read: give text=..., file=... or pipe messages in, one a line")
     texts = messages(given)
-    for prediction in predict_texts(given.run, texts, given.runs):
+    for prediction in predict_texts(given.run, texts, given.runs, given.task):
         if given.format == "jsonl":
             print(json.dumps(prediction, ensure_ascii=False))
         else:

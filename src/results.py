@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # where a run is kept and reported, not what it computes
 NOT_IN_HASH = ("name", "runs", "resume", "logger")
+SHARES = ("accuracy", "generated_accuracy", "valid_rate")
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -155,14 +156,15 @@ def environment(cfg: DictConfig) -> dict[str, str]:
 
 def metrics_table(title: str, metrics: dict[str, dict[str, float]], sizes: dict[str, int]) -> "Table":
     """Splits x metrics, for a terminal."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title)
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("split")
     for name in ("messages", *next(iter(metrics.values()))):
-        table.add_column(name, justify="right")
+        table.add_column({"generated_accuracy": "written", "valid_rate": "valid"}.get(name, name), justify="right")
     for split, values in metrics.items():
-        cells = [f"{value:.2%}" if name == "accuracy" else f"{value:.3f}" for name, value in values.items()]
+        cells = [f"{value:.2%}" if name in SHARES else f"{value:.3f}" for name, value in values.items()]
         table.add_row(split, str(sizes[split]), *cells)
     return table
 
@@ -175,6 +177,11 @@ def show(result: dict[str, Any], run: Path) -> None:
     console = Console()
     title = f"{result['name']}: gpt={result['gpt']['name']} ({result['gpt']['weights']}), data={result['data']['name']}"
     console.print(metrics_table(title, result["metrics"], result["data"]["sizes"]))
+    if tasks := result.get("tasks"):
+        console.print(metrics_table("test, by task", tasks["test"], result["data"]["test_sizes"]))
+    if language := result.get("language"):
+        before, after = (language[when]["perplexity"] for when in ("before", "after"))
+        console.print(f"perplexity of the language model on held-out text: {before:.1f} before, {after:.1f} after")
     share = task["trainable_parameters"] / result["gpt"]["parameters"]
     console.print(
         f"trained {task['trainable_parameters']:,} parameters ({task['trainable']}, {share:.1%} of the GPT) in "

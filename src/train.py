@@ -1,6 +1,7 @@
 """python -m src.train [+experiment=<name>] [key=value ...]
 
-Fine-tunes a GPT to classify messages and measures it. An interrupted run goes on with `resume=<run id>`.
+Fine-tunes a GPT to classify messages, by a head or by instruction, and measures it. An interrupted run goes on with
+`resume=<run id>`.
 """
 
 from time import perf_counter
@@ -16,7 +17,7 @@ if TYPE_CHECKING:  # heavy imports wait until a run begins: --help and a misspel
     import lightning as L
 
     from src.data.datamodule import TextData
-    from src.finetune.classify import Classifier
+    from src.finetune.finetuner import FineTuner
     from src.finetune.measure import Predictions
 
 
@@ -25,7 +26,7 @@ class Run(NamedTuple):
 
     result: dict[str, Any]
     folder: "Path"
-    model: "Classifier"
+    model: "FineTuner"
     data: "TextData"
     trainer: "L.Trainer"
 
@@ -35,6 +36,7 @@ def train(cfg: DictConfig) -> Run:
     started = perf_counter()
     from src import build, results, tracking
     from src.finetune.cost import Cost
+    from src.finetune.forgetting import Forgetting
     from src.finetune.measure import predict
     from src.progress import SayHowToResume
 
@@ -42,21 +44,21 @@ def train(cfg: DictConfig) -> Run:
     folder = results.find(cfg.runs, cfg.resume) if cfg.resume else None
     cfg = results.load_config(folder) if folder else cfg
 
-    data = build.data(cfg)
-    model = build.model(cfg, len(data.labels))
+    data, held_out = build.data(cfg), build.held_out(cfg)
+    model = build.model(cfg, data.labels)
     build.check_trainer(cfg)  # all of the config is checked before a folder is made
     print(data.summary(), describe(cfg, model), sep="\n", flush=True)
 
     tracking.check(cfg)
     folder, is_new = (folder, False) if folder else (results.create(cfg), True)
     logger = tracking.start(cfg, folder, remove_on_failure=is_new)
-    cost, callbacks = Cost(), build.callbacks(cfg, folder)
-    trainer = build.trainer(
-        cfg, logger=logger, callbacks=[cost, SayHowToResume(folder), *callbacks], default_root_dir=folder
-    )
+    cost = Cost()
+    callbacks = [cost, SayHowToResume(folder), *build.callbacks(cfg, folder)]
+    trainer = build.trainer(cfg, callbacks, logger=logger, default_root_dir=folder)
     setup_seconds = perf_counter() - started
 
     try:
+        forgetting = Forgetting(trainer, model.gpt, held_out)
         last = folder / "checkpoints" / "last.ckpt"
         trainer.fit(model, data, ckpt_path=last if last.is_file() else None, weights_only=True)
 
@@ -65,7 +67,7 @@ def train(cfg: DictConfig) -> Run:
         predictions = {part: predict(trainer, model, data.evaluation_loader(part)) for part in data.splits}
         evaluate_seconds = cost.validation_seconds + perf_counter() - evaluation_started
 
-        result = summarize(cfg, folder, data, model, predictions)
+        result = summarize(cfg, folder, data, model, predictions) | forgetting.facts()
         result["cost"] = cost.summary() | {"setup_seconds": setup_seconds, "evaluate_seconds": evaluate_seconds}
         texts = [example.text for example in data.examples["test"]]
         results.write(folder, result, texts, predictions["test"])
@@ -76,27 +78,34 @@ def train(cfg: DictConfig) -> Run:
     return Run(result, folder, model, data, trainer)
 
 
-def describe(cfg: DictConfig, model: "Classifier") -> str:
+def describe(cfg: DictConfig, model: "FineTuner") -> str:
     """The GPT and what is trained of it, in a line."""
     total, trained = parameter_counts(model)
     gpt = f"gpt {cfg.gpt.name}, weights {cfg.gpt.weights}: {total:,} parameters"
     return f"{gpt}; {trained:,} trained ({cfg.task.trainable})"
 
 
-def parameter_counts(model: "Classifier") -> tuple[int, int]:
+def parameter_counts(model: "FineTuner") -> tuple[int, int]:
     """All parameters of the GPT and its head, and those that are trained."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
 def summarize(
-    cfg: DictConfig, folder: "Path", data: "TextData", model: "Classifier", predictions: "dict[str, Predictions]"
+    cfg: DictConfig, folder: "Path", data: "TextData", model: "FineTuner", predictions: "dict[str, Predictions]"
 ) -> dict[str, Any]:
     """The content of result.json but for its cost."""
-    from src import results
-    from src.finetune.measure import measure
+    from src import build, results
+    from src.finetune.measure import mean, measure, measure_tasks
 
     total, trained = parameter_counts(model)
+    metrics = {part: measure(p) for part, p in predictions.items()}
+    by_task = {}
+    if cfg.data.name == "mix":
+        tasks = {task.name: task.classes for task in build.tasks(cfg, data.labels)}
+        by_task = {part: measure_tasks(p, tasks) for part, p in predictions.items()}
+        taught = by_task["train"]  # a task that is left out of training has numbers of its own, no part in the mean
+        metrics = {part: mean([measured[name] for name in taught]) for part, measured in by_task.items()}
     return {
         "id": folder.name,
         "name": cfg.name,
@@ -108,10 +117,11 @@ def summarize(
         "task": {
             "kind": cfg.task.kind,
             "trainable": cfg.task.trainable,
-            "position": cfg.task.position,
+            "position": cfg.task.get("position"),
             "trainable_parameters": trained,
         },
-        "metrics": {part: measure(p) for part, p in predictions.items()},
+        "metrics": metrics,
+        **({"tasks": by_task} if by_task else {}),
         "environment": results.environment(cfg),
     }
 

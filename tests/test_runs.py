@@ -32,7 +32,7 @@ from src.finetune.classify import Classifier
 from src.train import Run, train
 
 ROOT = Path(__file__).parents[1]
-TINY = "gpt.n_layer=2 gpt.n_head=2 gpt.n_embd=16 gpt.context_length=64 trainer.max_epochs=2 trainer.accelerator=cpu"
+TINY = "gpt.weights=random gpt.n_layer=2 gpt.n_head=2 gpt.n_embd=16 gpt.context_length=64 trainer.max_epochs=2 trainer.accelerator=cpu"
 WORDS = {
     "ham": "lunch home later tea see you soon ok",
     "spam": "free prize win cash urgent call now claim",
@@ -497,7 +497,7 @@ def test_predict_answers_wrong_input_with_a_sentence(
     run: Run, command: Command, given: tuple[str, ...], sentence: str
 ) -> None:
     answer = command("predict", f"run={run.folder}", *given)
-    options = "run, text, file, format, runs" if sentence.endswith("one of ") else ""
+    options = "run, text, file, format, runs, task, prompt, new_tokens" if sentence.endswith("one of ") else ""
     assert answer == (2, "", f"error: {sentence}{options}\n")
 
 
@@ -618,8 +618,8 @@ def test_wandb_without_a_network_is_refused_on_one_line(
 
 LISTED = {
     "experiments": sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")),
-    "top": ["data", "gpt", "logger", "name", "patience", "resume", "runs", "seed", "task", "trainer"],
-    "task": ["ignore_index", "kind", "lora", "optimizer", "position", "trainable"],
+    "top": ["data", "gpt", "held_out", "logger", "name", "patience", "resume", "runs", "seed", "task", "trainer"],
+    "task": sorted("kind trainable position head prompt template lora optimizer ignore_index".split()),
     "gpt": ["large", "medium", "mini", "small", "xl"],
 }
 NO_OPTION = r"In 'train': Could not find '{0}' Available options in '{1}': (.*?)( Config search path: .*)?"
@@ -664,7 +664,7 @@ PRECISIONS = (
         (["resume=nothing"], "nothing is no run: {runs}/nothing/config.yaml does not exist; the newest runs are none"),
         (["data.max_length=65"], "data.max_length=65 must lie between 1 and the GPT's context length, 64"),
         (["logger=none", "logger.kind=foo"], "logger.kind=foo is unknown: use logger=wandb or logger=none"),
-        (["task.kind=foo"], "task.kind=foo is unknown: use classify"),
+        (["task.kind=foo"], "task.kind=foo is unknown: use classify or instruct"),
         (["data.name=foo"], "data.name=foo is unknown: use bundled, sms_spam or table"),
     ],
 )
@@ -717,7 +717,7 @@ def test_help_of_a_run_s_commands_is_their_usage(command: Command, module: str) 
 
 def test_a_misspelt_key_is_refused_by_the_real_command_which_leaves_nothing(tmp_path: Path) -> None:
     answer = in_a_new_process("src.train", "task.trainabel=all", cwd=tmp_path)
-    keys = "kind, trainable, position, lora, optimizer, ignore_index"
+    keys = "kind, trainable, position, head, prompt, template, lora, optimizer, ignore_index"
     assert answer == (2, "", f"error: there is no setting task.trainabel: task has {keys}\n")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,7 +1,7 @@
 """Token ids -> padded batches. Lengths travel with the ids: <|endoftext|> is both a token and the padding."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,12 +44,23 @@ class ShuffledBatches:
     """Rows in batches, shuffled anew each epoch by (seed, epoch) alone, so that a resumed run sees the same batches.
 
     `lengths` groups messages of like length: batches are cut from pools of 16 batches sorted by length, then shuffled.
+    `groups` numbers the group of each row: of each group, as many rows as the smallest has are drawn.
     """
 
     POOL = 16
 
-    def __init__(self, n: int, batch_size: int, seed: int, lengths: list[int] | None = None) -> None:
-        self.n, self.batch_size, self.seed, self.lengths = n, batch_size, seed, lengths
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        seed: int,
+        lengths: list[int] | None = None,
+        groups: "np.ndarray[Any, Any] | None" = None,
+    ) -> None:
+        self.batch_size, self.seed, self.lengths = batch_size, seed, lengths
+        self.groups = np.zeros(n, int) if groups is None else groups
+        self.smallest = int(np.bincount(self.groups).min())
+        self.n = self.smallest * len(np.unique(self.groups))
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -61,7 +72,11 @@ class ShuffledBatches:
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        rows = rng.permutation(self.n).tolist()
+        rows = rng.permutation(len(self.groups))
+        if self.n < len(rows):
+            drawn = [rows[self.groups[rows] == group][: self.smallest] for group in np.unique(self.groups)]
+            rows = rng.permutation(np.concatenate(drawn))
+        rows = rows.tolist()
         if self.lengths is None:
             yield from cut(rows, self.batch_size)
             return

@@ -1,7 +1,8 @@
-"""A LightningDataModule over one labelled corpus: corpora -> split -> tokens -> batch, wired to loaders."""
+"""A LightningDataModule over one labelled corpus: corpora -> split -> tokens (-> prompt) -> batch, wired to loaders."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from src.data import corpora, split
 from src.data.batch import Batch, Messages, ShuffledBatches, cut
 from src.data.corpora import Corpus
+from src.data.prompt import Prompt, make_task
 from src.data.split import Splits
 from src.data.split import fraction as fraction_of
 from src.data.tokens import encode
@@ -29,7 +31,10 @@ class TextData(L.LightningDataModule):
     padding         longest: to the longest training message; batch: to the longest of the batch, messages of like
                     length together; context: to the context length; none: batches of one message
     whole           no split: all messages as one part, for measuring a trained run on them
-    max_length      truncate to that many tokens, from the right; null means the context length
+    max_length      truncate to that many tokens, from the right; null means the context length. Where there is a
+                    prompt, it and the answer count, and the text alone is cut
+    instruction     what is asked of a text, and `answers` the answer of each class (see prompt.py), for a task that
+                    has a `template` around the text, and `writes` its answer after it
     Raises InputError for whatever does not fit together.
     """
 
@@ -49,6 +54,10 @@ class TextData(L.LightningDataModule):
         validation_path: str | None = None,
         test_path: str | None = None,
         cache: str = "~/.cache/two-ways",
+        instruction: str | None = None,
+        answers: Mapping[str, str] | None = None,
+        template: str | None = None,
+        writes: bool = False,
         context_length: int = 1024,
         seed: int = 123,
         whole: bool = False,
@@ -58,6 +67,7 @@ class TextData(L.LightningDataModule):
         self.padding, self.batch_size, self.num_workers = padding, batch_size, num_workers
         self.limit = self._limit(max_length, context_length)
         self.context_length = context_length
+        self.template, self.instruction, self.answers, self.writes = template, instruction, answers, writes
         if batch_size < 1:
             raise InputError(f"data.batch_size={batch_size} must be at least 1")
         if padding == "none" and batch_size != 1:
@@ -113,7 +123,8 @@ class TextData(L.LightningDataModule):
 
     def _tokenize(self) -> None:
         self.ids = {part: encode([example.text for example in examples]) for part, examples in self.examples.items()}
-        longest = min(self.limit, max(map(len, next(iter(self.ids.values())))))
+        overhead = self._prompt(self.corpus.labels).overhead
+        longest = min(self.limit, overhead + max(map(len, next(iter(self.ids.values())))))
         # as in the book: with one width for all, longer messages of validation and test are cut to it
         width = {"longest": longest, "context": self.context_length, "batch": None, "none": None}[self.padding]
         self.read_as(self.corpus.labels, longest if self.padding == "longest" else self.limit, width)
@@ -124,11 +135,28 @@ class TextData(L.LightningDataModule):
         if strange := sorted(set(self.corpus.labels) - set(labels)):
             raise InputError(f"class {strange[0]} is none of the run's classes, {', '.join(labels)}")
         self.labels, self.limit, self.width = tuple(labels), limit, width
-        self.truncated = {part: sum(len(row) > limit for row in rows) for part, rows in self.ids.items()}
+        self.prompt = self._prompt(labels)
+        if (room := limit - self.prompt.overhead) < 1:
+            raise InputError(
+                f"the prompt and its longest answer are {self.prompt.overhead} tokens long, which leaves no room for "
+                f"the text in {limit}: shorten data.instruction, task.template or data.answers, "
+                "or raise data.max_length"
+            )
+        self.truncated = {part: sum(len(row) > room for row in rows) for part, rows in self.ids.items()}
         self.splits = {
-            part: Messages([row[:limit] for row in rows], [number[e.label] for e in self.examples[part]], width)
+            part: Messages(
+                [self.prompt.around(row, limit) for row in rows],
+                [number[example.label] for example in self.examples[part]],
+                width and width - self.prompt.reserve,
+            )
             for part, rows in self.ids.items()
         }
+
+    def _prompt(self, labels: Sequence[str]) -> Prompt:
+        if self.template is None:
+            return Prompt()
+        prompt = make_task(self.corpus.name, labels, self.template, self.instruction, self.answers).prompt
+        return prompt if self.writes else replace(prompt, reserve=0)
 
     def sizes(self) -> dict[str, int]:
         """Messages in each split."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.data.batch import Batch
+from src.finetune.finetuner import FineTuner
 
 
 def count_flops(model: nn.Module, *inputs: Tensor) -> int:
@@ -45,9 +46,11 @@ class Cost(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Batch, batch_index: int
     ) -> None:
-        shape = (batch.ids.shape[0], batch.ids.shape[1])
+        assert isinstance(module, FineTuner)
+        ids, length = module.inputs(batch)
+        shape = (ids.shape[0], ids.shape[1])
         if shape not in self._flops_of_shape:
-            self._flops_of_shape[shape] = count_flops(module, batch.ids, batch.length)
+            self._flops_of_shape[shape] = count_flops(module, ids, length)
         self.train_flops += self._flops_of_shape[shape]
         self.train_tokens += shape[0] * shape[1]
 

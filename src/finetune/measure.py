@@ -1,9 +1,11 @@
 """Class probabilities and labels of a whole split -> its metrics, with torchmetrics.
 
 accuracy, f1 (macro), mcc (Matthews), auroc (macro, one against the rest), ece (top-label calibration error in 15 bins),
-loss (mean negative log-likelihood in nats).
+loss (mean negative log-likelihood in nats). Of answers that were written: generated_accuracy, in which a text that is
+no answer counts as wrong, and valid_rate, the share of those that are one.
 """
 
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -13,10 +15,20 @@ from torch import Tensor
 
 
 class Predictions(NamedTuple):
-    """log_probabilities (N, K) in fp32 and labels (N,) of a split, in the split's order."""
+    """log_probabilities (N, K) in fp32 and labels (N,) of a split, in the split's order; of a model that writes its
+    answers also what it `said` (N,), a class number or -1 for no answer."""
 
     log_probabilities: Tensor
     labels: Tensor
+    said: Tensor | None = None
+
+    def of(self, classes: list[int]) -> "Predictions":
+        """Those of the messages whose label is among `classes`, over these classes alone."""
+        number = torch.full((self.log_probabilities.shape[1] + 1,), -1)  # the last place is for -1
+        number[classes] = torch.arange(len(classes))
+        rows = number[self.labels] >= 0
+        said = None if self.said is None else number[self.said[rows]]
+        return Predictions(self.log_probabilities[rows][:, classes], number[self.labels[rows]], said)
 
     @property
     def probabilities(self) -> Tensor:
@@ -30,9 +42,9 @@ class Predictions(NamedTuple):
 def predict(trainer: L.Trainer, model: L.LightningModule, loader: Any) -> Predictions:
     """Run `model` over a loader whose batches carry their rows, and put the predictions into the order of the rows."""
     outputs: Any = trainer.predict(model, loader)
-    row, logits, label = (torch.cat(part) for part in zip(*outputs, strict=True))
+    row, logits, label, *said = (torch.cat(part) for part in zip(*outputs, strict=True))
     order = row.argsort()
-    return Predictions(logits[order].float().log_softmax(-1), label[order])
+    return Predictions(logits[order].float().log_softmax(-1), label[order], *(part[order] for part in said))
 
 
 def measure(predictions: Predictions) -> dict[str, float]:
@@ -49,7 +61,21 @@ def measure(predictions: Predictions) -> dict[str, float]:
         "ece": tm.multiclass_calibration_error(probabilities.clamp(max=1 - 1e-7), labels, k, n_bins=15),
         "loss": torch.nn.functional.nll_loss(predictions.log_probabilities, labels),
     }
+    if predictions.said is not None:
+        metrics["generated_accuracy"] = (predictions.said == labels).float().mean()
+        metrics["valid_rate"] = (predictions.said >= 0).float().mean()
     return {name: value.item() for name, value in metrics.items()}
+
+
+def measure_tasks(predictions: Predictions, tasks: Mapping[str, list[int]]) -> dict[str, dict[str, float]]:
+    """`measure` of each task's messages over its own classes; a task without messages is left out."""
+    return {name: measure(p) for name, classes in tasks.items() if len((p := predictions.of(classes)).labels)}
+
+
+def mean(measured: Collection[dict[str, float]]) -> dict[str, float]:
+    """The mean over tasks of each metric."""
+    names = next(iter(measured))
+    return {name: sum(metrics[name] for metrics in measured) / len(measured) for name in names}
 
 
 def matthews(counts: Tensor) -> Tensor:

@@ -1,0 +1,123 @@
+"""What both ways of fine-tuning share: what is trained, by which optimizer, and what a checkpoint holds."""
+
+from typing import Any, Self
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from src.data.batch import Batch
+from src.errors import InputError
+from src.finetune import trainable as strategies
+from src.finetune.optimize import Optimizer, clip
+from src.gpt.lora import LoRA, inject
+from src.gpt.model import GPT
+
+
+class FineTuner(L.LightningModule):
+    """A GPT and, where there is one, a head. A way of fine-tuning adds `forward` and `loss`.
+
+    trainable       what is unfrozen (see trainable.py); the rest does not move by a bit
+    lora            the rank and scaling of the adapters, for trainable="lora"
+    Checkpoints hold the trained parameters only: the frozen ones are the GPT that the run started from.
+    """
+
+    def __init__(
+        self, gpt: GPT, head: nn.Linear | None, trainable: str, lora: LoRA | None, optimizer: Optimizer | None
+    ) -> None:
+        super().__init__()
+        self.seed = torch.initial_seed()  # what the run was seeded with
+        self.gpt, self.head = gpt, head
+        self.strict_loading = False  # a checkpoint holds the trained parameters alone, which on_load_checkpoint checks
+        self.optimizer = optimizer or Optimizer()
+        if trainable == "lora":
+            inject(self, lora or LoRA())
+        names = [name for name, _ in self.named_parameters()]
+        self.trained = strategies.trainable_names(names, trainable, gpt.config.n_layer)
+        self.first_live = strategies.first_live_block(self.trained, gpt.config.n_layer)
+        strategies.freeze_all_but(self, self.trained)
+        self.means = nn.ModuleDict(
+            {
+                f"{phase}_{name}": MeanMetric(nan_strategy="disable")
+                for phase in ("train", "validation")
+                for name in ("accuracy", "loss")
+            }
+        )
+        self.nonfinite_loss: Tensor
+        self.register_buffer("nonfinite_loss", torch.zeros((), dtype=torch.bool), persistent=False)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What `forward` is given for a batch in training."""
+        return batch.ids, batch.length
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss of a batch, and whether each message (B,) would be answered rightly."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, but for what lies below the first trained block: a frozen prefix has no dropout either."""
+        super().train(mode)
+        if self.first_live > 0:
+            self.gpt.eval()
+            self.gpt.blocks[self.first_live :].train(mode)
+        return self
+
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        torch.manual_seed(self.seed + 1_000_003 * self.current_epoch + batch_index)  # dropout survives a resume
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        loss = self._shared_step(batch, "train")
+        self.nonfinite_loss |= ~loss.detach().isfinite()  # looked at where a sync costs nothing: see _stop_if_nonfinite
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._stop_if_nonfinite()
+        return loss
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        self.nonfinite_loss |= ~self._shared_step(batch, "validation").isfinite()
+
+    def _shared_step(self, batch: Batch, phase: str) -> Tensor:
+        loss, right = self.loss(batch)
+        for name, value in (("accuracy", right.float().mean()), ("loss", loss.detach())):
+            mean = self.means[f"{phase}_{name}"]
+            assert isinstance(mean, MeanMetric)
+            mean.update(value, len(right))
+            self.log(f"{phase}/{name}", mean, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def on_validation_epoch_end(self) -> None:
+        self._stop_if_nonfinite()  # before a checkpoint of this epoch is written
+
+    def _stop_if_nonfinite(self) -> None:
+        if self.nonfinite_loss:
+            raise InputError(
+                f"the loss became infinite or NaN in epoch {self.current_epoch + 1}: training stopped, the checkpoints "
+                "of the epochs before are kept; lower task.optimizer.lr or set trainer.gradient_clip_val=1"
+            )
+
+    def configure_optimizers(self) -> Any:
+        # GradScaler and Lightning's clipping need the unfused form
+        fused = self.trainer.precision != "16-mixed"
+        return self.optimizer.build([p for p in self.parameters() if p.requires_grad], self._progress, fused)
+
+    def _progress(self) -> float:
+        return self.trainer.global_step / max(1, self.trainer.estimated_stepping_batches)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        if self.trainer.precision == "16-mixed":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            clip(self, gradient_clip_val)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in sorted(self.trained)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if (found := set(checkpoint["state_dict"])) != self.trained:
+            wrong = sorted(found ^ self.trained)[0]
+            raise InputError(
+                f"the checkpoint was trained with other settings: parameter {wrong} is in one of the two only"
+            )

@@ -1,0 +1,576 @@
+"""Instruction fine-tuning: prompts, the loss, scored and written answers, several tasks, what is forgotten."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from torch import Tensor
+
+from src import build, results
+from src.data.batch import Batch, Messages, ShuffledBatches
+from src.data.prompt import Prompt, Task, make_task, parse
+from src.data.tokens import END_OF_TEXT, decode, encode
+from src.errors import InputError
+from src.finetune.classify import Classifier
+from src.finetune.forgetting import LanguageLoss
+from src.finetune.instruct import IGNORED, Instruct
+from src.finetune.measure import Predictions, mean, measure, measure_tasks
+from src.finetune.optimize import Optimizer
+from src.gpt.model import GPT, GPTConfig
+from src.gpt.reader import Reader
+from src.predict import predict_texts, write
+from src.train import train
+
+CONF = Path(__file__).parents[1] / "conf"
+TEMPLATE = "{instruction}\n\nText: {text}\n\nAnswer:"
+TINY = GPTConfig(n_layer=2, n_head=2, n_embd=16, context_length=64)
+SPAM = make_task("spam", ["ham", "spam"], TEMPLATE, "Is it spam?", {"ham": "no", "spam": "yes"})
+# answers of one, two and three tokens; the last two share their first one
+WORDY = make_task("wordy", ["a", "b", "c"], TEMPLATE, None, {"a": "fine", "b": "very good", "c": "very bad indeed"})
+
+
+def sentence(call: Callable[[], Any]) -> str:
+    with pytest.raises(InputError) as raised:
+        call()
+    return str(raised.value)
+
+
+def gpt(seed: int = 0, **changes: Any) -> GPT:
+    """A tiny GPT whose logits differ: GPT-2's small initial weights would make all answers equally probable."""
+    made = GPT(replace(TINY, **changes), seed=seed)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(8 if parameter.ndim == 2 else 1)
+    return made.eval()
+
+
+def batch(task: Task, texts: list[str], labels: list[int], limit: int = 60) -> Batch:
+    rows = [task.prompt.around(ids, limit) for ids in encode(texts)]
+    return Messages(rows, labels, None)[list(range(len(rows)))]
+
+
+def spoken(ids: list[int], task: Task) -> int:
+    return parse(decode(ids), task.words)
+
+
+def instruct(task: Task, model: GPT | None = None, **given: Any) -> Instruct:
+    torch.manual_seed(0)
+    return Instruct(model or gpt(), [task], spoken, **given).eval()
+
+
+# prompts and answers
+
+
+def test_a_prompt_is_the_template_around_the_text() -> None:
+    ids = SPAM.prompt.around(encode(["win a prize"])[0], 60)
+    assert decode(ids) == "Is it spam?\n\nText: win a prize\n\nAnswer:"
+    assert [decode(answer) for answer in SPAM.answers] == [" no<|endoftext|>", " yes<|endoftext|>"]
+    assert all(answer[-1] == END_OF_TEXT for answer in SPAM.answers)
+
+
+def test_a_long_text_is_cut_from_the_right_and_prompt_and_answer_are_not() -> None:
+    text = encode(["word " * 100])[0]
+    for limit in (WORDY.prompt.overhead + 1, 40, 60):
+        ids = WORDY.prompt.around(text, limit)
+        room = limit - WORDY.prompt.overhead
+        assert tuple(ids) == (*WORDY.prompt.before, *text[:room], *WORDY.prompt.after)
+        assert len(ids) + max(map(len, WORDY.answers)) - 1 == limit
+
+
+def test_without_an_instruction_the_answers_are_named() -> None:
+    task = make_task("t", ["x", "y", "z"], "{instruction} {text}", None, None)
+    assert decode(list(task.prompt.before)) == "Which of these is the following text: x, y or z? "
+    assert task.words == ["x", "y", "z"]
+
+
+def test_a_template_that_ends_in_white_space_gets_answers_without_it() -> None:
+    task = make_task("t", ["x", "y"], "{text}\n", None, None)
+    assert [decode(answer[:-1]) for answer in task.answers] == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("template", "answers", "said"),
+    [
+        (
+            "Is it spam?",
+            None,
+            "task.template needs {text} exactly once and {instruction} at most once, got 'Is it spam?'",
+        ),
+        (
+            "{text} {text}",
+            None,
+            "task.template needs {text} exactly once and {instruction} at most once, got '{text} {text}'",
+        ),
+        (
+            TEMPLATE,
+            {"ham": "yes", "spam": "Yes "},
+            "data.answers: 'Yes' is the answer of two classes; answers must differ",
+        ),
+        (TEMPLATE, {"ham": "no", "spam": " "}, "data.answers: the answer of class spam is empty"),
+        (TEMPLATE, {"ham": "no"}, "data.answers has no answer for class spam: the classes are ham, spam"),
+    ],
+)
+def test_a_question_that_cannot_be_asked(template: str, answers: dict[str, str] | None, said: str) -> None:
+    assert sentence(lambda: make_task("t", ["ham", "spam"], template, "Is it?", answers)) == said
+
+
+@pytest.mark.parametrize(
+    ("written", "place"), [("yes", 1), (" Yes.", 1), ("\nno ", 0), ("yes no", -1), ("", -1), ("maybe", -1)]
+)
+def test_a_written_answer_is_read_up_to_case_space_and_full_stop(written: str, place: int) -> None:
+    assert parse(written, ["no", "yes"]) == place
+
+
+# loss
+
+
+def by_hand(model: Instruct, prompt: list[int], answer: list[int]) -> list[float]:
+    """Log-probability of each answer token, by one plain pass over prompt and answer."""
+    ids = torch.tensor([prompt + answer])
+    log_p = model.logits(model.gpt(ids)).log_softmax(-1)[0]
+    return [log_p[len(prompt) + i - 1, token].item() for i, token in enumerate(answer)]
+
+
+TEXTS = ["ok", "win a free prize now, call us", "lunch at noon?", "a b c d e f g h i j k l m n o"]
+
+
+@pytest.mark.parametrize("task", [SPAM, WORDY], ids=lambda task: task.name)
+def test_the_loss_is_that_of_the_answer_tokens_alone(task: Task) -> None:
+    model, labels = instruct(task), [0, 1, 1, len(task.words) - 1]
+    given = batch(task, TEXTS, labels)
+    prompts = [task.prompt.around(ids, 60) for ids in encode(TEXTS)]
+    terms = [x for prompt, y in zip(prompts, labels, strict=True) for x in by_hand(model, prompt, task.answers[y])]
+    loss, _ = model.loss(given)
+    assert loss.item() == pytest.approx(-sum(terms) / len(terms), abs=1e-5)
+
+
+def test_the_loss_of_a_batch_is_that_of_its_messages_one_by_one() -> None:
+    model, labels = instruct(WORDY), [0, 1, 2, 0]
+    together, _ = model.loss(batch(WORDY, TEXTS, labels))
+    tokens = [len(WORDY.answers[y]) for y in labels]
+    apart = [model.loss(batch(WORDY, [t], [y]))[0].item() for t, y in zip(TEXTS, labels, strict=True)]
+    assert together.item() == pytest.approx(
+        sum(x * n for x, n in zip(apart, tokens, strict=True)) / sum(tokens), abs=1e-5
+    )
+
+
+def test_padding_does_not_count() -> None:
+    model, narrow = instruct(WORDY), batch(WORDY, TEXTS, [0, 1, 2, 0])
+    wide = narrow._replace(ids=F.pad(narrow.ids, (0, 7), value=11))
+    assert torch.allclose(model.loss(wide)[0], model.loss(narrow)[0], atol=1e-6)
+
+
+def test_loss_equals_transformers_with_labels_outside_the_answer_ignored() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from src.gpt.weights import export
+
+    model, labels = instruct(WORDY), [0, 1, 2, 1]
+    reference = GPT2LMHeadModel(
+        GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=64, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
+    ).eval()
+    state = {}
+    import tempfile
+
+    from safetensors.torch import load_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        export(model.gpt, folder)
+        state = load_file(Path(folder) / "model.safetensors")
+    reference.load_state_dict(state, strict=False)
+    reference.tie_weights()
+    sequences = [
+        (prompt, WORDY.answers[y])
+        for prompt, y in zip([WORDY.prompt.around(ids, 60) for ids in encode(TEXTS)], labels, strict=True)
+    ]
+    width = max(len(p) + len(a) for p, a in sequences)
+    ids = torch.tensor([p + a + [0] * (width - len(p) - len(a)) for p, a in sequences])
+    targets = torch.tensor([[-100] * len(p) + a + [-100] * (width - len(p) - len(a)) for p, a in sequences])
+    expected = reference(ids, labels=targets).loss
+    assert model.loss(batch(WORDY, TEXTS, labels))[0].item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_the_accuracy_of_a_step_says_whose_whole_answer_comes_first() -> None:
+    model, labels = instruct(WORDY), [0, 1, 2, 0]
+    given = batch(WORDY, TEXTS, labels)
+    logits, targets = model(*model.inputs(given)), model.answers[given.label]
+    expected = [
+        all(t == IGNORED or int(row.argmax()) == t for row, t in zip(rows, ts, strict=True))
+        for rows, ts in zip(logits, targets.tolist(), strict=True)
+    ]
+    assert model.loss(given)[1].tolist() == expected
+
+
+# scored and written answers
+
+
+@pytest.mark.parametrize("task", [SPAM, WORDY], ids=lambda task: task.name)
+def test_scores_are_the_sums_over_whole_answers(task: Task) -> None:
+    model = instruct(task)
+    given = batch(task, TEXTS, [0, 1, 0, 1])
+    row, scores, label, _ = model.predict_step(given, 0)
+    prompts = [task.prompt.around(ids, 60) for ids in encode(TEXTS)]
+    expected = [[sum(by_hand(model, prompt, answer)) for answer in task.answers] for prompt in prompts]
+    assert torch.allclose(scores, torch.tensor(expected), atol=1e-4)
+    assert (row.tolist(), label.tolist()) == ([0, 1, 2, 3], [0, 1, 0, 1])
+
+
+def test_answers_that_share_a_first_token_are_told_apart() -> None:
+    assert WORDY.answers[1][0] == WORDY.answers[2][0]
+    model = instruct(WORDY)
+    scores = model.predict_step(batch(WORDY, TEXTS, [1, 2, 1, 2]), 0)[1]
+    assert (scores[:, 1] - scores[:, 2]).abs().min() > 1e-3
+
+
+def greedily(model: GPT, prompt: list[int], n: int) -> list[int]:
+    """Decoding without a cache."""
+    ids = list(prompt)
+    for _ in range(n):
+        ids.append(int(model.logits(model(torch.tensor([ids]))[0, -1]).argmax()))
+        if ids[-1] == END_OF_TEXT:
+            return ids[len(prompt) : -1]
+    return ids[len(prompt) :]
+
+
+@torch.no_grad()
+def test_what_is_written_with_a_cache_is_what_is_written_without() -> None:
+    model, given = gpt(1), batch(SPAM, TEXTS, [0] * 4)
+    reader = Reader(model, given.ids, given.length, 8)
+    reader.log_probability(torch.tensor([5, 6, 7]))  # another continuation before must leave no trace
+    prompts = [ids[:n].tolist() for ids, n in zip(given.ids, given.length.tolist(), strict=True)]
+    assert reader.write(8, END_OF_TEXT) == [greedily(model, prompt, 8) for prompt in prompts]
+
+
+def test_a_reader_refuses_what_does_not_fit() -> None:
+    model, ids = gpt(context_length=10), torch.zeros(1, 8, dtype=torch.long)
+    Reader(model, ids, torch.tensor([8]), 3)
+    said = sentence(lambda: Reader(model, ids, torch.tensor([8]), 4))
+    assert said == "a prompt of 8 tokens and 4 new ones do not fit into the context of 10"
+
+
+def test_said_is_the_class_whose_words_were_written() -> None:
+    model = instruct(SPAM)
+    yes, no, other = SPAM.answers[1], SPAM.answers[0], encode([" maybe"])[0]
+
+    class Writes:
+        def write(self, n: int, stop: int) -> list[list[int]]:
+            assert stop == END_OF_TEXT
+            return [yes[:-1], other, no[:-1], yes[:-1]]
+
+    assert model.said(Writes(), torch.tensor([0, 0, 0, 1])).tolist() == [1, -1, 0, 1]  # type: ignore[arg-type]
+
+
+def test_written_answers_are_measured() -> None:
+    p = Predictions(torch.tensor([[0.0, -9.0]] * 4), torch.tensor([0, 0, 1, 1]), torch.tensor([0, -1, 1, 0]))
+    metrics = measure(p)
+    assert (metrics["generated_accuracy"], metrics["valid_rate"], metrics["accuracy"]) == (0.5, 0.75, 0.5)
+
+
+# what is trained
+
+
+BLOCK_1 = re.compile(r"gpt\.(blocks\.1|final_norm)\.")
+
+
+def moved(trainable: str) -> set[str]:
+    """Parameters that one step of training changes."""
+    model = instruct(SPAM, trainable=trainable, optimizer=Optimizer(lr=1e-2, weight_decay=0.0)).train()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    loss, _ = model.loss(batch(SPAM, TEXTS, [0, 1, 1, 0]))
+    loss.backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0).step()
+    return {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+
+
+def test_each_strategy_trains_what_it_says() -> None:
+    assert moved("last_layer") == {"head.weight"}
+    assert all(BLOCK_1.match(name) for name in moved("last_block"))
+    assert len(moved("last_block")) == 14
+    assert "gpt.token_embedding.weight" in moved("all")
+    assert "head.weight" not in moved("all")
+    # B starts at zero, so that the first step cannot move A
+    assert {name.rpartition(".")[2] for name in moved("lora")} == {"lora_B"}
+
+
+def test_the_output_layer_of_last_layer_starts_as_the_embedding() -> None:
+    model = instruct(SPAM, trainable="last_layer")
+    assert model.head is not None
+    assert torch.equal(model.head.weight, model.gpt.token_embedding.weight)
+    assert model.head.weight is not model.gpt.token_embedding.weight
+
+
+def test_without_a_causal_mask_there_is_nothing_to_learn() -> None:
+    said = sentence(lambda: instruct(SPAM, gpt(causal=False)))
+    assert said == "task=instruct needs gpt.causal=true: without the mask a prompt would read its answer"
+
+
+# the way between
+
+
+def test_a_head_of_answers_says_what_the_language_model_says() -> None:
+    model = gpt()
+    classifier = Classifier(model, 2, position="last_real", head="answers", answers=SPAM.answers).eval()
+    given = batch(SPAM, TEXTS, [0] * 4)
+    hidden = model(given.ids)[torch.arange(4), given.length - 1]
+    expected = model.logits(hidden)[:, [answer[0] for answer in SPAM.answers]]
+    assert torch.allclose(classifier(given.ids, given.length), expected, atol=1e-5)
+
+
+def test_a_head_of_answers_needs_answers_that_begin_differently() -> None:
+    said = sentence(lambda: Classifier(gpt(), 3, head="answers", answers=WORDY.answers))
+    assert said == "task.head=answers reads the first token of each answer, and two of data.answers share it"
+
+
+# end to end
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A folder with two small tables."""
+    ham = [f"see you at {place} for {meal}" for place in ("home", "work", "noon", "six") for meal in ("tea", "lunch")]
+    spam = [f"{verb} your free {prize} now" for verb in ("win", "claim", "take", "get") for prize in ("prize", "cash")]
+    lines = [f"ham\t{text}" for text in ham] + [f"spam\t{text}" for text in spam]
+    (tmp_path / "messages.tsv").write_text("label\ttext\n" + "\n".join(lines) + "\n")
+    topics = {"x": "rain snow wind sun", "y": "goal match team run", "z": "bank share loan tax"}
+    rows = [f"{x}\tthe {word} {n}" for x, words in topics.items() for word in words.split() for n in ("here", "there")]
+    (tmp_path / "topics.tsv").write_text("label\ttext\n" + "\n".join(rows) + "\n")
+    return tmp_path
+
+
+def config(home: Path, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(
+            "train",
+            [
+                "task=instruct",
+                "data=table",
+                f"data.path={home}/messages.tsv",
+                "data.instruction=Is it spam?",
+                "data.answers={ham: 'no', spam: 'yes'}",
+                "gpt.n_layer=2",
+                "gpt.n_head=2",
+                "gpt.n_embd=32",
+                "gpt.context_length=64",
+                "gpt.weights=random",
+                "trainer.accelerator=cpu",
+                "trainer.max_epochs=1",
+                "data.padding=batch",
+                "logger=none",
+                f"runs={home}/runs",
+                *overrides,
+            ],
+        )
+
+
+def test_an_instruct_model_learns_sixteen_messages_by_heart(home: Path) -> None:
+    same = [f"data.{part}_path={home}/messages.tsv" for part in ("validation", "test")]
+    run = train(config(home, *same, "task.trainable=all", "task.optimizer.lr=1e-2", "trainer.max_epochs=30"))
+    test = run.result["metrics"]["test"]
+    assert run.result["data"]["sizes"]["test"] == 16
+    assert (test["accuracy"], test["generated_accuracy"], test["valid_rate"]) == (1.0, 1.0, 1.0)
+
+    (answer,) = predict_texts(run.folder.name, ["claim your free cash now"], f"{home}/runs")
+    assert (answer["label"], answer["said"]) == ("spam", "spam")
+    prompt = "Is it spam?\n\nText: claim your free cash now\n\nAnswer:"
+    assert write(run.folder.name, prompt, 5, f"{home}/runs") == " yes"
+    rows = (run.folder / "predictions.csv").read_text().splitlines()
+    assert rows[0] == "row,text_sha256,label,predicted,p_ham,p_spam"
+    probabilities = [list(map(float, row.split(",")[4:])) for row in rows[1:]]
+    assert all(sum(p) == pytest.approx(1, abs=1e-5) for p in probabilities)
+
+
+def test_a_head_cannot_write(home: Path) -> None:
+    run = train(config(home, "task=classify"))
+    said = sentence(lambda: write(run.folder.name, "hello", 5, f"{home}/runs"))
+    assert said == (
+        f"run {run.folder.name} has a head over fixed labels and can write nothing: prompt= needs an instruct run"
+    )
+
+
+@pytest.mark.parametrize("padding", ["longest", "batch", "context"])
+def test_a_prompted_classifier_reads_what_an_instruct_model_reads(home: Path, padding: str) -> None:
+    asked = build.data(config(home, f"data.padding={padding}"))
+    prompted = build.data(config(home, "task=classify", "task.prompt=instruction", f"data.padding={padding}"))
+    assert prompted.splits["train"].ids == asked.splits["train"].ids
+    assert all(len(ids) <= (asked.splits["test"].width or 64) for ids in asked.splits["test"].ids)
+    assert [decode(ids).count("Is it spam?") for ids in asked.splits["test"].ids] == [1] * len(asked.splits["test"])
+
+
+def test_a_prompt_that_leaves_no_room_for_the_text(home: Path) -> None:
+    overhead = build.tasks(config(home), ["ham", "spam"])[0].prompt.overhead
+    build.data(config(home, f"data.max_length={overhead + 1}"))
+    said = sentence(lambda: build.data(config(home, f"data.max_length={overhead}")))
+    assert said == (
+        f"the prompt and its longest answer are {overhead} tokens long, which leaves no room for the text in "
+        f"{overhead}: shorten data.instruction, task.template or data.answers, or raise data.max_length"
+    )
+    long = "data.answers={ham: 'no', spam: '" + "very " * 70 + "much'}"
+    assert "which leaves no room for the text in 64" in sentence(lambda: build.data(config(home, long)))
+
+
+def test_a_resumed_instruct_run_reads_back_what_it_trained(home: Path) -> None:
+    run = train(config(home, "task.trainable=last_layer"))
+    restored = build.restore(run.folder)
+    assert isinstance(restored, Instruct)
+    assert restored.head is not None
+    assert run.model.head is not None
+    assert torch.equal(restored.head.weight, run.model.head.weight)
+
+
+# several tasks
+
+
+def mix(home: Path, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        sources = ["data=mix", *(f"~data.sources.{name}" for name in ("spam", "sentiment", "news"))]
+        sources += [
+            "+data@data.sources.mail=table",
+            f"data.sources.mail.path={home}/messages.tsv",
+            "data.sources.mail.instruction=Is it spam?",
+            "data.sources.mail.answers={ham: 'no', spam: 'yes'}",
+            "+data@data.sources.topic=table",
+            f"data.sources.topic.path={home}/topics.tsv",
+        ]
+        shapes = ["gpt.n_layer=1", "gpt.n_head=2", "gpt.n_embd=16", "gpt.context_length=64", "gpt.weights=random"]
+        rest = ["trainer.accelerator=cpu", "trainer.max_epochs=1", "logger=none", f"runs={home}/runs"]
+        return compose("train", ["task=instruct", *sources, *shapes, *rest, *overrides])
+
+
+LABELS = ["mail/ham", "mail/spam", "topic/x", "topic/y", "topic/z"]
+
+
+def test_a_mix_asks_each_message_its_own_question(home: Path) -> None:
+    cfg = mix(home)
+    data, tasks = build.data(cfg), build.tasks(cfg, LABELS)
+    assert list(data.labels) == LABELS
+    assert [(task.name, task.classes) for task in tasks] == [("mail", [0, 1]), ("topic", [2, 3, 4])]
+    for ids, label in zip(data.splits["test"].ids, data.splits["test"].labels, strict=True):
+        assert decode(ids).startswith("Is it spam?") == (label < 2)
+    for example, label in zip(data.examples["train"], data.splits["train"].labels, strict=True):
+        assert LABELS[label].endswith(f"/{example.label}")
+    batches = list(data.evaluation_loader("test"))
+    assert sorted(row for batch in batches for row in batch.row.tolist()) == list(range(len(data.splits["test"])))
+    assert all(len({int(label) < 2 for label in batch.label}) == 1 for batch in batches)
+
+
+def test_metrics_of_a_mix_are_those_of_each_task_and_their_mean(home: Path) -> None:
+    run = train(mix(home))
+    by_task, metrics = run.result["tasks"]["test"], run.result["metrics"]["test"]
+    assert list(by_task) == ["mail", "topic"]
+    for name in metrics:
+        assert metrics[name] == pytest.approx((by_task["mail"][name] + by_task["topic"][name]) / 2, nan_ok=True)
+    rows = [row.split(",") for row in (run.folder / "predictions.csv").read_text().splitlines()[1:]]
+    for name, values in by_task.items():
+        own = [row for row in rows if row[2].startswith(f"{name}/")]
+        assert all(row[3].startswith(f"{name}/") for row in own)
+        assert values["accuracy"] == pytest.approx(sum(row[2] == row[3] for row in own) / len(own))
+
+    (answer,) = predict_texts(run.folder.name, ["the bank here"], f"{home}/runs", task="topic")
+    assert set(answer["probabilities"]) == {"topic/x", "topic/y", "topic/z"}
+    said = sentence(lambda: list(predict_texts(run.folder.name, ["the bank here"], f"{home}/runs")))
+    assert said == "which question should be asked? Give task=<one of mail, topic>"
+
+
+def test_a_task_that_is_left_out_is_tested_only(home: Path) -> None:
+    run = train(mix(home, "data.leave_out=topic"))
+    assert {e.label for e in run.data.examples["train"]} == {"ham", "spam"}
+    assert set(run.result["tasks"]["train"]) == set(run.result["tasks"]["validation"]) == {"mail"}
+    assert set(run.result["tasks"]["test"]) == {"mail", "topic"}
+    assert run.result["metrics"]["test"] == run.result["tasks"]["test"]["mail"]
+
+
+def test_even_sampling_draws_as_many_of_each() -> None:
+    groups = torch.tensor([0] * 20 + [1] * 5 + [2] * 8).numpy()
+    batches = ShuffledBatches(33, 4, seed=1, groups=groups)
+    epochs = []
+    for epoch in range(2):
+        batches.set_epoch(epoch)
+        rows = [row for batch in batches for row in batch]
+        assert Counter(groups[rows].tolist()) == {0: 5, 1: 5, 2: 5}
+        assert len(set(rows)) == 15
+        assert len(batches) == len(list(batches)) == 4
+        epochs.append(rows)
+    assert set(epochs[0]) != set(epochs[1])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.sampling=odd", "data.sampling=odd is unknown: use size or even"),
+        ("data.leave_out=chess", "data.leave_out=chess is no task of the mix, which has mail, topic"),
+        ("task=classify", "data=mix asks several questions: it needs task=instruct, and is measured on its own splits"),
+    ],
+)
+def test_a_mix_that_cannot_be(home: Path, override: str, said: str) -> None:
+    assert sentence(lambda: build.data(mix(home, override))) == said
+
+
+def test_predictions_of_some_classes() -> None:
+    log_p = torch.tensor([[0.1, 0.9, 0, 0], [0, 0, 0.3, 0.7], [0.8, 0.2, 0, 0]]).log()
+    p = Predictions(log_p, torch.tensor([1, 3, 1]), torch.tensor([1, -1, 0]))
+    mail, topic = p.of([0, 1]), p.of([2, 3])
+    assert (mail.labels.tolist(), mail.said) == ([1, 1], pytest.approx(torch.tensor([1, 0])))
+    assert mail.predicted.tolist() == [1, 0]
+    assert (topic.labels.tolist(), topic.predicted.tolist()) == ([1], [1])
+    assert topic.said is not None
+    assert topic.said.tolist() == [-1]
+    measured = measure_tasks(p, {"mail": [0, 1], "topic": [2, 3], "none": []})
+    assert {name: m["accuracy"] for name, m in measured.items()} == {"mail": 0.5, "topic": 1.0}
+    assert mean(list(measured.values()))["accuracy"] == 0.75
+
+
+# what is forgotten
+
+
+def loss_by_hand(model: GPT, output: Tensor, windows: list[Tensor]) -> float:
+    losses = [
+        F.cross_entropy((model(w[:, :-1]) @ output.T).flatten(0, 1), w[:, 1:].flatten(), reduction="sum")
+        for w in windows
+    ]
+    return sum(x.item() for x in losses) / sum(w[:, 1:].numel() for w in windows)
+
+
+@torch.no_grad()
+def test_forgetting_is_measured_with_the_output_layer_of_the_start(home: Path) -> None:
+    (home / "held_out.txt").write_text("the rain falls on the team at the bank. " * 30)
+    overrides = [f"held_out.path={home}/held_out.txt", "task.trainable=all", "task.optimizer.lr=1e-2"]
+    with torch.enable_grad():
+        run = train(config(home, *overrides))
+    windows = build.held_out(config(home, *overrides))
+    base = build.gpt(config(home, *overrides))
+    before, after = (run.result["language"][when] for when in ("before", "after"))
+    assert before["loss"] == pytest.approx(loss_by_hand(base, base.token_embedding.weight, windows), abs=1e-4)
+    assert after["loss"] == pytest.approx(loss_by_hand(run.model.gpt, base.token_embedding.weight, windows), abs=1e-4)
+    assert after["loss"] != before["loss"]
+    assert before["perplexity"] == pytest.approx(math.exp(before["loss"]))
+    assert before["tokens"] == sum(w[:, 1:].numel() for w in windows)
+
+
+def test_a_new_head_forgets_nothing(home: Path) -> None:
+    (home / "held_out.txt").write_text("the rain falls on the team at the bank. " * 30)
+    for task in ("classify", "instruct"):
+        run = train(config(home, f"task={task}", "task.trainable=last_layer", f"held_out.path={home}/held_out.txt"))
+        assert run.result["language"]["after"] == run.result["language"]["before"]
+        assert results.load_result(run.folder)["language"] == run.result["language"]
+
+
+def test_the_kept_output_layer_is_a_copy() -> None:
+    model = gpt()
+    kept = LanguageLoss(model).output
+    with torch.no_grad():
+        model.token_embedding.weight.add_(1)
+    assert torch.allclose(kept + 1, model.token_embedding.weight)
+
+
+def test_a_bare_text_has_no_prompt() -> None:
+    assert Prompt().around([1, 2, 3], 2) == [1, 2]
+    assert Prompt().overhead == 0
