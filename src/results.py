@@ -86,6 +86,12 @@ def load_result(run: Path) -> dict[str, Any]:
     return result
 
 
+def last_checkpoint(run: Path) -> Path | None:
+    """What an interrupted run goes on from, if there is anything."""
+    path = run / "checkpoints" / "last.ckpt"
+    return path if path.is_file() else None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")

@@ -36,6 +36,7 @@ def train(cfg: DictConfig) -> Run:
     started = perf_counter()
     from src import build, results, tracking
     from src.finetune.cost import Cost
+    from src.finetune.curve import Curve
     from src.finetune.forgetting import Forgetting
     from src.finetune.measure import predict
     from src.progress import SayHowToResume
@@ -52,15 +53,14 @@ def train(cfg: DictConfig) -> Run:
     tracking.check(cfg)
     folder, is_new = (folder, False) if folder else (results.create(cfg), True)
     logger = tracking.start(cfg, folder, remove_on_failure=is_new)
-    cost = Cost()
-    callbacks = [cost, SayHowToResume(folder), *build.callbacks(cfg, folder)]
+    cost, curve = Cost(), Curve()
+    callbacks = [cost, curve, SayHowToResume(folder), *build.callbacks(cfg, folder)]
     trainer = build.trainer(cfg, callbacks, logger=logger, default_root_dir=folder)
     setup_seconds = perf_counter() - started
 
     try:
         forgetting = Forgetting(trainer, model.gpt, held_out)
-        last = folder / "checkpoints" / "last.ckpt"
-        trainer.fit(model, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+        trainer.fit(model, data, ckpt_path=results.last_checkpoint(folder), weights_only=True)
 
         evaluation_started = perf_counter()
         build.load_best(model, folder)
@@ -68,10 +68,10 @@ def train(cfg: DictConfig) -> Run:
         evaluate_seconds = cost.validation_seconds + perf_counter() - evaluation_started
 
         result = summarize(cfg, folder, data, model, predictions) | forgetting.facts()
+        result["curve"] = curve.points
         result["cost"] = cost.summary() | {"setup_seconds": setup_seconds, "evaluate_seconds": evaluate_seconds}
-        texts = [example.text for example in data.examples["test"]]
-        results.write(folder, result, texts, predictions["test"])
-        tracking.finish(logger, result, texts, predictions["test"])
+        results.write(folder, result, data.texts("test"), predictions["test"])
+        tracking.finish(logger, result, data.texts("test"), predictions["test"])
     finally:
         tracking.close(logger)
     results.show(result, folder)

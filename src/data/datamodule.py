@@ -162,6 +162,10 @@ class TextData(L.LightningDataModule):
         """Messages in each split."""
         return {part: len(messages) for part, messages in self.splits.items()}
 
+    def texts(self, part: str) -> list[str]:
+        """The messages of a split."""
+        return [example.text for example in self.examples[part]]
+
     def facts(self) -> dict[str, Any]:
         """What a run's result says of its data; with it, a message is read at prediction as it was in training."""
         return {
