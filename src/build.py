@@ -99,6 +99,11 @@ def tasks(cfg: DictConfig, labels: Sequence[str]) -> list[Task]:
     return found
 
 
+def questions(cfg: DictConfig, labels: Sequence[str]) -> dict[str, list[int]]:
+    """The class numbers of each question of a mix; empty for a single corpus."""
+    return {task.name: task.classes for task in tasks(cfg, labels)} if cfg.data.name == "mix" else {}
+
+
 def question(cfg: DictConfig, labels: Sequence[str], name: str | None = None) -> tuple[Prompt, list[int]]:
     """The prompt around a message of a trained run, and the class numbers among which it is to choose."""
     if template(cfg) is None:

@@ -30,7 +30,7 @@ def evaluate(
     from omegaconf import OmegaConf
 
     from src import build
-    from src.finetune.measure import measure, predict
+    from src.finetune.measure import measure_splits, predict
 
     folder = results.find(runs, run)
     trained_on = results.load_result(folder)["data"]
@@ -46,7 +46,11 @@ def evaluate(
     trainer = build.trainer(cfg, logger=False, enable_checkpointing=False)
     predictions = {part: predict(trainer, model, data.evaluation_loader(part)) for part in data.splits}
     sizes = {part: len(p.labels) for part, p in predictions.items()}
-    return {part: measure(p) for part, p in predictions.items()}, sizes
+    metrics, by_task = measure_splits(predictions, build.questions(cfg, trained_on["labels"]))
+    if by_task:
+        metrics |= {f"test, {name}": measured for name, measured in by_task["test"].items()}
+        sizes |= {f"test, {name}": trained_on["test_sizes"][name] for name in by_task["test"]}
+    return metrics, sizes
 
 
 def main() -> None:

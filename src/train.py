@@ -96,16 +96,10 @@ def summarize(
 ) -> dict[str, Any]:
     """The content of result.json but for its cost."""
     from src import build, results
-    from src.finetune.measure import mean, measure, measure_tasks
+    from src.finetune.measure import measure_splits
 
     total, trained = parameter_counts(model)
-    metrics = {part: measure(p) for part, p in predictions.items()}
-    by_task = {}
-    if cfg.data.name == "mix":
-        tasks = {task.name: task.classes for task in build.tasks(cfg, data.labels)}
-        by_task = {part: measure_tasks(p, tasks) for part, p in predictions.items()}
-        taught = by_task["train"]  # a task that is left out of training has numbers of its own, no part in the mean
-        metrics = {part: mean([measured[name] for name in taught]) for part, measured in by_task.items()}
+    metrics, by_task = measure_splits(predictions, build.questions(cfg, data.labels))
     return {
         "id": folder.name,
         "name": cfg.name,

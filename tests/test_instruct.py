@@ -20,6 +20,7 @@ from src.data.batch import Batch, Messages, ShuffledBatches
 from src.data.prompt import Prompt, Task, make_task, parse
 from src.data.tokens import END_OF_TEXT, decode, encode
 from src.errors import InputError
+from src.eval import evaluate
 from src.finetune.classify import Classifier
 from src.finetune.forgetting import LanguageLoss
 from src.finetune.instruct import IGNORED, Instruct
@@ -373,7 +374,7 @@ def config(home: Path, *overrides: str) -> DictConfig:
 
 def test_an_instruct_model_learns_sixteen_messages_by_heart(home: Path) -> None:
     same = [f"data.{part}_path={home}/messages.tsv" for part in ("validation", "test")]
-    run = train(config(home, *same, "task.trainable=all", "task.optimizer.lr=1e-2", "trainer.max_epochs=30"))
+    run = train(config(home, *same, "task.trainable=all", "task.optimizer.lr=1e-2", "trainer.max_epochs=60"))
     test = run.result["metrics"]["test"]
     assert run.result["data"]["sizes"]["test"] == 16
     assert (test["accuracy"], test["generated_accuracy"], test["valid_rate"]) == (1.0, 1.0, 1.0)
@@ -473,6 +474,11 @@ def test_metrics_of_a_mix_are_those_of_each_task_and_their_mean(home: Path) -> N
         own = [row for row in rows if row[2].startswith(f"{name}/")]
         assert all(row[3].startswith(f"{name}/") for row in own)
         assert values["accuracy"] == pytest.approx(sum(row[2] == row[3] for row in own) / len(own))
+
+    measured, sizes = evaluate(run.folder.name, f"{home}/runs")
+    assert {part: measured[part] for part in run.result["metrics"]} == run.result["metrics"]
+    assert measured["test, topic"] == pytest.approx(by_task["topic"], nan_ok=True)
+    assert sizes["test, topic"] == len(run.data.parts["topic"].splits["test"])  # type: ignore[attr-defined]
 
     (answer,) = predict_texts(run.folder.name, ["the bank here"], f"{home}/runs", task="topic")
     assert set(answer["probabilities"]) == {"topic/x", "topic/y", "topic/z"}

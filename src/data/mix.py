@@ -1,6 +1,7 @@
 """Several labelled corpora, each with its own question, as one: classes are named <task>/<label>."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,11 @@ class MixData(TextData):
             groups = np.repeat(np.arange(len(names)), [len(self.parts[name].splits["train"]) for name in names])
         batches = ShuffledBatches(len(messages), self.batch_size, self.seed, lengths, groups)
         return loader(messages, batches, self.num_workers)
+
+    def read_as(self, labels: Sequence[str], limit: int, width: int | None) -> None:
+        """A mix is read as it was in training if it holds the same tasks. Raises InputError if it does not."""
+        if tuple(labels) != self.labels:
+            raise InputError(f"the run knows the classes {', '.join(labels)}; this mix has {', '.join(self.labels)}")
 
     def evaluation_loader(self, part: str) -> DataLoader[Batch]:
         """Every message of a split once, task by task: a batch asks one question."""

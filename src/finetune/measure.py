@@ -67,7 +67,21 @@ def measure(predictions: Predictions) -> dict[str, float]:
     return {name: value.item() for name, value in metrics.items()}
 
 
-def measure_tasks(predictions: Predictions, tasks: Mapping[str, list[int]]) -> dict[str, dict[str, float]]:
+Metrics = dict[str, dict[str, float]]
+
+
+def measure_splits(
+    predictions: Mapping[str, Predictions], tasks: Mapping[str, list[int]]
+) -> tuple[Metrics, dict[str, Metrics]]:
+    """Metrics of each split, and of each task in it. Where there are tasks, a split's are the means over those that
+    were trained: one that was left out has numbers of its own alone."""
+    by_task = {part: measure_tasks(p, tasks) for part, p in predictions.items()} if tasks else {}
+    if not by_task:
+        return {part: measure(p) for part, p in predictions.items()}, {}
+    return {part: mean([measured[name] for name in by_task["train"]]) for part, measured in by_task.items()}, by_task
+
+
+def measure_tasks(predictions: Predictions, tasks: Mapping[str, list[int]]) -> Metrics:
     """`measure` of each task's messages over its own classes; a task without messages is left out."""
     return {name: measure(p) for name, classes in tasks.items() if len((p := predictions.of(classes)).labels)}
 
