@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup train test test-all lint format clean
+.PHONY: help setup train report test test-all lint format clean
 .DEFAULT_GOAL := help
 
 help: ## show what there is to make
@@ -19,6 +19,9 @@ $(READY): pyproject.toml constraints.txt
 
 train: $(READY) ## fine-tune the offline default: no download, no account, no GPU
 	$(RUN) -m src.train +experiment=last_block
+
+report: $(READY) ## tables and figures of all studies, from the run folders
+	$(RUN) -m src.report format=md,tex,csv,figures,html
 
 test: $(READY) ## all tests but the slow ones
 	$(RUN) -m pytest -m 'not slow'

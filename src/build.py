@@ -20,8 +20,9 @@ from src.data.datamodule import TextData
 from src.data.mix import MixData
 from src.data.pack import in_order, pack
 from src.data.prompt import Prompt, Task, make_task, parse
-from src.data.tokens import decode
+from src.data.tokens import END_OF_TEXT, decode
 from src.errors import InputError
+from src.finetune.checkpoint import LastCheckpoint
 from src.finetune.classify import Classifier
 from src.finetune.finetuner import FineTuner
 from src.finetune.instruct import Instruct
@@ -168,12 +169,28 @@ def check_trainer(cfg: DictConfig) -> None:
     trainer(cfg, logger=False, enable_checkpointing=False)
 
 
-def language(cfg: DictConfig, clock: Throughput, batches: int) -> Language:
-    """The GPT as a language model, whose learning rate follows the steps, or the clock where there is a budget."""
+def check_pretraining(cfg: DictConfig) -> None:
+    """Raises InputError for settings of pretraining that cannot be, before any text is tokenized."""
+    for key in ("batch_size", "validate_every", "validation_batches", "checkpoint_every"):
+        if cfg[key] < 1:
+            raise InputError(f"{key}={cfg[key]} must be at least 1")
     if not 1 <= cfg.window <= cfg.gpt.context_length:
         raise InputError(
             f"window={cfg.window} must lie between 1 and the GPT's context length, {cfg.gpt.context_length}"
         )
+    if cfg.gpt.vocab_size <= END_OF_TEXT:
+        raise InputError(f"gpt.vocab_size={cfg.gpt.vocab_size} must hold GPT-2's {END_OF_TEXT + 1} tokens")
+    if not cfg.gpt.causal:
+        raise InputError("gpt.causal=false would read the tokens that it is to predict")
+    length = {"max_steps": cfg.max_steps, "budget_minutes": cfg.budget_minutes}
+    given = {key: value for key, value in length.items() if value is not None}
+    if len(given) > 1 or any(value <= 0 for value in given.values()):
+        found = " and ".join(f"{key}={value}" for key, value in given.items())
+        raise InputError(f"{found}: give one of max_steps and budget_minutes, above 0, or neither for one pass")
+
+
+def language(cfg: DictConfig, clock: Throughput) -> Language:
+    """The GPT as a language model, whose learning rate follows the steps, or the clock where there is a budget."""
     optimizer = construct(Optimizer, "optimizer", results.plain(cfg.optimizer))
     module = Language(gpt(cfg), optimizer, cfg.candidates, cfg.chunk, cfg.seed)
     if clock.budget_seconds:
@@ -183,20 +200,24 @@ def language(cfg: DictConfig, clock: Throughput, batches: int) -> Language:
     return module
 
 
-def pretrainer(cfg: DictConfig, batches: int, callbacks: list[Callback] | None = None, **given: Any) -> L.Trainer:
-    """Lightning's Trainer for `batches` an epoch: one epoch, or max_steps, or without end where the clock stops it."""
+def pretrainer(cfg: DictConfig, epoch_batches: int, callbacks: list[Callback] | None = None, **given: Any) -> L.Trainer:
+    """Lightning's Trainer for max_steps, or for as many as an epoch has, or without end where the clock stops it.
+
+    It sees one endless epoch, whose borders are the text's own affair: no step of it is cut short.
+    """
     accumulate = cfg.trainer.accumulate_grad_batches
-    steps = -1 if cfg.budget_minutes else cfg.max_steps or batches // accumulate
+    steps = -1 if cfg.budget_minutes else cfg.max_steps or max(1, epoch_batches // accumulate)
     given |= {"max_steps": steps, "max_epochs": -1, "num_sanity_val_steps": 0}
     given |= {"val_check_interval": cfg.validate_every * accumulate, "check_val_every_n_epoch": None}
-    return trainer(cfg, callbacks, **given)
+    made = trainer(cfg, callbacks, **given)
+    if made.world_size > 1:
+        raise InputError(f"pretraining runs on one device, not on {made.world_size}: give trainer.devices=1")
+    return made
 
 
 def pretraining_callbacks(cfg: DictConfig, run: Path) -> list[Callback]:
     """The checkpoint that a killed run goes on from."""
-    last = ModelCheckpoint(
-        run / "checkpoints", "last", every_n_train_steps=cfg.checkpoint_every, enable_version_counter=False
-    )
+    last = LastCheckpoint(run / "checkpoints" / "last.ckpt", cfg.checkpoint_every)
     return [last, progress.SayHowToResume(run, "pretrain")]
 
 

@@ -36,6 +36,7 @@ def hydra_main(config_name: str, run: Callable[[Any], Any]) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and the sentence below is ours
+    sys.argv[1:] = with_plus(sys.argv[1:])
 
     def job(cfg: Any) -> None:
         with one_sentence():  # inside the job: Hydra would put a line of its own before an error that leaves it
@@ -45,6 +46,11 @@ def hydra_main(config_name: str, run: Callable[[Any], Any]) -> None:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain(error, config_name))
+
+
+def with_plus(arguments: list[str]) -> list[str]:
+    """`experiment=` as +experiment=: W&B's agents say it so, whose schema refuses a plus in the name of a parameter."""
+    return [f"+{argument}" if argument.startswith("experiment=") else argument for argument in arguments]
 
 
 def explain(error: Exception, config_name: str) -> str:

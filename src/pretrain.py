@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from src.finetune.throughput import Throughput
     from src.gpt.model import GPT
 
+NEW_TOKENS = 24  # of a prompt's continuation
+
 
 def pretrain(cfg: DictConfig) -> "Path":
     """Train as `cfg` says, measure on all of the held-out text, write the run's folder with the weights in model/."""
@@ -33,49 +35,63 @@ def pretrain(cfg: DictConfig) -> "Path":
     cfg = results.load_config(folder) if folder else cfg
     results.plain(cfg)  # whatever must be given is
     tracking.check(cfg)
+    build.check_pretraining(cfg)
 
+    clock = Throughput(cfg.budget_minutes * 60 if cfg.budget_minutes else None)
+    model = build.language(cfg, clock)
+    tell = continuations(cfg, model.gpt)
     text, held_out = (pack(path, cfg.corpus.cache) for path in (cfg.corpus.path, cfg.corpus.validation_path))
     windows = Windows(text.ids, cfg.window, cfg.batch_size, cfg.seed)
-    clock = Throughput(cfg.budget_minutes * 60 if cfg.budget_minutes else None)
-    model = build.language(cfg, clock, len(windows))
-    build.pretrainer(cfg, len(windows), logger=False, enable_checkpointing=False)  # refuses before a folder is made
+    batches: Any = DataLoader(some(held_out, cfg), batch_size=None)  # type: ignore[arg-type]
+    build.pretrainer(cfg, windows.epoch_batches, logger=False, enable_checkpointing=False)  # refuses before a folder
     print(describe(cfg, text, held_out, model), flush=True)
 
     folder, is_new = (folder, False) if folder else (results.create(cfg), True)
     logger = tracking.start(cfg, folder, remove_on_failure=is_new)
-    callbacks = [clock, continuations(cfg), *build.pretraining_callbacks(cfg, folder)]
-    trainer = build.pretrainer(cfg, len(windows), callbacks, logger=logger, default_root_dir=folder)
+    callbacks = [clock, tell, *build.pretraining_callbacks(cfg, folder)]
+    trainer = build.pretrainer(cfg, windows.epoch_batches, callbacks, logger=logger, default_root_dir=folder)
     try:
         last = folder / "checkpoints" / "last.ckpt"
-        batches = DataLoader(some(held_out, cfg), batch_size=None)  # type: ignore[arg-type]
         trainer.fit(model, windows, batches, ckpt_path=last if last.is_file() else None, weights_only=True)
+        if not clock.curve or clock.curve[-1]["step"] < trainer.global_step:
+            trainer.validate(model, batches, verbose=False)  # the curve ends where training does
+        model.to(trainer.strategy.root_device)  # which Lightning leaves
         result = summarize(cfg, folder, text, held_out, model, clock)
         write(folder, model.gpt, result)
+        record(logger, result)
     finally:
         tracking.close(logger)
     show(result, folder)
     return folder
 
 
-def continuations(cfg: DictConfig) -> "L.Callback":
-    """A callback that prints, after each validation, how the GPT continues `cfg.prompts`."""
+def continuations(cfg: DictConfig, gpt: "GPT") -> "L.Callback":
+    """A callback that prints and logs, after each validation, how the GPT continues `cfg.prompts`."""
     import torch
     from lightning.pytorch.callbacks import LambdaCallback
 
     from src.data.tokens import END_OF_TEXT, decode, encode
-    from src.gpt.generate import generate, sampler
+    from src.gpt.generate import check, generate, sampler
 
     prompts = encode(list(cfg.prompts))
-    length = torch.tensor([len(ids) for ids in prompts])
-    padded = torch.tensor([ids + [END_OF_TEXT] * (int(length.max()) - len(ids)) for ids in prompts])
+    length = [len(ids) for ids in prompts]
+    if prompts:
+        check(gpt.config, length, NEW_TOKENS)  # now, not after the first validation
+    padded = torch.tensor([ids + [END_OF_TEXT] * (max(length) - len(ids)) for ids in prompts])
 
-    def tell(trainer: "L.Trainer", module: Any) -> None:
-        choose = sampler(temperature=0.8, top_k=40, seed=cfg.seed)
-        new = generate(module.gpt, padded.to(module.device), length.to(module.device), 24, END_OF_TEXT, choose)
-        lines = [f"{decode(ids)} |{decode(more)}" for ids, more in zip(prompts, new, strict=True)]
+    def tell(trainer: Any, module: Any) -> None:
         loss = trainer.callback_metrics["validation/loss"]
-        said = "".join(f"\n    {' '.join(line.split())}" for line in lines)
-        print(f"step {trainer.global_step}: held-out loss {loss:.3f}, perplexity {loss.exp():.1f}{said}", flush=True)
+        print(f"step {trainer.global_step}: held-out loss {loss:.3f}, perplexity {loss.exp():.1f}", flush=True)
+        if not prompts:
+            return
+        choose = sampler(temperature=0.8, top_k=40, seed=cfg.seed)
+        ids, lengths = padded.to(module.device), torch.tensor(length, device=module.device)
+        new = generate(gpt, ids, lengths, NEW_TOKENS, END_OF_TEXT, choose)
+        rows = [[prompt, decode(more)] for prompt, more in zip(cfg.prompts, new, strict=True)]
+        for prompt, more in rows:
+            print(" " * 4 + " ".join(f"{prompt} |{more}".split()), flush=True)
+        if trainer.logger:
+            trainer.logger.log_text("continuations", ["prompt", "continuation"], rows, step=trainer.global_step)
 
     return LambdaCallback(on_validation_end=tell)
 
@@ -109,8 +125,11 @@ def summarize(
 ) -> dict[str, Any]:
     """The content of result.json: losses on the held-out text by source, what it took, and where."""
     from src import results
+    from src.data.bigram import bigram
     from src.finetune.cost import peak_memory_bytes
 
+    losses = validate(model.gpt, held_out, cfg)
+    baseline = bigram(text.ids, held_out.ids, held_out.sources, cfg.gpt.vocab_size)
     return {
         "id": folder.name,
         "name": cfg.name,
@@ -126,7 +145,8 @@ def summarize(
             "weights": cfg.gpt.weights,
             "parameters": sum(p.numel() for p in model.parameters()),
         },
-        "metrics": {"validation": validate(model.gpt, held_out, cfg)},
+        "metrics": {"validation": by_source(losses), "bigram": by_source(baseline.losses)},
+        "bigram": {"alpha": baseline.alpha},
         "cost": {
             "train_seconds": clock.seconds,
             "train_flops": clock.flops,
@@ -138,25 +158,36 @@ def summarize(
     }
 
 
-def validate(gpt: "GPT", held_out: "Packed", cfg: DictConfig) -> dict[str, dict[str, float]]:
-    """Loss in nats a token, perplexity and tokens of each source and of all, by the exact softmax."""
-    import math
-
+def validate(gpt: "GPT", held_out: "Packed", cfg: DictConfig) -> dict[str, tuple[float, int]]:
+    """Mean loss in nats a token, by the exact softmax, and tokens of each source."""
     import torch
 
     from src.data.pack import in_order
     from src.finetune.language import loss_of
 
     gpt.eval()
-    measured = {}
-    device = gpt.token_embedding.weight.device.type
-    with torch.autocast(device, torch.bfloat16, enabled="bf16" in str(cfg.trainer.precision)):
-        for name, (start, end) in held_out.sources.items():
-            loss, tokens = loss_of(gpt, in_order(held_out.ids[start:end], cfg.window, cfg.batch_size))
-            measured[name] = {"loss": loss, "perplexity": math.exp(loss), "tokens": tokens}
-    tokens = sum(source["tokens"] for source in measured.values())
-    loss = sum(source["loss"] * source["tokens"] for source in measured.values()) / tokens
-    return measured | {"all": {"loss": loss, "perplexity": math.exp(loss), "tokens": tokens}}
+    device, half = gpt.token_embedding.weight.device.type, "bf16" in str(cfg.trainer.precision)
+    with (
+        torch.autocast(device, torch.bfloat16, enabled=half),
+        torch.compiler.set_stance("eager_on_recompile"),  # a source's last, shorter batches are not worth it
+    ):
+        return {
+            name: loss_of(gpt, in_order(held_out.ids[start:end], cfg.window, cfg.batch_size))
+            for name, (start, end) in held_out.sources.items()
+            if end - start > 1  # a lone token has none before it
+        }
+
+
+def by_source(losses: dict[str, tuple[float, int]]) -> dict[str, dict[str, float]]:
+    """Loss, perplexity and tokens of each source, and of all tokens."""
+    import math
+
+    tokens = sum(n for _, n in losses.values())
+    every = sum(loss * n for loss, n in losses.values()) / tokens, tokens
+    return {
+        name: {"loss": loss, "perplexity": math.exp(loss), "tokens": n}
+        for name, (loss, n) in {**losses, "all": every}.items()
+    }
 
 
 def write(folder: "Path", gpt: "GPT", result: dict[str, Any]) -> None:
@@ -172,10 +203,24 @@ def write(folder: "Path", gpt: "GPT", result: dict[str, Any]) -> None:
     results.write_text(folder / "result.json", json.dumps(results.without_nan(result), indent=2) + "\n")
 
 
+def record(logger: Any, result: dict[str, Any]) -> None:
+    """The final numbers in W&B's summary."""
+    if isinstance(logger, bool):
+        return
+    for part, sources in result["metrics"].items():
+        for source, measured in sources.items():
+            logger.experiment.summary.update({f"final/{part}/{source}/{key}": x for key, x in measured.items()})
+    logger.experiment.summary.update({f"cost/{name}": value for name, value in result["cost"].items()})
+
+
 def show(result: dict[str, Any], folder: "Path") -> None:
     """Print what came out."""
+    baseline = result["metrics"]["bigram"]
     for name, measured in result["metrics"]["validation"].items():
-        print(f"held-out {name:<12} loss {measured['loss']:.3f}  perplexity {measured['perplexity']:.1f}")
+        print(
+            f"held-out {name:<12} loss {measured['loss']:.3f}  perplexity {measured['perplexity']:.1f}  "
+            f"(bigram model: loss {baseline[name]['loss']:.3f}, perplexity {baseline[name]['perplexity']:.1f})"
+        )
     cost = result["cost"]
     rate = cost["train_tokens"] / max(cost["train_seconds"], 1e-9)
     print(f"{cost['train_tokens']:,} tokens in {cost['train_seconds']:.0f} s ({rate:,.0f} a second)")

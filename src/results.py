@@ -146,8 +146,8 @@ def commit() -> str | None:
 def environment(cfg: DictConfig) -> dict[str, str]:
     """Where a run's numbers come from."""
     import platform
+    from importlib.metadata import version
 
-    import lightning as L
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
@@ -155,7 +155,7 @@ def environment(cfg: DictConfig) -> dict[str, str]:
         "device": device,
         "precision": str(cfg.trainer.precision),
         "torch": torch.__version__,
-        "lightning": L.__version__,
+        "lightning": version("lightning"),
         "python": platform.python_version(),
     }
 

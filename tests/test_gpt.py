@@ -490,9 +490,9 @@ def test_without_network_and_cache_the_way_by_hand_is_told(name, cache):
 
 def test_a_size_without_published_weights_is_refused(cache):
     with pytest.raises(InputError) as error:
-        weights.build("mini", "pretrained", CONFIG, seed=0)
+        weights.build("tiny", "pretrained", CONFIG, seed=0)
     assert str(error.value) == (
-        "no weights are published for gpt=mini: use gpt.weights=random or a path, or gpt=small|medium|large|xl"
+        "no weights are published for gpt=tiny: use gpt.weights=random or a path, or gpt=mini|small|medium|large|xl"
     )
 
 
@@ -685,3 +685,53 @@ def test_adapters_that_cannot_be_are_refused(settings, sentence):
     with pytest.raises(InputError) as error:
         LoRA(**settings)
     assert str(error.value) == sentence
+
+
+def test_the_shipped_weights_are_those_that_are_pinned() -> None:
+    path, _ = weights.SHIPPED["mini"]
+    settings = OmegaConf.load(CONF / "mini.yaml")
+    config = GPTConfig(**{name: settings[name] for name in ("n_layer", "n_head", "n_embd", "context_length")})
+    gpt = weights.build("mini", "pretrained", config, seed=0)
+    assert path.stat().st_size <= 26_000_000
+    assert settings["weights"] == "pretrained"
+    stored = load_file(path)
+    assert torch.equal(gpt.token_embedding.weight, stored["transformer.wte.weight"].float())
+    assert not torch.equal(gpt.token_embedding.weight, GPT(config, seed=0).token_embedding.weight)
+
+
+def test_altered_shipped_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, sha256 = weights.SHIPPED["mini"]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    altered = tmp_path / "model.safetensors"
+    altered.write_bytes(content)
+    monkeypatch.setitem(weights.SHIPPED, "mini", (altered, sha256))
+    found = hashlib.sha256(content).hexdigest()
+    with pytest.raises(InputError) as raised:
+        weights.build("mini", "pretrained", GPTConfig(n_layer=6, n_head=6, n_embd=192), seed=0)
+    assert str(raised.value) == (
+        f"{altered} has sha256 {found}, expected {sha256}: it is damaged or not the pinned file; "
+        "delete it and get it again"
+    )
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("k", [0, 2, 3])
+def test_the_suffix_at_some_places_is_the_suffix_there_with_the_same_gradients(k: int, causal: bool) -> None:
+    gpt = GPT(dataclasses.replace(CONFIG, causal=causal), seed=0)
+    scatter(gpt)
+    ids = torch.randint(CONFIG.vocab_size, (4, 11), generator=torch.Generator().manual_seed(0))
+    index = torch.tensor([[0, 10], [3, 3], [10, 9], [5, 0]])
+
+    def result(at_places: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        gpt.zero_grad()
+        x = gpt.prefix(ids, k)
+        x = gpt.suffix_at(x, k, index) if at_places else gpt.suffix(x, k)[torch.arange(4)[:, None], index]
+        (x * torch.linspace(-1, 1, x.numel()).view_as(x)).sum().backward()
+        return x, {name: p.grad.clone() for name, p in gpt.named_parameters() if p.grad is not None}
+
+    (there, some), (everywhere, all_) = result(True), result(False)
+    assert torch.allclose(there, everywhere, atol=1e-5)
+    assert some.keys() == all_.keys()
+    for name, gradient in some.items():
+        assert torch.allclose(gradient, all_[name], atol=1e-5 * max(1.0, all_[name].abs().max().item())), name

@@ -381,7 +381,7 @@ def test_an_instruct_model_learns_sixteen_messages_by_heart(home: Path) -> None:
 
     (answer,) = predict_texts(run.folder.name, ["claim your free cash now"], f"{home}/runs")
     assert (answer["label"], answer["said"]) == ("spam", "spam")
-    prompt = "Is it spam?\n\nText: claim your free cash now\n\nAnswer:"
+    prompt = "Is it spam?\n\nText:\nclaim your free cash now\n\nAnswer:"
     assert write(run.folder.name, prompt, 5, f"{home}/runs") == " yes"
     rows = (run.folder / "predictions.csv").read_text().splitlines()
     assert rows[0] == "row,text_sha256,label,predicted,p_ham,p_spam"

@@ -32,7 +32,10 @@ from src.finetune.classify import Classifier
 from src.train import Run, train
 
 ROOT = Path(__file__).parents[1]
-TINY = "gpt.weights=random gpt.n_layer=2 gpt.n_head=2 gpt.n_embd=16 gpt.context_length=64 trainer.max_epochs=2 trainer.accelerator=cpu"
+TINY = (
+    "gpt.weights=random gpt.n_layer=2 gpt.n_head=2 gpt.n_embd=16 gpt.context_length=64 trainer.max_epochs=2 "
+    "trainer.accelerator=cpu"
+)
 WORDS = {
     "ham": "lunch home later tea see you soon ok",
     "spam": "free prize win cash urgent call now claim",
@@ -138,7 +141,7 @@ def test_result_json_has_exactly_these_keys(run: Run) -> None:
 
     result = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
     assert keys(result) == {
-        **none("id name config_hash seed commit"),
+        **none("id name config_hash seed commit curve"),
         "data": none("name split sha256 labels max_length width") | {"sizes": none("train validation test")},
         "gpt": none("name weights parameters"),
         "task": none("kind trainable position trainable_parameters"),
@@ -619,7 +622,7 @@ def test_wandb_without_a_network_is_refused_on_one_line(
 LISTED = {
     "experiments": sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")),
     "top": ["data", "gpt", "held_out", "logger", "name", "patience", "resume", "runs", "seed", "task", "trainer"],
-    "task": sorted("kind trainable position head prompt template lora optimizer ignore_index".split()),
+    "task": ["head", "ignore_index", "kind", "lora", "optimizer", "position", "prompt", "template", "trainable"],
     "gpt": ["large", "medium", "mini", "small", "xl"],
 }
 NO_OPTION = r"In 'train': Could not find '{0}' Available options in '{1}': (.*?)( Config search path: .*)?"

@@ -7,16 +7,14 @@ may run over the border of two documents, as in GPT-2's training.
 """
 
 import hashlib
-import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -51,18 +49,27 @@ def documents(path: str | Path) -> Iterator[Document]:
     Raises InputError naming the file and line of what cannot be read.
     """
     for file in _files(Path(path)):
+        name = file.name.removesuffix(".zst").rpartition(".")[0]
         if file.suffix == ".txt":
-            yield Document(file.stem, _lines(file).read())
-            continue
-        number = 0
-        try:
+            try:
+                yield Document(name, file.read_text(encoding="utf-8"))
+            except UnicodeDecodeError as error:
+                raise InputError(f"{file} is no text in UTF-8 ({error})") from None
+        else:
             for number, line in enumerate(_lines(file), 1):
-                record = json.loads(line)
-                if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-                    raise InputError(f'{file}, line {number}: a document is one line, {{"text": "..."}}')
-                yield Document(str(record.get("source", file.name.split(".")[0])), record["text"])
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{file}, line {number + 1}: not JSON lines in UTF-8 ({error})") from None
+                yield _document(line, name, f"{file}, line {number}")
+
+
+def _document(line: bytes, name: str, place: str) -> Document:
+    try:
+        record = json.loads(line.decode())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{place}: not JSON lines in UTF-8 ({error})") from None
+    if isinstance(record, dict):
+        source, text = record.get("source", name), record.get("text")
+        if isinstance(source, str) and isinstance(text, str):
+            return Document(source, text)
+    raise InputError(f'{place}: a document is one line, {{"text": "..."}} or {{"source": "...", "text": "..."}}')
 
 
 def pack(path: str | Path, cache: str | Path) -> Packed:
@@ -74,37 +81,36 @@ def pack(path: str | Path, cache: str | Path) -> Packed:
     if not manifest.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            facts = _tokenize(documents(path), Path(unfinished), f"tokenizing {Path(path).name}")
+            facts = _tokenize(documents(path), Path(unfinished), Path(path))
             facts |= {"text": str(path), "text_sha256": sha256, "vocabulary_sha256": VOCABULARY}
             os.replace(Path(unfinished) / "tokens", tokens)
             (Path(unfinished) / "manifest").write_text(json.dumps(facts, indent=2) + "\n")
             os.replace(Path(unfinished) / "manifest", manifest)  # last: where it stands, the tokens are whole
     facts = json.loads(manifest.read_text())
-    ids = np.memmap(tokens, np.uint16, "r")
-    if len(ids) != facts["tokens"]:
-        raise InputError(f"{tokens} holds {len(ids)} tokens, its manifest says {facts['tokens']}: delete both")
+    found = tokens.stat().st_size if tokens.is_file() else 0
+    if found != 2 * facts["tokens"]:
+        raise InputError(f"{tokens} has {found} bytes, {manifest} says {2 * facts['tokens']}: delete both files")
     sources = {name: (start, end) for name, (start, end) in facts["sources"].items()}
-    return Packed(ids, sources, facts["documents"], sha256)
+    return Packed(np.memmap(tokens, np.uint16, "r"), sources, facts["documents"], sha256)
 
 
-def _tokenize(texts: Iterable[Document], folder: Path, title: str) -> dict[str, Any]:
+def _tokenize(texts: Iterator[Document], folder: Path, path: Path) -> dict[str, Any]:
     """Write folder/tokens; a file a source first, then one after the other."""
     count, size = 0, dict[str, int]()
-    texts = iter(tqdm(texts, title, unit=" documents"))
-    with ExitStack() as stack:
-        files: dict[str, Any] = {}
-        while some := list(islice(texts, 1000)):
-            for (source, _), ids in zip(some, encode([document.text for document in some]), strict=True):
-                if source not in files:
-                    files[source] = stack.enter_context((folder / f"source-{len(files)}").open("wb"))
-                files[source].write(np.array([*ids, END_OF_TEXT], np.uint16).tobytes())
-                size[source] = size.get(source, 0) + len(ids) + 1
-            count += len(some)
-    if not count:
-        raise InputError("corpus.path holds no document")
+    numbers = dict[str, int]()  # of the sources, in the order in which they come
+    texts = iter(tqdm(texts, f"tokenizing {path.name}", unit=" documents"))
+    while some := list(islice(texts, 1000)):
+        for (source, _), ids in zip(some, encode([document.text for document in some]), strict=True):
+            number = numbers.setdefault(source, len(numbers))
+            with (folder / f"source-{number}").open("ab") as part:  # not held open: there may be thousands
+                part.write(np.array([*ids, END_OF_TEXT], np.uint16).tobytes())
+            size[source] = size.get(source, 0) + len(ids) + 1
+        count += len(some)
+    if sum(size.values()) == count:
+        raise InputError(f"{path} holds no text")
     sources, start = {}, 0
     with (folder / "tokens").open("wb") as whole:
-        for number, name in enumerate(size):
+        for name, number in numbers.items():
             with (folder / f"source-{number}").open("rb") as part:
                 shutil.copyfileobj(part, whole)
             sources[name] = (start, start + size[name])
@@ -121,13 +127,34 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _lines(file: Path) -> io.TextIOWrapper:
+def _lines(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as content:
+        if file.suffix != ".zst":
+            yield from content
+            return
+        rest = b""
+        for part in _decompressed(content, file):
+            *lines, rest = (rest + part).split(b"\n")
+            yield from lines
+    if rest:
+        yield rest
+
+
+def _decompressed(content: BinaryIO, file: Path) -> Iterator[bytes]:
+    """Frame after frame: the library's own reader takes half a file for a whole one."""
     import zstandard
 
-    raw: Any = file.open("rb")
-    return io.TextIOWrapper(
-        zstandard.ZstdDecompressor().stream_reader(raw) if file.suffix == ".zst" else raw, encoding="utf-8"
-    )
+    frame = None
+    try:
+        while compressed := content.read(1 << 20):
+            while compressed:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(compressed)
+                compressed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    except zstandard.ZstdError as error:
+        raise InputError(f"{file} is no Zstandard file ({error})") from None
+    if frame:
+        raise InputError(f"{file} ends in the middle: get it again")
 
 
 def _content_hash(path: Path) -> str:
@@ -140,44 +167,41 @@ def _content_hash(path: Path) -> str:
 
 
 class Windows:
-    """Batches of token windows (B, T+1) in random order, every window of an epoch once; an iterable of known length.
+    """Batches of token windows (B, T+1) without end, in random order, every window of an epoch once.
 
-    Epoch e cuts the tokens into windows of T, starting at a random offset, and shuffles them, by (seed, e) alone. What
-    was done of an epoch is kept by state_dict, so that a run that was killed goes on at the very next batch.
+    Epoch e cuts the tokens into windows of T, starting at a random offset, and shuffles them, by (seed, e) alone; fewer
+    windows than a batch are left over. How far an iteration got is kept by state_dict: a run that was killed goes on at
+    the very next batch. A batch counts as done when the next one is asked for, because Lightning, which is told of no
+    length, always holds one in advance.
     """
 
     def __init__(self, ids: np.ndarray[Any, Any], window: int, batch_size: int, seed: int) -> None:
         self.ids, self.window, self.batch_size, self.seed = ids, window, batch_size, seed
-        self.epoch = self.done = 0
+        self.done = 0
         self.n = (len(ids) - 1) // window - 1  # windows of every epoch, whatever its offset
-        if self.n < batch_size:
+        self.epoch_batches = self.n // batch_size
+        if not self.epoch_batches:
             raise InputError(
                 f"the corpus has {len(ids)} tokens: {batch_size} windows of {window} tokens need "
                 f"{(batch_size + 1) * window + 1}; lower window or batch_size"
             )
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.n // self.batch_size
-
-    def starts(self) -> np.ndarray[Any, Any]:
-        """First token of each window of this epoch, in the order in which they come; whole batches only."""
-        rng = np.random.default_rng((self.seed, self.epoch))
+    def starts(self, epoch: int) -> np.ndarray[Any, Any]:
+        """First token of each window (batches, B) of an epoch, in the order in which they come."""
+        rng = np.random.default_rng((self.seed, epoch))
         offset = rng.integers(self.window)
-        return offset + self.window * rng.permutation(self.n)[: len(self) * self.batch_size]
+        order = rng.permutation(self.n)[: self.epoch_batches * self.batch_size]
+        return offset + self.window * order.reshape(self.epoch_batches, self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        starts = self.starts().reshape(len(self), self.batch_size)
-        for batch in starts[self.done :]:
-            self.done += 1
-            yield windows(self.ids, batch, self.window)
-        self.done = 0
+        while True:
+            epoch, first = divmod(self.done, self.epoch_batches)
+            for batch in self.starts(epoch)[first:]:
+                yield windows(self.ids, batch, self.window)
+                self.done += 1
 
     def state_dict(self) -> dict[str, int]:
-        return {"done": self.done % len(self)}
+        return {"done": self.done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.done = state["done"]

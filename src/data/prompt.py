@@ -1,9 +1,10 @@
 """A text and what is to be done with it -> one prompt; a class -> the tokens of its answer.
 
-    template: "{instruction}\\n\\nText: {text}\\nAnswer:"   ->   before the text | the text | after it
+    template: "{instruction}\\n\\nText:\\n{text}\\n\\nAnswer:"   ->   before the text | the text | after it
     answers:  {ham: "no", spam: "yes"}                     ->   " no" <|endoftext|>,  " yes" <|endoftext|>
 
-The pieces are tokenized apart, so that a text has the same tokens in a prompt as alone.
+The pieces are tokenized apart, so that a text has the same tokens in a prompt as alone; where line breaks
+part them, as in the default, these are also the tokens of the whole.
 """
 
 from collections.abc import Mapping, Sequence

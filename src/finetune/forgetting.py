@@ -42,7 +42,7 @@ class Forgetting:
         return {"language": {"before": self.before, "after": self._measure()}} if self.windows else {}
 
     def _measure(self) -> dict[str, float]:
-        loader = DataLoader(self.windows, batch_size=None)  # type: ignore[arg-type]
+        loader: Any = DataLoader(self.windows, batch_size=None)  # type: ignore[arg-type]
         outputs: Any = self.trainer.predict(self.module, loader)
         loss, tokens = (sum(part) for part in zip(*outputs, strict=True))
         return {"loss": loss / tokens, "perplexity": math.exp(loss / tokens), "tokens": tokens}

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from src.errors import InputError
 from src.finetune.optimize import Optimizer, clip
@@ -70,6 +71,8 @@ def _matmul_dtype(x: Tensor) -> torch.dtype:
 def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 2048) -> Tensor:
     """Mean cross-entropy of `hidden` (N, C) @ `weight` (V, C)^T against targets (N,), -100 left out; at no time are
     there more than (chunk, V) logits."""
+    if not torch.is_grad_enabled():  # needs_input_grad would still be true for a parameter
+        weight = weight.detach()
     return ChunkedCrossEntropy.apply(hidden, weight, targets, None, chunk)
 
 
@@ -111,13 +114,21 @@ class Language(L.LightningModule):
     ) -> None:
         super().__init__()
         if chunk < 1 or (candidates is not None and candidates < 1):
-            raise InputError(f"task.chunk={chunk} and task.candidates={candidates} must be at least 1")
+            raise InputError(f"chunk={chunk} and candidates={candidates} must be at least 1")
         self.gpt, self.optimizer, self.candidates, self.chunk, self.seed = gpt, optimizer, candidates, chunk, seed
+        self.validation_loss = MeanMetric(nan_strategy="disable")
         self.progress = progress or (lambda: self.trainer.global_step / max(1, self.trainer.max_steps))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Hidden states (B, T, C)."""
         return self.gpt(ids)
+
+    def batch_seed(self) -> int:
+        """For what is drawn in a batch: of the seed and the number of the batch alone, so that it survives a resume."""
+        return self.seed * 1_000_003 + self.trainer.fit_loop.total_batch_idx
+
+    def on_train_batch_start(self, batch: Tensor, batch_index: int) -> None:
+        torch.manual_seed(self.batch_seed())  # dropout
 
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
         hidden, targets = self(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()
@@ -125,15 +136,27 @@ class Language(L.LightningModule):
         if self.candidates is None:
             loss = chunked_cross_entropy(hidden, weight, targets, self.chunk)
         else:
-            drawn_by = torch.Generator().manual_seed(self.seed * 1_000_003 + self.trainer.fit_loop.total_batch_idx)
+            drawn_by = torch.Generator().manual_seed(self.batch_seed())
             loss = sampled_cross_entropy(hidden, weight, targets, self.candidates, drawn_by, self.chunk)
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
     def validation_step(self, batch: Tensor, batch_index: int) -> None:
         targets = batch[:, 1:].flatten()
-        loss = chunked_cross_entropy(self(batch[:, :-1]).flatten(0, 1), self.gpt.token_embedding.weight, targets)
-        self.log("validation/loss", loss, prog_bar=True, batch_size=len(targets))
+        hidden, weight = self(batch[:, :-1]).flatten(0, 1), self.gpt.token_embedding.weight
+        self.validation_loss.update(chunked_cross_entropy(hidden, weight, targets, self.chunk), len(targets))
+
+    def on_validation_epoch_end(self) -> None:
+        loss = self.validation_loss.compute()
+        self.validation_loss.reset()
+        self.log_dict({"validation/loss": loss, "validation/perplexity": loss.exp()}, prog_bar=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not all(parameter.isfinite().all() for parameter in self.parameters()):
+            raise InputError(
+                f"the weights became infinite or NaN before step {checkpoint['global_step']}: training stopped, the "
+                "checkpoint before is kept; lower optimizer.lr"
+            )
 
     def configure_optimizers(self) -> Any:
         decayed = [p for name, p in self.gpt.named_parameters() if p.ndim == 2 and "embedding" not in name]

@@ -39,8 +39,9 @@ class Throughput(L.Callback):
         self.budget_seconds = budget_seconds
         self.seconds, self.tokens, self.flops = 0.0, 0, 0.0
         self.curve: list[dict[str, float]] = []
-        self._losses: list[Tensor] = []
-        self._peak = self._flops_per_batch = 0.0
+        self.loss_sum: float | Tensor = 0.0  # of the batches since the last row of the curve
+        self.batches = 0
+        self.flops_per_batch = self._peak = 0.0  # by the first batch, whose number of words stands for all
         self._since = (0.0, 0, 0.0)
 
     def share(self) -> float:
@@ -53,40 +54,49 @@ class Throughput(L.Callback):
         self._peak = measured_peak(module.device, dtype)
         self._started = perf_counter() - self.seconds
         self._since = (perf_counter(), self.tokens, self.flops)
+        self._stop_when_over(trainer)  # at once, where a run is resumed after its last step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Tensor, batch_index: int
     ) -> None:
         assert isinstance(module, Language)
-        if not self._flops_per_batch:
-            self._flops_per_batch = flops_of(module, batch)
+        if not self.flops_per_batch:
+            self.flops_per_batch = flops_of(module, batch)
         self.tokens += batch[:, 1:].numel()
-        self.flops += self._flops_per_batch
-        self._losses.append(outputs["loss"].detach())
+        self.flops += self.flops_per_batch
+        self.loss_sum = self.loss_sum + outputs["loss"].detach() * trainer.accumulate_grad_batches
+        self.batches += 1
         self.seconds = perf_counter() - self._started
-        if self.budget_seconds and self.seconds >= self.budget_seconds:
-            trainer.should_stop = True
+        self._stop_when_over(trainer)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             now, (then, tokens, flops) = _now(module.device), self._since
             rate = (self.flops - flops) / (now - then)
-            self.log("tokens_per_second", (self.tokens - tokens) / (now - then), prog_bar=True)
-            self.log("tflop_per_second", rate / 1e12)
-            self.log("share_of_peak", rate / self._peak, prog_bar=True)
+            module.log("done", module.progress(), prog_bar=True)
+            module.log("tokens_per_second", (self.tokens - tokens) / (now - then), prog_bar=True)
+            module.log("tflop_per_second", rate / 1e12)
+            module.log("share_of_peak", rate / self._peak, prog_bar=True)
             self._since = (now, self.tokens, self.flops)
 
+    def _stop_when_over(self, trainer: L.Trainer) -> None:
+        if self.share() == 1.0:
+            trainer.should_stop = True
+
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.sanity_checking or not self._losses:
+        if not self.batches:
             return
+        if trainer.state.fn == "fit":
+            self.seconds = perf_counter() - self._started
         row = {"step": trainer.global_step, "tokens": self.tokens, "seconds": round(self.seconds, 1)}
-        row["train_loss"] = torch.stack(self._losses).mean().item()
+        row["train_loss"] = float(self.loss_sum) / self.batches
         row["validation_loss"] = trainer.callback_metrics["validation/loss"].item()
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         self.curve.append(row)
-        self._losses.clear()
+        self.loss_sum, self.batches = 0.0, 0
         self._since = (_now(module.device), self.tokens, self.flops)  # validation is no training
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("seconds", "tokens", "flops", "curve")}
+        names = ("seconds", "tokens", "flops", "flops_per_batch", "curve", "batches")
+        return {name: getattr(self, name) for name in names} | {"loss_sum": float(self.loss_sum)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -97,4 +107,6 @@ def flops_of(module: Language, batch: Tensor) -> float:
     ids = batch[:, :-1]
     V, C = module.gpt.token_embedding.weight.shape
     words = V if module.candidates is None else min(V, module.candidates + len(batch[:, 1:].unique()))
-    return count_flops(module, ids) + 3 * 2 * ids.numel() * words * C
+    with torch.compiler.set_stance("force_eager"):  # counting under compilation would turn it off for good
+        body = count_flops(module, ids)
+    return body + 3 * 2 * ids.numel() * words * C

@@ -6,13 +6,13 @@ Prompts of different lengths stand in one batch, padded on the right: keys are k
 takes the place of the padding, which no token ever sees.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from src.errors import InputError
-from src.gpt.model import GPT
+from src.gpt.model import GPT, GPTConfig
 
 
 class Cache:
@@ -49,22 +49,14 @@ def generate(
     A continuation ends before the token `stop`. choose: logits (B, V) -> ids (B,); greedy by default (see `sampler`).
     Raises InputError for a GPT without a causal mask, an empty prompt, or a context that is too short.
     """
-    if not gpt.config.causal:
-        raise InputError("gpt.causal=false reads a text from both sides and cannot write one")
-    if not len(length) or int(length.min()) < 1:
-        raise InputError("an empty prompt cannot be continued: give at least one token")
-    size = int(length.max()) + max_new_tokens
-    if size > gpt.config.context_length + 1:
-        raise InputError(
-            f"a prompt of {int(length.max())} tokens and {max_new_tokens} new ones do not fit into the context of "
-            f"{gpt.config.context_length}"
-        )
+    longest = check(gpt.config, length.tolist(), max_new_tokens)
     choose = choose or greedy
-    caches = [Cache(size) for _ in gpt.blocks]
-    rows = torch.arange(len(ids), device=ids.device)
-    hidden = _read(gpt, ids, torch.arange(ids.shape[1], device=ids.device).expand_as(ids), caches)
+    caches = [Cache(longest + max_new_tokens) for _ in gpt.blocks]
+    ids, rows = ids[:, :longest], torch.arange(len(ids), device=ids.device)
+    hidden = _read(gpt, ids, torch.arange(longest, device=ids.device).expand_as(ids), caches)
     last, position = hidden[rows, length - 1], length.clone()  # (B, C); where the next token will stand
-    written, going = [[] for _ in rows], torch.ones_like(length, dtype=torch.bool)
+    written: list[list[int]] = [[] for _ in rows]
+    going = torch.ones_like(length, dtype=torch.bool)
     for n in range(max_new_tokens):
         token = choose(gpt.logits(last))
         going &= token != stop
@@ -75,6 +67,20 @@ def generate(
         last = _read(gpt, token[:, None], position[:, None], caches)[:, 0]
         position += 1
     return written
+
+
+def check(config: GPTConfig, length: Sequence[int], max_new_tokens: int) -> int:
+    """The longest of the prompts' lengths; raises what `generate` raises."""
+    if not config.causal:
+        raise InputError("gpt.causal=false reads a text from both sides and cannot write one")
+    if min(length, default=0) < 1:
+        raise InputError("an empty prompt cannot be continued: give at least one token")
+    if max_new_tokens < 1 or max(length) + max_new_tokens > config.context_length + 1:  # the last is never read
+        raise InputError(
+            f"a prompt of {max(length)} tokens and {max_new_tokens} new ones do not fit into the context of "
+            f"{config.context_length}"
+        )
+    return max(length)
 
 
 def _read(gpt: GPT, ids: Tensor, position: Tensor, caches: list[Cache]) -> Tensor:

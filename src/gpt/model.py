@@ -79,6 +79,26 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)  # (B, H, T, D)
         return F.dropout(self.out(y.transpose(1, 2).reshape(B, T, C)), self.dropout, self.training)
 
+    def at(self, x: Tensor, index: Tensor) -> Tensor:
+        """What `forward` gives at index (B, Q): (B, T, C) -> (B, Q, C), with neither keys nor values projected.
+
+        A score is q (W_k x) = (W_k^T q) x, and a head's weighted sum of values is W_v times that of the x: with few
+        queries both are far cheaper than projecting all T tokens.
+        """
+        (B, T, C), Q, H = x.shape, index.shape[1], self.n_head
+        D = C // H
+        w_q, w_k, w_v = self.qkv.weight.view(3, H, D, C)
+        b_q, _, b_v = self.qkv.bias.view(3, H, 1, D)  # that of the keys adds the same to all scores of a query
+        here = x.gather(1, index[..., None].expand(B, Q, C))
+        q = F.linear(here, w_q.reshape(C, C)).view(B, Q, H, D).transpose(1, 2) + b_q  # (B, H, Q, D)
+        scores = ((q @ w_k) @ x[:, None].transpose(-2, -1)).float() / math.sqrt(D)  # (B, H, Q, T)
+        if self.causal:
+            future = torch.arange(T, device=x.device) > index[:, None, :, None]  # (B, 1, Q, T)
+            scores = scores.masked_fill(future, float("-inf"))
+        share = F.dropout(scores.softmax(-1).to(x.dtype), self.dropout, self.training)
+        y = (share @ x[:, None]) @ w_v.transpose(-2, -1) + b_v * share.sum(-1, keepdim=True)  # (B, H, Q, D)
+        return F.dropout(self.out(y.transpose(1, 2).reshape(B, Q, C)), self.dropout, self.training)
+
 
 class MLP(nn.Module):
     """Two linear layers with a tanh-approximated GELU between them, (B, T, C) -> (B, T, C)."""
@@ -106,6 +126,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cache: "LayerCache | None" = None) -> Tensor:
         x = x + self.attention(self.norm1(x), cache)
         return x + self.mlp(self.norm2(x))
+
+    def at(self, x: Tensor, index: Tensor) -> Tensor:
+        """What `forward` gives at index (B, Q) alone: (B, T, C) -> (B, Q, C)."""
+        here = x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+        here = here + self.attention.at(self.norm1(x), index)
+        return here + self.mlp(self.norm2(here))
 
 
 class GPT(nn.Module):
@@ -151,6 +177,16 @@ class GPT(nn.Module):
         for block in self.blocks[k:]:
             x = block(x)
         return self.final_norm(x)
+
+    def suffix_at(self, x: Tensor, k: int, index: Tensor) -> Tensor:
+        """What `suffix` gives at index (B, Q) alone: (B, T, C) -> (B, Q, C); the last block does no other work."""
+        if k == len(self.blocks):
+            return self.final_norm(x.gather(1, index[..., None].expand(-1, -1, x.shape[-1])))
+        for block in self.blocks[k:-1]:
+            x = block(x)
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        return self.final_norm(last.at(x, index))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Hidden states after the final norm: (B, T) ids -> (B, T, C)."""

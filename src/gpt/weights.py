@@ -43,6 +43,10 @@ PUBLISHED = {
     ),
 }
 
+# pretrained by this project with src.pretrain (see the card beside the file)
+GPT_MINI = Path(__file__).parents[2] / "assets" / "gpt-mini" / "model.safetensors"
+SHIPPED = {"mini": (GPT_MINI, "54d7c1280e3d93905df42c723acc0b83327bb603b5744fee9b9d0da7c96c5d31")}
+
 OURS_TO_GPT2 = [  # one row a module; Conv1D layers of GPT-2 hold their weight as (in, out)
     ("token_embedding", "wte", False),
     ("position_embedding", "wpe", False),
@@ -59,10 +63,10 @@ NOT_PARAMETERS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|lm_head\.weight")
 
 
 def build(name: str, weights: str, config: GPTConfig, seed: int) -> GPT:
-    """A GPT of `config` with `weights`: "random" (from `seed`), "pretrained" (published for size `name`) or a path."""
+    """A GPT of `config` with `weights`: "random" (from `seed`), "pretrained" (those of size `name`) or a path."""
     if weights == "random":
         return GPT(config, seed=seed)
-    path = published_file(name) if weights == "pretrained" else Path(weights)
+    path = pretrained_file(name) if weights == "pretrained" else Path(weights)
     gpt = GPT(config, seed=seed)
     read(gpt, path)
     return gpt
@@ -122,6 +126,15 @@ def export(gpt: GPT, folder: str | Path, dtype: torch.dtype = torch.float32) -> 
     os.replace(unfinished, folder / "model.safetensors")
 
 
+def pretrained_file(name: str) -> Path:
+    """The pretrained weights of a size, checked by sha256: shipped with this project, or published."""
+    if name not in SHIPPED:
+        return published_file(name)
+    path, sha256 = SHIPPED[name]
+    verify(_tensor_file(path), sha256)
+    return path
+
+
 def published_file(name: str) -> Path:
     """The published weights of a size, from the hub or its cache, checked by sha256. Raises InputError if offline."""
     from huggingface_hub import hf_hub_download
@@ -129,7 +142,8 @@ def published_file(name: str) -> Path:
 
     if name not in PUBLISHED:
         raise InputError(
-            f"no weights are published for gpt={name}: use gpt.weights=random or a path, or gpt={'|'.join(PUBLISHED)}"
+            f"no weights are published for gpt={name}: use gpt.weights=random or a path, "
+            f"or gpt={'|'.join((*SHIPPED, *PUBLISHED))}"
         )
     source = PUBLISHED[name]
     try:

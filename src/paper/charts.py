@@ -1,0 +1,254 @@
+"""Rows -> charts, as data: what is drawn against what. figures.py draws them for print, page.html in a browser."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+
+from src.paper.rows import Row, Run, namer, shown
+
+# of Okabe and Ito's colours, which all eyes tell apart; their yellow is too pale for lines
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+BINS = 15
+DEPTHS = {"last_layer": 0, "last_block": 1, "last_two_blocks": 2}
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points with the name that a legend gives them; low and high are the ends of their bars or the edges of a band."""
+
+    name: str
+    style: int  # colour, marker and line by number: the same number looks the same everywhere
+    x: list[float]
+    y: list[float]
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
+    sizes: list[float] = field(default_factory=list)  # shares of all messages, shown by the size of a point
+    joined: int = 0  # how many of the points, from the first, a line joins
+    band: bool = False
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Counts of messages: row the true label, column the predicted one."""
+
+    labels: list[str]
+    counts: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: series, or a confusion matrix."""
+
+    title: str
+    series: list[Series] = field(default_factory=list)
+    matrix: Matrix | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure. `ticks` are (place, label) on the x axis where numbers would say less."""
+
+    kind: str
+    title: str
+    x_label: str
+    y_label: str
+    panels: list[Panel]
+    log_x: bool = False
+    ticks: list[tuple[float, str]] = field(default_factory=list)
+    diagonal: bool = False
+
+
+def charts(rows: Sequence[Row]) -> list[Chart]:
+    """Every chart that the finished rows of a study give."""
+    rows = [row for row in rows if row.runs]
+    made = [
+        depth(rows),
+        fraction(rows),
+        cost(rows),
+        curves(rows, "loss", 1),
+        curves(rows, "accuracy", 100),
+        reliability(rows),
+        confusion(rows),
+    ]
+    return [chart for chart in made if chart is not None]
+
+
+def lines(rows: Sequence[Row], key: str) -> dict[str, list[Row]]:
+    """Rows that differ in `key` alone, under the name of what they share."""
+    others = [{k: v for k, v in row.values.items() if k != key} for row in rows]
+    name = namer(others, "")
+    found: dict[str, list[Row]] = {}
+    for row, shared in zip(rows, others, strict=True):
+        found.setdefault(name(shared), []).append(row)
+    return found
+
+
+def accuracies(name: str, style: int, points: Sequence[tuple[float, Row]], joined: int) -> Series:
+    """Test accuracy in % with its interval, of rows at their place on the x axis."""
+    points = sorted(points, key=lambda point: point[0])
+    return Series(
+        name,
+        style,
+        [x for x, _ in points],
+        [100 * row.accuracy for _, row in points],
+        [100 * row.interval.low for _, row in points],
+        [100 * row.interval.high for _, row in points],
+        joined=joined,
+    )
+
+
+def spread(series: list[Series], step: float, log: bool = False) -> list[Series]:
+    """Series moved a little to the side of each other, so that their bars do not hide one another."""
+    shifts = [step * (i - (len(series) - 1) / 2) for i in range(len(series))]
+    return [
+        replace(one, x=[x * (1 + shift) if log else x + shift for x in one.x])
+        for one, shift in zip(series, shifts, strict=True)
+    ]
+
+
+def depth(rows: Sequence[Row]) -> Chart | None:
+    """Accuracy against how many blocks are unfrozen; everything and LoRA stand beyond the deepest."""
+    key = "task.trainable"
+    values = {shown(row.values[key]) for row in rows if key in row.values}
+    places = unfrozen(values)
+    if len([value for value in values if value in places]) < 2:
+        return None
+    series = []
+    for style, (name, group) in enumerate(lines(rows, key).items()):
+        points = [(places[value], row) for row in group if (value := shown(row.values[key])) in places]
+        joined = sum(place != places.get("lora") for place, _ in points)  # LoRA has no place among whole blocks
+        series.append(accuracies(name, style, points, joined))
+    named = {"last_layer": "head", "all": "all", "lora": "LoRA"}
+    ticks = sorted({(place, named.get(value, str(int(place)))) for value, place in places.items()})
+    return Chart(
+        "depth",
+        "Accuracy against unfrozen blocks",
+        "unfrozen blocks",
+        "test accuracy (%)",
+        [Panel("", spread(series, 0.06))],
+        ticks=ticks,
+    )
+
+
+def unfrozen(strategies: set[str]) -> dict[str, float]:
+    """Strategy -> its place on an axis of unfrozen blocks."""
+    blocks = {s: int(match[1]) for s in strategies if (match := re.fullmatch(r"(\d+)_blocks", s))}
+    places: dict[str, float] = {s: float(n) for s, n in (blocks | DEPTHS).items() if s in strategies}
+    for beyond in ("all", "lora"):
+        if beyond in strategies:
+            places[beyond] = max(places.values(), default=-1.0) + 1
+    return places
+
+
+def fraction(rows: Sequence[Row]) -> Chart | None:
+    """Accuracy against the part of the training messages, a line for each of the other settings."""
+    key = "data.fraction"
+    parts = sorted({float(row.values[key]) for row in rows if key in row.values})
+    if len(parts) < 2:
+        return None
+    series = [
+        accuracies(name, style, [(float(row.values[key]), row) for row in group], len(group))
+        for style, (name, group) in enumerate(lines(rows, key).items())
+    ]
+    sizes = {part: {size(row) for row in rows if float(row.values[key]) == part} for part in parts}
+    alike = all(len(found) == 1 for found in sizes.values())
+    ticks = [(part, f"{100 * part:g}%" + (f"\n{min(sizes[part]):,}" if alike else "")) for part in parts]
+    label = "training messages" if alike else "part of the training messages"
+    return Chart(
+        "fraction",
+        "Accuracy against training messages",
+        label,
+        "test accuracy (%)",
+        [Panel("", spread(series, 0.02, log=True))],
+        log_x=True,
+        ticks=ticks,
+    )
+
+
+def size(row: Row) -> int:
+    """How many messages a row was trained on."""
+    return int(row.runs[0].result["data"]["sizes"]["train"])
+
+
+def curves(rows: Sequence[Row], quantity: str, unit: float) -> Chart | None:
+    """Loss or accuracy against epochs, the range over seeds as a band, a panel a row; from runs that keep a curve."""
+    panels = []
+    for row in rows:
+        if kept := [run.result["curve"] for run in row.runs if run.result.get("curve")]:
+            series = [curve(kept, part, quantity, unit, style) for style, part in enumerate(("validation", "train"))]
+            panels.append(Panel(row.label, series))
+    label = {"loss": "loss (nats)", "accuracy": "accuracy (%)"}[quantity]
+    title = f"Learning curves: {quantity}, range over seeds"
+    return Chart(f"curves-{quantity}", title, "epoch", label, panels) if panels else None
+
+
+def curve(kept: Sequence[list[dict[str, float]]], part: str, quantity: str, unit: float, style: int) -> Series:
+    """Mean and range over seeds of a quantity after each epoch that all of them went through."""
+    seeds = [[unit * point[f"{part}_{quantity}"] for point in points] for points in kept]
+    epochs = list(zip(*seeds, strict=False))
+    return Series(
+        {"train": "training"}.get(part, part),
+        style,
+        [float(point["epoch"]) for point in kept[0][: len(epochs)]],
+        [fmean(values) for values in epochs],
+        [min(values) for values in epochs],
+        [max(values) for values in epochs],
+        joined=len(epochs),
+        band=True,
+    )
+
+
+def reliability(rows: Sequence[Row]) -> Chart | None:
+    """Accuracy against confidence in 15 bins, of all seeds together, a panel a row."""
+    panels = []
+    for row in rows:
+        if any(run.confidence is None for run in row.runs):
+            continue
+        ece = row.mean("metrics", "test", "ece")
+        series = bins([p for run in row.runs for p in run.confidence or []], [r for run in row.runs for r in run.right])
+        panels.append(Panel(f"{row.label}\nECE {ece:.3f}", [series]))
+    if not panels:
+        return None
+    return Chart("reliability", "Reliability, all seeds together", "confidence", "accuracy", panels, diagonal=True)
+
+
+def bins(confidence: Sequence[float], right: Sequence[bool]) -> Series:
+    """Mean confidence and accuracy of the messages of each bin that has any."""
+    held: dict[int, list[tuple[float, bool]]] = {}
+    for p, is_right in zip(confidence, right, strict=True):
+        held.setdefault(min(int(p * BINS), BINS - 1), []).append((p, is_right))
+    full = [held[i] for i in sorted(held)]
+    return Series(
+        "",
+        0,
+        [sum(p for p, _ in one) / len(one) for one in full],
+        [sum(is_right for _, is_right in one) / len(one) for one in full],
+        sizes=[len(one) / len(right) for one in full],
+        joined=len(full),
+    )
+
+
+def confusion(rows: Sequence[Row]) -> Chart | None:
+    """True against predicted labels, of all seeds together, a panel a row."""
+    panels = [Panel(row.label, matrix=matrix(row.runs)) for row in rows]
+    return Chart("confusion", "Confusion, all seeds together", "predicted", "true", panels) if panels else None
+
+
+def matrix(runs: Sequence[Run]) -> Matrix:
+    """The confusion matrix of runs on the same labels; what was predicted beyond them comes last."""
+    pairs = Counter((line["label"], line["predicted"]) for run in runs for line in run.predictions)
+    known = list(runs[0].result["data"]["labels"])
+    labels = known + sorted({label for pair in pairs for label in pair} - set(known))
+    return Matrix(labels, [[pairs[true, said] for said in labels] for true in labels])
+
+
+def cost(rows: Sequence[Row]) -> Chart | None:
+    """Accuracy against training operations, for rows that were trained."""
+    operations = [((row.mean("cost", "train_flops") or 0) / 1e12, row) for row in rows]
+    series = [accuracies(row.label, style, [(x, row)], 0) for style, (x, row) in enumerate(operations) if x > 0]
+    if not series:
+        return None
+    title = "Accuracy against the cost of training"
+    return Chart("cost", title, "TFLOP of training", "test accuracy (%)", [Panel("", series)], log_x=True)

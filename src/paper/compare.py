@@ -1,0 +1,93 @@
+"""How sure an accuracy is, and a difference between two on the same test messages.
+
+An accuracy of one run has Wilson's interval (Wilson 1927). Over several seeds the test messages are resampled, each
+with its mean over the seeds: the seeds share the messages, and seeds x messages would count these several times. Two
+runs on the same messages are compared by the exact test of McNemar (1947); with several seeds by resampling the
+messages' differences. Holm (1979) corrects for the number of comparisons. `right` is (S, N) booleans: seeds, messages.
+"""
+
+from collections.abc import Sequence
+from math import comb, sqrt
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Right = NDArray[np.bool_]
+    Numbers = NDArray[Any]
+
+DRAWS = 100_000
+SIGNIFICANT = 0.05
+
+
+class Interval(NamedTuple):
+    """Both ends of a 95% interval."""
+
+    low: float
+    high: float
+
+
+def wilson(right: int, n: int) -> Interval:
+    """Wilson's score interval of `right` among n."""
+    z, p = NormalDist().inv_cdf(0.975), right / n
+    centre, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    low = 0.0 if right == 0 else (centre - half) / scale
+    return Interval(low, 1.0 if right == n else (centre + half) / scale)
+
+
+def accuracy_interval(right: "Right") -> Interval:
+    """The 95% interval of a mean accuracy over seeds."""
+    import numpy as np
+
+    seeds, n = right.shape
+    times = right.sum(0)
+    if seeds == 1 or (times == times[0]).all():  # without any spread, as at 100%, resampling says nothing
+        return wilson(round(times.sum() / seeds), n)
+    low, high = np.percentile(resampled_means(times) / seeds, [2.5, 97.5])
+    return Interval(float(low), float(high))
+
+
+def resampled_means(values: "Numbers", draws: int = DRAWS, seed: int = 0) -> "Numbers":
+    """Means (draws,) of N values drawn from `values` (N,) with replacement.
+
+    Values that are equal are drawn together: how often each distinct one comes up is multinomial.
+    """
+    import numpy as np
+
+    distinct, counts = np.unique(values, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), draws)
+    return drawn @ distinct / len(values)
+
+
+def paired_p(right: "Right", reference: "Right") -> float:
+    """Two-sided p that both are right equally often, from their answers to the same messages."""
+    if len(right) == len(reference) == 1:
+        return mcnemar(int((right & ~reference).sum()), int((reference & ~right).sum()))
+    # whole numbers, so that no rounding decides which side of zero a mean lies on
+    return paired_bootstrap(right.sum(0) * len(reference) - reference.sum(0) * len(right))
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided p of McNemar's test, from how many messages only one of the two got right."""
+    n = only_a + only_b
+    return min(1.0, 2 * sum(comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n)
+
+
+def paired_bootstrap(differences: "Numbers", draws: int = DRAWS, seed: int = 0) -> float:
+    """Two-sided p that the mean of `differences` (N,) is zero: twice the share of resampled means on zero's other side.
+    At least 2 / (draws + 1)."""
+    means = resampled_means(differences, draws, seed)
+    below, above = int((means <= 0).sum()), int((means >= 0).sum())
+    return min(1.0, 2 * (min(below, above) + 1) / (draws + 1))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p values corrected for their number, in their order: none falls below that of a smaller one."""
+    corrected, largest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        corrected[i] = largest
+    return corrected

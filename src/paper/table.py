@@ -1,0 +1,253 @@
+"""Rows -> columns of numbers and texts: what a row came to, how it differs from a reference row, and what it cost.
+
+CSV takes the numbers of all columns, the other forms the texts of those that have a heading (render.py).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from src.paper.compare import SIGNIFICANT, Interval
+from src.paper.differences import Comparison, compared
+from src.paper.rows import Row, short_names, short_values, shown
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+MISSING = "-"
+NOISE = "≈"
+
+
+class Column(NamedTuple):
+    """A name for CSV, a heading for readers ("" keeps it from them), and of each row a value (None if missing) and a
+    text."""
+
+    name: str
+    heading: str
+    values: list[Any]
+    texts: list[str]
+    is_text: bool = False
+
+
+class Measure(NamedTuple):
+    """A number of result.json that only some runs have: its names, its place, and how it is shown."""
+
+    name: str
+    heading: str
+    path: tuple[str, ...]
+    show: Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A study's name, its question, its columns, and what must be known to read them."""
+
+    name: str
+    question: str
+    columns: list[Column]
+    notes: list[str]
+
+
+def table(name: str, question: str, rows: Sequence[Row], reference: dict[str, Row]) -> Table:
+    """The table of a study, whose rows are compared with those that `references` has chosen."""
+    comparisons = compared(rows, reference)
+    columns = [
+        *varying(rows),
+        *measured(rows),
+        *against(rows, comparisons, reference),
+        *costs(rows),
+        *published(rows),
+    ]
+    said = [*explained(comparisons), *sets_of_messages(reference), *peculiar(rows), *where(rows), *missing(rows)]
+    return Table(name, " ".join(question.split()), columns, said)
+
+
+def column(name: str, heading: str, values: Sequence[T | None], show: Callable[[T], str] = str) -> Column:
+    """A column whose texts follow from its values."""
+    return Column(name, heading, [*values], [MISSING if value is None else show(value) for value in values])
+
+
+def each(items: Sequence[S | None], get: Callable[[S], T]) -> list[T | None]:
+    """What `get` says of each item, None of None."""
+    return [None if item is None else get(item) for item in items]
+
+
+def of(rows: Sequence[Row], get: Callable[[Row], T]) -> list[T | None]:
+    """What `get` says of each row that has a finished run, None of the others."""
+    return [get(row) if row.runs else None for row in rows]
+
+
+def varying(rows: Sequence[Row]) -> list[Column]:
+    """A column for each setting that the study varies."""
+    short = short_names(set(rows[0].values))
+    found = []
+    for key in rows[0].values:
+        values = [row.values[key] for row in rows]
+        text = short_values(values)
+        found.append(Column(key.lstrip("+"), short[key], values, [text[shown(value)] for value in values], True))
+    return found
+
+
+def measured(rows: Sequence[Row]) -> list[Column]:
+    """How many runs have finished, and what they came to."""
+    accuracy = of(rows, lambda row: row.accuracy)
+    validation = of(rows, lambda row: row.mean("metrics", "validation", "accuracy"))
+    deviations = {split: [row.deviation(split) for row in rows] for split in ("test", "validation")}
+    intervals = of(rows, lambda row: row.interval)
+    runs, wanted = [len(row.runs) for row in rows], [row.wanted for row in rows]
+    return [
+        Column("runs", "runs", runs, [f"{n} of {m}" for n, m in zip(runs, wanted, strict=True)]),
+        column("wanted", "", wanted),
+        Column("test_accuracy", "test (%)", accuracy, with_deviation(accuracy, deviations["test"])),
+        column("test_deviation", "", deviations["test"]),
+        Column("test_low", "95% interval", each(intervals, lambda i: i.low), spans(intervals)),
+        column("test_high", "", each(intervals, lambda i: i.high)),
+        column("test_messages", "", of(rows, lambda row: row.right.shape[1])),
+        Column(
+            "validation_accuracy", "validation (%)", validation, with_deviation(validation, deviations["validation"])
+        ),
+        column("validation_deviation", "", deviations["validation"]),
+        *sometimes(rows),
+    ]
+
+
+def sometimes(rows: Sequence[Row]) -> list[Column]:
+    """Measures of the runs that write answers, do several tasks, or look at what the language model forgot."""
+    tasks = sorted({task for row in rows for run in row.runs for task in run.result.get("tasks", {}).get("test", {})})
+    measures = [
+        *(Measure(f"test_{task}", f"{task} (%)", ("tasks", "test", task, "accuracy"), percent) for task in tasks),
+        Measure("generated_accuracy", "written (%)", ("metrics", "test", "generated_accuracy"), percent),
+        Measure("valid_rate", "valid (%)", ("metrics", "test", "valid_rate"), percent),
+        Measure("perplexity_before", "perplexity before", ("language", "before", "perplexity"), "{:.1f}".format),
+        Measure("perplexity_after", "after", ("language", "after", "perplexity"), "{:.1f}".format),
+    ]
+    found = [column(m.name, m.heading, [row.mean(*m.path) for row in rows], m.show) for m in measures]
+    return [one for one in found if any(value is not None for value in one.values)]
+
+
+def against(rows: Sequence[Row], found: list[Comparison | None], reference: dict[str, Row]) -> list[Column]:
+    """The difference from the reference row, and how sure it is."""
+    chosen = {id(row) for row in reference.values()}
+
+    def difference(row: Row, one: Comparison | None) -> str:
+        if one is None:
+            return "reference" if id(row) in chosen else MISSING
+        return (f"{NOISE} " if one.within_noise else "") + f"{100 * one.difference:+.2f}"
+
+    texts = [difference(row, one) for row, one in zip(rows, found, strict=True)]
+    return [
+        Column("difference", "difference", each(found, lambda one: one.difference), texts),
+        column("reference", "", each(found, lambda one: one.reference)),
+        column("p", "", each(found, lambda one: one.p)),
+        column("p_holm", "p", each(found, lambda one: one.corrected), probability),
+        column("within_noise", "", each(found, lambda one: one.within_noise)),
+    ]
+
+
+def costs(rows: Sequence[Row]) -> list[Column]:
+    """Trained parameters, seconds and operations, means over seeds; and the most memory."""
+
+    def count(n: float) -> str:
+        return f"{n / 1e6:.2f} M" if n >= 1e4 else f"{n:,.0f}"
+
+    seconds, operations = ([row.mean("cost", name) for row in rows] for name in ("train_seconds", "train_flops"))
+    memory = of(rows, lambda row: max(run.result["cost"]["peak_memory_bytes"] for run in row.runs))
+    return [
+        column("trainable_parameters", "trained", [row.mean("task", "trainable_parameters") for row in rows], count),
+        column("train_seconds", "seconds", seconds, "{:,.0f}".format),
+        column("train_flops", "TFLOP", operations, lambda flops: f"{flops / 1e12:,.1f}"),
+        column("peak_memory_bytes", "GB", memory, lambda most: f"{most / 1e9:.1f}"),
+    ]
+
+
+def published(rows: Sequence[Row]) -> list[Column]:
+    """The published figure with its interval, and whether ours lies in it, where a row repeats a published one."""
+    known = [row.published for row in rows]
+    if not any(known):
+        return []
+    intervals = each(known, lambda one: one.interval)
+    return [
+        column("published_row", "row", each(known, lambda one: one.row)),
+        column("published_accuracy", "published (%)", each(known, lambda one: one.accuracy), percent),
+        Column("published_low", "its interval", each(intervals, lambda i: i.low), spans(intervals)),
+        column("published_high", "", each(intervals, lambda i: i.high)),
+        column("ours_inside", "ours inside", [lies_inside(row) for row in rows], lambda yes: "yes" if yes else "no"),
+    ]
+
+
+def lies_inside(row: Row) -> bool | None:
+    """Whether our test accuracy lies in the interval of the published one; None without either."""
+    if row.published is None or not row.runs:
+        return None
+    low, high = row.published.interval
+    return low <= row.accuracy <= high
+
+
+def explained(found: list[Comparison | None]) -> list[str]:
+    """What the numbers mean."""
+    comparisons = sum(one is not None for one in found)
+    return [
+        "Accuracy: mean ± standard deviation over seeds. The interval is over test messages: Wilson's with one seed, "
+        "by resampling the messages with several.",
+        "difference: points from the reference row, on the same test messages. p: exact McNemar test with one seed "
+        f"each, else a paired bootstrap over messages, after Holm for {comparisons} comparisons; {NOISE} marks a "
+        f"difference within noise (p of {SIGNIFICANT} or more).",
+    ]
+
+
+def sets_of_messages(reference: dict[str, Row]) -> list[str]:
+    """That rows on different test messages are not compared."""
+    if len(reference) < 2:
+        return []
+    named = "; ".join(row.label for row in reference.values())
+    return [
+        f"The rows were tested on {len(reference)} different sets of messages and are compared only within one: each "
+        f"has its own reference row ({named})."
+    ]
+
+
+def peculiar(rows: Sequence[Row]) -> list[str]:
+    """What holds for some rows only."""
+    found = []
+    if any("tasks" in run.result for row in rows for run in row.runs):
+        found.append("Of several tasks, test is the accuracy over all test messages, validation the mean over tasks.")
+    known = [row.published for row in rows if row.published]
+    if known:
+        wrong = "".join(f" Row {one.row}: {one.note}." for one in known if one.note)
+        found.append(
+            "published: the book's test accuracy, of one seed on 300 messages, with its Wilson interval; row: its "
+            f"number there.{wrong}"
+        )
+    return found
+
+
+def where(rows: Sequence[Row]) -> list[str]:
+    """On what the seconds were measured."""
+    found = {(e["device"], e["torch"]) for row in rows for run in row.runs for e in [run.result["environment"]]}
+    return ["Measured on " + "; ".join(f"{device} (torch {torch})" for device, torch in sorted(found)) + "."]
+
+
+def missing(rows: Sequence[Row]) -> list[str]:
+    """A sentence on the rows that lack runs."""
+    lacking = [row.label for row in rows if len(row.runs) < row.wanted]
+    have, want = sum(len(row.runs) for row in rows), sum(row.wanted for row in rows)
+    return [f"{have} of {want} runs have finished; incomplete: {'; '.join(lacking)}."] if lacking else []
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def with_deviation(means: Sequence[float | None], deviations: Sequence[float | None]) -> list[str]:
+    return [
+        MISSING if mean is None else percent(mean) + (f" ± {percent(deviation)}" if deviation is not None else "")
+        for mean, deviation in zip(means, deviations, strict=True)
+    ]
+
+
+def spans(intervals: Sequence[Interval | None]) -> list[str]:
+    return [MISSING if i is None else f"{100 * i.low:.1f} to {100 * i.high:.1f}" for i in intervals]
+
+
+def probability(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,105 @@
+"""python -m src.report [experiments/<study>.yaml ...] [format=md,tex,csv,figures] [reference=<row>] [runs=runs]
+
+Makes a study's table and figures from its finished runs: experiments/tables/<study>.md, .tex and .csv, and
+experiments/figures/<study>-<what>.png and .pdf. Without a study, of every study in experiments/.
+  format=html                              one page of all studies named, experiments/report.html, for a browser
+  reference=position=last,trainable=all    the row that others are compared with, by values or label; else the first
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from src.command import one_sentence, options
+from src.errors import InputError
+
+if TYPE_CHECKING:
+    from src.paper.charts import Chart
+    from src.paper.table import Table
+
+FORMATS = ("md", "tex", "csv", "figures", "html")
+
+
+@dataclass
+class Options:
+    """What the command line takes besides studies."""
+
+    format: str = "md,tex,csv,figures"
+    reference: str | None = None
+    runs: str = "runs"
+
+
+def report(path: Path, formats: list[str], reference: str | None, runs: str) -> "tuple[Table, list[Chart]] | None":
+    """Write what is asked for of a study and print its table; None, and nothing written, where no run has finished."""
+    from rich.console import Console
+
+    from src import study
+    from src.paper import render, rows
+    from src.paper.charts import charts
+    from src.paper.differences import references
+    from src.paper.table import table
+
+    asked = study.read(path)
+    found = rows.read(asked, runs)
+    if not any(row.runs for row in found):
+        print(
+            f"{path.stem}: none of its {sum(row.wanted for row in found)} runs has finished in {runs}, what stands in "
+            f"{path.parent} is left as it is; run them with python -m src.sweep {path}"
+        )
+        return None
+    made = table(path.stem, asked.description, found, references(found, reference))
+    drawn = charts(found)
+    written = [*write_tables(made, path.parent / "tables", formats)]
+    if "figures" in formats:
+        written += write_figures(path.stem, drawn, path.parent / "figures")
+    Console(width=None if sys.stdout.isatty() else 200).print(render.terminal(made))
+    print(*(f"written: {file}" for file in written), sep="\n", flush=True)
+    return made, drawn
+
+
+def write_tables(made: "Table", folder: Path, formats: list[str]) -> list[Path]:
+    """The table in those of the formats that are a table's."""
+    from src.paper import render
+    from src.results import write_text
+
+    as_text = {"md": render.markdown, "tex": render.latex, "csv": render.as_csv}
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [(folder / f"{made.name}.{kind}", as_text[kind](made)) for kind in formats if kind in as_text]
+    for file, text in written:
+        write_text(file, text)
+    return [file for file, _ in written]
+
+
+def write_figures(name: str, drawn: "list[Chart]", folder: Path) -> list[Path]:
+    """Every chart as PNG and PDF."""
+    from src import figures
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return [file for chart in drawn for file in figures.save(chart, folder / f"{name}-{chart.kind}")]
+
+
+def main() -> None:
+    """Report on the studies that are named, or on all."""
+    named = [argument for argument in sys.argv[1:] if "=" not in argument and argument not in ("-h", "--help")]
+    given = options(Options, [argument for argument in sys.argv[1:] if argument not in named], __doc__ or "")
+    formats = given.format.split(",")
+    if unknown := [one for one in formats if one not in FORMATS]:
+        raise InputError(f"format={unknown[0]} is unknown: use some of {','.join(FORMATS)}")
+    studies = [Path(one) for one in named] or sorted(Path("experiments").glob("*.yaml"))
+    if not studies:
+        raise InputError("experiments/ holds no study: give one, as experiments/<study>.yaml")
+    if given.reference is not None and len(studies) > 1:
+        raise InputError("reference= names a row of one study: name that study too")
+    made = [one for path in studies if (one := report(path, formats, given.reference, given.runs))]
+    if "html" in formats and made:
+        from src.paper.page import page
+        from src.results import write_text
+
+        write_text(file := studies[0].parent / "report.html", page(made))
+        print(f"written: {file}")
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main()

@@ -1,0 +1,122 @@
+"""Continuing prompts: what the cache of keys and values must not change, and what is refused."""
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from src.errors import InputError
+from src.gpt.generate import generate, sampler
+from src.gpt.model import GPT, GPTConfig
+
+CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=16, context_length=12, vocab_size=23)
+PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5], [3, 5, 8, 9, 7, 9, 3]]
+NO_STOP = -1
+
+
+@pytest.fixture
+def gpt() -> GPT:
+    """Random weights, large enough for one token to be far more probable than the next."""
+    made = GPT(CONFIG, seed=1).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(8)
+    return made
+
+
+def batch(prompts: list[list[int]], padding: int = 0, longer: int = 0) -> tuple[Tensor, Tensor]:
+    """ids (B, T) padded on the right, to `longer` more than need be, and length (B,)."""
+    longest = max(map(len, prompts)) + longer
+    padded = torch.tensor([prompt + [padding] * (longest - len(prompt)) for prompt in prompts])
+    return padded, torch.tensor([len(prompt) for prompt in prompts])
+
+
+@torch.no_grad()
+def reference(gpt: GPT, prompt: list[int], n: int, stop: int = NO_STOP) -> list[int]:
+    """Greedy decoding of one prompt by reading all of it anew for each token."""
+    ids = list(prompt)
+    for _ in range(n):
+        token = int(gpt.logits(gpt(torch.tensor([ids])))[0, -1].argmax())
+        if token == stop:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize(("padding", "longer"), [(0, 0), (22, 0), (7, 3)])
+def test_the_cache_changes_nothing_for_prompts_of_different_lengths(gpt: GPT, padding: int, longer: int) -> None:
+    expected = [reference(gpt, prompt, 5) for prompt in PROMPTS]
+    assert len({tuple(ids) for ids in expected}) == len(PROMPTS)
+    assert generate(gpt, *batch(PROMPTS, padding, longer), 5, NO_STOP) == expected
+
+
+def test_the_context_can_be_filled_to_its_last_token_and_the_one_after_it(gpt: GPT) -> None:
+    n = CONFIG.context_length + 1 - len(PROMPTS[3])  # the last one is written and never read
+    expected = [reference(gpt, prompt, n) for prompt in PROMPTS]
+    assert len(expected[3]) == n
+    assert generate(gpt, *batch(PROMPTS), n, NO_STOP) == expected
+
+
+def test_a_full_context_is_continued_by_one_token(gpt: GPT) -> None:
+    full = [i % 23 for i in range(CONFIG.context_length)]
+    assert generate(gpt, *batch([full]), 1, NO_STOP) == [reference(gpt, full, 1)]
+
+
+def test_a_continuation_ends_before_the_stop_token_and_the_others_go_on(gpt: GPT) -> None:
+    free = [reference(gpt, prompt, 5) for prompt in PROMPTS]
+    for stop in {token for ids in free for token in ids}:
+        expected = [reference(gpt, prompt, 5, stop) for prompt in PROMPTS]
+        assert generate(gpt, *batch(PROMPTS), 5, stop) == expected
+        assert any(len(ids) < 5 for ids in expected)
+
+
+def test_sampling_is_the_same_for_the_same_seed_alone(gpt: GPT) -> None:
+    def drawn(seed: int) -> list[list[int]]:
+        return generate(gpt, *batch(PROMPTS), 5, NO_STOP, sampler(temperature=5.0, top_k=23, seed=seed))
+
+    first = drawn(0)
+    torch.manual_seed(5)  # not from here
+    assert drawn(0) == first
+    assert drawn(1) != first
+
+
+def test_the_most_probable_of_one_is_greedy_decoding(gpt: GPT) -> None:
+    greedy = generate(gpt, *batch(PROMPTS), 5, NO_STOP)
+    assert generate(gpt, *batch(PROMPTS), 5, NO_STOP, sampler(temperature=3.0, top_k=1, seed=0)) == greedy
+
+
+def test_tokens_are_drawn_with_the_probabilities_of_the_top_k_at_the_temperature() -> None:
+    logits = torch.tensor([0.0, 3.0, 1.0, 2.0])
+    draws = sampler(temperature=2.0, top_k=3, seed=0)(logits.expand(20_000, 4))
+    expected = torch.tensor([-torch.inf, 1.5, 0.5, 1.0]).softmax(0)
+    shares = torch.bincount(draws, minlength=4) / len(draws)
+    assert shares[0] == 0
+    assert (shares - expected).abs().max() < 4 * 0.5 / len(draws) ** 0.5  # four standard errors
+
+
+@pytest.mark.parametrize(
+    ("prompts", "n", "sentence"),
+    [
+        (PROMPTS, 7, "a prompt of 7 tokens and 7 new ones do not fit into the context of 12"),
+        ([[1] * 13], 1, "a prompt of 13 tokens and 1 new ones do not fit into the context of 12"),
+        ([[1]], 0, "a prompt of 1 tokens and 0 new ones do not fit into the context of 12"),
+        ([[1, 2], []], 3, "an empty prompt cannot be continued: give at least one token"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(gpt: GPT, prompts: list[list[int]], n: int, sentence: str) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
+        generate(gpt, *batch(prompts), n, NO_STOP)
+
+
+def test_a_gpt_that_reads_from_both_sides_is_refused() -> None:
+    both = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=4, context_length=8, vocab_size=5, causal=False))
+    with pytest.raises(InputError, match=r"^gpt\.causal=false reads a text from both sides and cannot write one$"):
+        generate(both, *batch([[1, 2]]), 2, NO_STOP)
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), [(0.0, 5), (-1.0, 5), (1.0, 0)])
+def test_a_sampler_that_cannot_be_is_refused(temperature: float, top_k: int) -> None:
+    sentence = f"temperature={temperature} must be above 0 and top_k={top_k} at least 1"
+    with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
+        sampler(temperature, top_k, seed=0)

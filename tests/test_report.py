@@ -1,0 +1,1004 @@
+"""From run folders to tables, figures, page and dashboards: statistics against references, and what a reader gets."""
+
+import csv
+import hashlib
+import io
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from html.parser import HTMLParser
+from itertools import pairwise
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import torchmetrics.functional.classification as tm
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from scipy import stats
+from sklearn.metrics import confusion_matrix
+from torch.utils.data import DataLoader
+
+from src import figures, results, study
+from src import report as entry
+from src.errors import InputError
+from src.finetune.curve import QUANTITIES, Curve
+from src.paper import charts, compare, differences, page, published, render, rows, table
+
+pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # wandb-workspaces' own
+
+ROOT = Path(__file__).parents[1]
+STRANGE = r"50% & a_b #1 $x {y} ~z ^w \v |u <t> *s [r] é 字"
+
+
+# ---- run folders as src.train writes them
+
+
+@pytest.fixture(scope="module", autouse=True)
+def composed_once() -> Iterator[None]:
+    """Composing a config takes a tenth of a second, and each of these configs is composed by several tests."""
+    compose = study.config
+
+    @cache
+    def config(overrides: tuple[str, ...]) -> Any:
+        return compose(study.Point({}, overrides))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "config", lambda point: config(point.overrides))
+        yield
+
+
+def write_study(folder: Path, name: str, parameters: dict[str, list[Any]], question: str = "Does it?") -> Path:
+    path = folder / "experiments" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    given = {key: {"values": values} for key, values in parameters.items()}
+    path.write_text(json.dumps({"method": "grid", "description": question, "parameters": given}), encoding="utf-8")
+    return path
+
+
+def write_run(
+    folder: Path,
+    point: study.Point,
+    right: Sequence[bool],
+    *,
+    labels: Sequence[str] = ("ham", "spam"),
+    messages: str = "a",
+    confidence: float = 0.9,
+    **extra: Any,
+) -> Path:
+    """The folder of a finished run that got `right` of its test messages; `extra` goes over result.json by section."""
+    cfg, k = study.config(point), len(labels)
+    truth = [i % k for i in range(len(right))]
+    said = [y if ok else (y + 1) % k for y, ok in zip(truth, right, strict=True)]
+    rest = (1 - confidence) / (k - 1)
+    accuracy = sum(right) / len(right)
+    metrics = {"accuracy": accuracy, "f1": accuracy, "ece": 0.125, "loss": 0.5}
+    result = {
+        "config_hash": results.config_hash(cfg),
+        "name": cfg.name,
+        "seed": cfg.seed,
+        "data": {"labels": list(labels), "sizes": {"train": round(1000 * cfg.data.fraction), "test": len(right)}},
+        "task": {"trainable_parameters": 450_000},
+        "metrics": {"train": metrics, "validation": metrics | {"accuracy": 0.75}, "test": metrics},
+        "cost": {"train_seconds": 40.0, "train_flops": 3e12, "peak_memory_bytes": 2_000_000_000},
+        "environment": {"device": "cpu, 2 threads", "torch": "2.13.0"},
+    }
+    for section, values in extra.items():
+        result[section] = {**result.get(section, {}), **values} if isinstance(values, dict) else values
+    run = folder / "runs" / f"{cfg.name}-{result['config_hash'][:12]}"
+    run.mkdir(parents=True)
+    with (run / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", "text_sha256", "label", "predicted", *(f"p_{label}" for label in labels)])
+        for i, (y, z) in enumerate(zip(truth, said, strict=True)):
+            sha = hashlib.sha256(f"{messages} {i}".encode()).hexdigest()
+            writer.writerow([i, sha, labels[y], labels[z], *(confidence if j == z else rest for j in range(k))])
+    (run / "result.json").write_text(json.dumps({"id": run.name} | result), encoding="utf-8")
+    return run
+
+
+def answers(n: int, right: int, seed: int = 0) -> list[bool]:
+    """`right` of n, anywhere."""
+    found = [i < right for i in range(n)]
+    random.Random(seed).shuffle(found)
+    return found
+
+
+DEPTHS = {"last_layer": 60, "last_block": 80, "all": 82, "lora": 81}  # of 100 messages
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of four strategies, three seeds each: all has two of three, lora none."""
+    folder = tmp_path_factory.mktemp("home")
+    path = write_study(folder, "depth", {"task.trainable": [*DEPTHS], "seed": [1, 2, 3]}, f"How deep? {STRANGE}")
+    for point in study.points(study.read(path)):
+        strategy, seed = point.values["task.trainable"], point.values["seed"]
+        if strategy == "lora" or (strategy, seed) == ("all", 3):
+            continue
+        # easy messages first: what a shallow strategy gets right, a deeper one gets right too
+        right = [i < DEPTHS[strategy] + seed - 2 for i in range(100)]
+        curve = [
+            {"epoch": e, "train_loss": 1 / e, "validation_loss": seed / e}
+            | {"train_accuracy": 1 - 0.5 / e, "validation_accuracy": 0.5 + 0.1 * seed}
+            for e in (1, 2)
+        ]
+        write_run(folder, point, right, curve=curve)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(home: Path) -> list[rows.Row]:
+    return rows.read(study.read(home / "experiments" / "depth.yaml"), home / "runs")
+
+
+def one_seed(folder: Path, right: dict[str, Sequence[bool]], **more: Any) -> list[rows.Row]:
+    """Rows of one run each, by position."""
+    path = write_study(folder, "positions", {"task.position": [*right]})
+    for point, answered in zip(study.points(study.read(path)), right.values(), strict=True):
+        write_run(folder, point, answered, **more)
+    return rows.read(study.read(path), folder / "runs")
+
+
+def made(found: list[rows.Row], wanted: str | None = None) -> table.Table:
+    return table.table("depth", "How deep?", found, differences.references(found, wanted))
+
+
+def texts(made: table.Table, heading: str) -> list[str]:
+    return next(column.texts for column in made.columns if column.heading == heading)
+
+
+# ---- statistics
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 7), (7, 7), (1, 1), (285, 300), (150, 300), (299, 300), (40, 1115)])
+def test_wilsons_interval_is_scipys(right: int, n: int) -> None:
+    expected = stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
+    assert compare.wilson(right, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_mcnemars_p_is_the_exact_binomial_test_of_the_discordant_pairs() -> None:
+    for a in range(12):
+        for b in range(12):
+            expected = stats.binomtest(a, a + b).pvalue if a + b else 1.0
+            assert compare.mcnemar(a, b) == pytest.approx(expected, rel=1e-9)
+    assert compare.mcnemar(700, 900) == pytest.approx(stats.binomtest(700, 1600).pvalue, rel=1e-9)
+
+
+def test_holms_correction_of_a_worked_example() -> None:
+    # smallest first: 4 x 0.005, 3 x 0.01, 2 x 0.03, then 0.04, which may not fall below 0.06
+    assert compare.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert compare.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert compare.holm([]) == []
+
+
+def test_resampled_counts_have_the_binomial_distribution() -> None:
+    n, p = 400, 0.9
+    right = np.arange(n) < n * p
+    counts = compare.resampled_means(right) * n
+    ends = stats.binom.ppf([0.025, 0.25, 0.5, 0.75, 0.975], n, p)
+    assert np.percentile(counts, [2.5, 25, 50, 75, 97.5]) == pytest.approx(ends, abs=1)
+    normal = 1.96 * sqrt(p * (1 - p) / n)
+    assert np.percentile(counts / n, [2.5, 97.5]) == pytest.approx([p - normal, p + normal], abs=0.003)
+
+
+def test_resampled_means_are_those_of_drawing_messages_one_by_one() -> None:
+    values = np.random.default_rng(1).integers(0, 4, 50) / 3
+    drawn = values[np.random.default_rng(2).integers(0, 50, (20_000, 50))].mean(1)
+    means = compare.resampled_means(values)
+    assert means.mean() == pytest.approx(values.mean(), abs=1e-3)
+    assert means.std() == pytest.approx(values.std() / sqrt(50), rel=0.02)
+    assert np.percentile(means, [2.5, 97.5]) == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.01)
+
+
+def test_seeds_that_agree_do_not_narrow_the_interval() -> None:
+    right = np.array([answers(300, 270)])
+    alone = np.percentile(compare.resampled_means(right[0]), [2.5, 97.5])
+    assert compare.accuracy_interval(np.repeat(right, 3, 0)) == pytest.approx(alone, abs=1e-12)
+    narrowed = compare.wilson(3 * 270, 3 * 300)  # what seeds x messages would give
+    assert alone[1] - alone[0] > 1.6 * (narrowed.high - narrowed.low)
+
+
+def test_seeds_that_err_at_random_narrow_the_interval() -> None:
+    apart = np.array([answers(300, 270, seed) for seed in range(9)])
+    low, high = compare.accuracy_interval(apart)
+    assert high - low == pytest.approx(2 * 1.96 * sqrt(0.1 * 0.9 / 300) / 3, rel=0.15)
+
+
+@pytest.mark.parametrize(("right", "expected"), [(300, (300, 300)), (0, (0, 300))])
+def test_an_interval_of_answers_without_spread_is_wilsons(right: int, expected: tuple[int, int]) -> None:
+    assert compare.accuracy_interval(np.array([answers(300, right)] * 3)) == compare.wilson(*expected)
+
+
+def test_one_seed_each_is_compared_by_mcnemar() -> None:
+    a, b = np.array([[True] * 8 + [False] * 2]), np.array([[True] * 3 + [False] * 6 + [True]])
+    assert compare.paired_p(a, b) == pytest.approx(stats.binomtest(5, 6).pvalue)
+
+
+def test_several_seeds_are_compared_as_the_paired_z_test_does_with_many_messages() -> None:
+    rng = np.random.default_rng(3)
+    hard = rng.random(2000)
+    a, b = (hard + 0.3 * rng.random((3, 2000)) < limit for limit in (0.955, 0.94))
+    difference = a.mean(0) - b.mean(0)
+    z = difference.mean() / (difference.std() / sqrt(2000))
+    expected = 2 * stats.norm.sf(abs(z))
+    assert 0.001 < expected < 0.2
+    assert compare.paired_p(a, b) == pytest.approx(expected, rel=0.15)
+    assert compare.paired_p(b, a) == pytest.approx(compare.paired_p(a, b), rel=0.05)
+    assert compare.paired_p(a, b) == compare.paired_p(a, b)
+
+
+def test_the_bootstrap_rejects_equals_about_as_often_as_it_may() -> None:
+    rng = np.random.default_rng(4)
+    p = [compare.paired_bootstrap(rng.choice([-1, 0, 0, 0, 1], 200), draws=1000) for _ in range(400)]
+    assert 0.03 <= mean(one < 0.05 for one in p) <= 0.08
+
+
+def test_rows_with_the_same_answers_do_not_differ() -> None:
+    right = np.array([answers(50, 40)] * 3)
+    assert compare.paired_p(right, right) == 1.0
+    assert compare.paired_p(right[:1], right[:1]) == 1.0
+    assert compare.paired_p(right, right[:2]) == 1.0  # however many seeds each has
+
+
+# ---- the published table
+
+
+def test_the_published_figures_are_nineteen_and_repeated_by_as_many_experiments(real_data: Path) -> None:
+    with (real_data / "book_table.csv").open(encoding="utf-8") as file:
+        book = list(csv.DictReader(file))
+    with published.TABLE.open(encoding="utf-8") as file:
+        ours = list(csv.DictReader(file))
+    for source, name in (("train_acc", "train_accuracy"), ("validation_acc", "validation_accuracy")):
+        assert [line[source] for line in book] == [line[name] for line in ours]
+    assert [line["test_acc"] for line in book] == [line["test_accuracy"] for line in ours]
+    assert [line["model"].removeprefix("gpt2-") for line in book] == [line["gpt"] for line in ours]
+    assert [line["weights"] for line in book] == [line["weights"] for line in ours]
+
+
+def test_each_published_row_has_an_experiment_that_names_it() -> None:
+    known = published.published_rows()
+    assert [row.row for row in known.values()] == list(range(1, 20))
+    for name, row in known.items():
+        text = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+        assert f"# Row {row.row}." in text
+
+
+def test_of_the_published_validation_figures_only_that_of_row_8_is_impossible() -> None:
+    with published.TABLE.open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+
+    def impossible(name: str, n: int) -> list[str]:
+        shares = {f"{100 * k / n:.2f}" for k in range(n + 1)}
+        return [line["row"] for line in lines if line[name] not in shares]
+
+    assert impossible("validation_accuracy", 149) == ["8"]
+    assert impossible("test_accuracy", 300) == []
+    assert [line["row"] for line in lines if line["note"]] == ["8"]
+
+
+def test_the_published_interval_is_wilsons_on_300_messages() -> None:
+    low, high = published.published_rows()["last_block"].interval
+    assert (round(100 * low, 1), round(100 * high, 1)) == (91.9, 96.9)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "row"),
+    [
+        ("+experiment=last_block gpt=small data=sms_spam", 1),
+        ("+experiment=last_block gpt=small data=sms_spam data.path=x trainer.precision=bf16-mixed seed=5", 1),
+        ("+experiment=xl_lora data=sms_spam", 12),
+        ("+experiment=random_weights gpt=small data=sms_spam", 10),
+        ("+experiment=last_block data=sms_spam", None),
+        ("+experiment=last_block gpt=medium data=sms_spam", None),
+        ("+experiment=last_block gpt=small", None),
+        ("+experiment=last_block gpt=small data=sms_spam data.split=deduplicated", None),
+        ("+experiment=last_block gpt=small data=sms_spam data.fraction=0.5", None),
+        ("+experiment=last_block gpt=small data=sms_spam gpt.weights=random", None),
+        ("+experiment=last_block gpt=small data=sms_spam task.trainable=all", None),
+        ("+experiment=last_block gpt=small data=sms_spam trainer.max_epochs=1", None),
+        ("task.trainable=last_block gpt=small data=sms_spam", None),
+    ],
+)
+def test_a_config_repeats_a_published_row_only_as_a_whole(overrides: str, row: int | None) -> None:
+    repeated = published.repeated_by(
+        study.config(study.Point({}, tuple(overrides.split()))), published.published_rows()
+    )
+    assert (repeated and repeated.row) == row
+
+
+def test_ours_is_held_against_the_published_interval(tmp_path: Path) -> None:
+    path = write_study(
+        tmp_path, "book", {"+experiment": ["last_block", "first_token"], "gpt": ["small"], "data": ["sms_spam"]}
+    )
+    right = {"last_block": 282, "first_token": 250}  # 94.00% against 91.9 to 96.9; 83.33% against 69.8 to 79.6
+    for point in study.points(study.read(path)):
+        write_run(tmp_path, point, answers(300, right[point.values["+experiment"]]))
+    shown = made(rows.read(study.read(path), tmp_path / "runs"))
+    assert texts(shown, "experiment") == ["last_block", "first_token"]
+    assert texts(shown, "row") == ["1", "2"]
+    assert texts(shown, "published (%)") == ["95.00", "75.00"]
+    assert texts(shown, "its interval") == ["91.9 to 96.9", "69.8 to 79.6"]
+    assert texts(shown, "test (%)") == ["94.00", "83.33"]
+    assert texts(shown, "ours inside") == ["yes", "no"]
+
+
+# ---- rows
+
+
+def test_runs_belong_to_the_rows_whose_config_they_had(found: list[rows.Row], home: Path) -> None:
+    assert [(row.label, len(row.runs), row.wanted) for row in found] == [
+        ("last_layer", 3, 3),
+        ("last_block", 3, 3),
+        ("all", 2, 3),
+        ("lora", 0, 3),
+    ]
+    assert [run.result["seed"] for run in found[0].runs] == [1, 2, 3]
+    foreign = rows.read(study.read(write_study(home, "other", {"seed": [7]})), home / "runs")
+    assert [(row.label, len(row.runs)) for row in foreign] == [("other", 0)]
+
+
+def test_a_row_is_named_by_what_varies() -> None:
+    values = [
+        {"+experiment": "lora", "data.fraction": 0.5, "gpt.causal": True, "gpt.weights": "assets/mini/model"},
+        {"+experiment": "lora", "data.fraction": 1, "gpt.causal": None, "gpt.weights": "assets/tiny/other"},
+    ]
+    name = rows.namer(values, "study")
+    assert [name(value) for value in values] == [
+        "lora, fraction=0.5, causal=true, model",
+        "lora, fraction=1, causal=null, other",
+    ]
+    assert rows.namer([{}], "study")({}) == "study"
+
+
+def test_short_names_stay_distinct() -> None:
+    keys = {"gpt.name", "data.name", "task.trainable", "+experiment"}
+    assert rows.short_names(keys) == {
+        "gpt.name": "gpt.name",
+        "data.name": "data.name",
+        "task.trainable": "trainable",
+        "+experiment": "experiment",
+    }
+    assert rows.short_values(["a/x", "b/x"]) == {"a/x": "a/x", "b/x": "b/x"}
+    assert rows.short_values(["a/x", "b/y/"]) == {"a/x": "x", "b/y/": "y"}
+    assert rows.short_values([0.00123456, 0.5]) == {"0.00123456": "0.00123", "0.5": "0.5"}
+    assert rows.short_values([0.123456, 0.123457]) == {"0.123456": "0.123456", "0.123457": "0.123457"}
+
+
+def test_runs_of_a_row_on_different_messages_are_refused(tmp_path: Path) -> None:
+    path = write_study(tmp_path, "seeds", {"seed": [1, 2]})
+    for point, messages in zip(study.points(study.read(path)), "ab", strict=True):
+        write_run(tmp_path, point, answers(20, 15), messages=messages)
+    with pytest.raises(InputError, match=r"row seeds of seeds: runs train-\w+ and train-\w+ were tested on different"):
+        rows.read(study.read(path), tmp_path / "runs")
+
+
+def test_a_run_without_predictions_is_refused(tmp_path: Path) -> None:
+    path = write_study(tmp_path, "seeds", {"seed": [1]})
+    run = write_run(tmp_path, study.points(study.read(path))[0], answers(20, 15))
+    (run / "predictions.csv").unlink()
+    with pytest.raises(InputError, match=r"predictions\.csv is missing"):
+        rows.read(study.read(path), tmp_path / "runs")
+
+
+# ---- the table
+
+
+def test_the_table_says_mean_deviation_and_interval_over_seeds(found: list[rows.Row]) -> None:
+    shown = made(found)
+    assert texts(shown, "runs") == ["3 of 3", "3 of 3", "2 of 3", "0 of 3"]
+    assert texts(shown, "test (%)") == ["60.00 ± 1.00", "80.00 ± 1.00", "81.50 ± 0.71", "-"]
+    assert found[0].deviation("test") == pytest.approx(stdev([0.59, 0.6, 0.61]))
+    assert texts(shown, "validation (%)")[0] == "75.00 ± 0.00"
+    times = np.array([3] * 59 + [2, 1] + [0] * 39) / 3  # of a message, how many seeds got it right
+    drawn = times[np.random.default_rng(0).integers(0, 100, (50_000, 100))].mean(1)
+    assert found[0].interval == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.006)
+
+
+def test_a_missing_row_is_shown_as_missing(found: list[rows.Row]) -> None:
+    shown = made(found)
+    cells = [column.texts[3] for column in shown.columns if column.heading]
+    assert cells[:2] == ["lora", "0 of 3"]
+    assert set(cells[2:]) == {"-"}
+    assert shown.notes[-1] == "8 of 12 runs have finished; incomplete: all; lora."
+
+
+def test_rows_are_compared_with_the_first_and_corrected_together(found: list[rows.Row]) -> None:
+    shown = differences.compared(found, differences.references(found))
+    p = [compare.paired_p(found[i].right, found[0].right) for i in (1, 2)]
+    assert [one and one.reference for one in shown] == [None, "last_layer", "last_layer", None]
+    assert [one.difference for one in shown if one] == pytest.approx([0.2, 0.215])
+    assert [one.corrected for one in shown if one] == pytest.approx(compare.holm(p))
+    assert texts(made(found), "difference") == ["reference", "+20.00", "+21.50", "-"]
+    assert texts(made(found), "p") == ["-", "<0.001", "<0.001", "-"]
+
+
+def test_a_difference_within_noise_is_marked(found: list[rows.Row]) -> None:
+    shown = made(found, "trainable=last_block")
+    against = differences.compared(found, differences.references(found, "last_block"))
+    assert [one and one.within_noise for one in against] == [False, None, True, None]
+    assert texts(shown, "difference") == ["-20.00", "reference", "≈ +1.50", "-"]
+    assert texts(shown, "p")[2] == f"{against[2].corrected:.3f}"  # type: ignore[union-attr]
+
+
+def test_one_run_a_row_gives_wilsons_interval_and_mcnemars_test(tmp_path: Path) -> None:
+    right = {"last": answers(200, 180, 1), "first": answers(200, 150, 2)}
+    found = one_seed(tmp_path, right)
+    low, high = stats.binomtest(180, 200).proportion_ci(0.95, method="wilson")
+    gained, lost = (
+        sum(a and not b for a, b in zip(right[x], right[y], strict=True))
+        for x, y in (("first", "last"), ("last", "first"))
+    )
+    shown = made(found)
+    assert texts(shown, "test (%)") == ["90.00", "75.00"]
+    assert texts(shown, "95% interval")[0] == f"{100 * low:.1f} to {100 * high:.1f}"
+    values = next(column.values for column in shown.columns if column.name == "p")
+    assert values == [None, pytest.approx(stats.binomtest(gained, gained + lost).pvalue)]
+
+
+def test_rows_on_different_data_are_compared_within_their_data(tmp_path: Path) -> None:
+    path = write_study(tmp_path, "two", {"data.padding": ["longest", "batch"], "task.position": ["last", "first"]})
+    right = {"last": answers(60, 50), "first": answers(60, 30, 1)}
+    for point in study.points(study.read(path)):
+        write_run(tmp_path, point, right[point.values["task.position"]], messages=point.values["data.padding"])
+    found = rows.read(study.read(path), tmp_path / "runs")
+    shown = made(found)
+    assert texts(shown, "difference") == ["reference", "-33.33", "reference", "-33.33"]
+    assert "tested on 2 different sets of messages and are compared only within one" in " ".join(shown.notes)
+    assert texts(made(found, "position=first"), "difference") == ["+33.33", "reference", "+33.33", "reference"]
+    one = made(found, "task.position=first,padding=batch")  # the other set keeps its first row
+    assert texts(one, "difference") == ["reference", "-33.33", "+33.33", "reference"]
+    with pytest.raises(InputError, match="names longest, last and longest, first, on the same test messages"):
+        differences.references(found, "padding=longest")
+
+
+def test_a_reference_that_is_no_row_or_has_not_run_is_refused(found: list[rows.Row]) -> None:
+    with pytest.raises(InputError, match=r"reference=trainable=none is no row: .* last_layer, last_block, all, lora"):
+        differences.references(found, "trainable=none")
+    with pytest.raises(InputError, match="reference=lora: that row has no finished run"):
+        differences.references(found, "lora")
+
+
+def test_the_costs_are_means_over_seeds_and_the_most_memory(tmp_path: Path) -> None:
+    path = write_study(tmp_path, "seeds", {"seed": [1, 2]})
+    for point, n in zip(study.points(study.read(path)), (1, 3), strict=True):
+        cost = {"train_seconds": 100.0 * n, "train_flops": 2e12 * n, "peak_memory_bytes": n * 10**9}
+        write_run(tmp_path, point, answers(20, 15), cost=cost, task={"trainable_parameters": 386})
+    shown = made(rows.read(study.read(path), tmp_path / "runs"))
+    assert [texts(shown, heading) for heading in ("trained", "seconds", "TFLOP", "GB")] == [
+        ["386"],
+        ["200"],
+        ["4.0"],
+        ["3.0"],
+    ]
+
+
+def test_what_only_some_runs_measure_has_a_column_when_one_has_it(found: list[rows.Row], tmp_path: Path) -> None:
+    assert "valid (%)" not in [column.heading for column in made(found).columns]
+    path = write_study(tmp_path, "kinds", {"task.position": ["last", "first"]})
+    last, first = study.points(study.read(path))
+    write_run(tmp_path, last, answers(20, 15))
+    metrics = {"accuracy": 0.75, "ece": 0.1, "generated_accuracy": 0.7, "valid_rate": 0.985}
+    both = {part: metrics for part in ("validation", "test")}
+    tasks = {"test": {"spam": {"accuracy": 0.9}, "news": {"accuracy": 0.6}}}
+    language = {"before": {"perplexity": 40.0}, "after": {"perplexity": 55.5}}
+    write_run(tmp_path, first, answers(20, 15), metrics=both, tasks=tasks, language=language)
+    shown = made(rows.read(study.read(path), tmp_path / "runs"))
+    assert texts(shown, "valid (%)") == ["-", "98.50"]
+    assert texts(shown, "written (%)") == ["-", "70.00"]
+    assert texts(shown, "news (%)") == ["-", "60.00"]
+    assert (texts(shown, "perplexity before")[1], texts(shown, "after")[1]) == ("40.0", "55.5")
+
+
+# ---- Markdown, LaTeX, CSV
+
+
+@pytest.fixture
+def strange(tmp_path: Path) -> table.Table:
+    """A table whose question, row names and notes hold every character that means something to somebody."""
+    values = [{"data.path": STRANGE, "gpt.causal": flag} for flag in (True, False)]
+    found = [rows.Row(f"{STRANGE} {i}", value, 1) for i, value in enumerate(values)]
+    found[0].runs = one_seed(tmp_path, {"last": answers(20, 15)})[0].runs
+    return table.table("strange", STRANGE, found, differences.references(found))
+
+
+def test_markdown_has_the_same_cells_in_every_line(strange: table.Table) -> None:
+    text = render.markdown(strange)
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
+    columns = [column for column in strange.columns if column.heading]
+    assert {len(line) for line in cells} == {len(columns)}
+    assert [cell.strip() for cell in cells[0]] == [column.heading for column in columns]
+    assert cells[2][0].strip() == STRANGE.replace("\\", r"\\").replace("|", r"\|").replace("*", r"\*").replace(
+        "<", "&lt;"
+    )
+    assert set(cells[1][0].strip()) == {"-"}
+    assert cells[1][2].strip() == "---:"
+
+
+def test_csv_gives_the_numbers_back(found: list[rows.Row]) -> None:
+    lines = list(csv.DictReader(io.StringIO(render.as_csv(made(found)))))
+    assert [line["task.trainable"] for line in lines] == ["last_layer", "last_block", "all", "lora"]
+    assert [float(line["test_accuracy"]) for line in lines[:3]] == [row.accuracy for row in found[:3]]
+    assert (float(lines[1]["test_low"]), float(lines[1]["test_high"])) == found[1].interval
+    assert (lines[1]["runs"], lines[1]["wanted"], lines[1]["within_noise"]) == ("3", "3", "false")
+    assert {lines[3][name] for name in ("test_accuracy", "difference", "p_holm", "train_flops")} == {""}
+
+
+def test_latex_escapes_what_it_would_obey(strange: table.Table) -> None:
+    expected = (
+        r"50\% \& a\_b \#1 \$x \{y\} \textasciitilde{}z \textasciicircum{}w \textbackslash{}v \textbar{}u "
+        r"$<$t$>$ {*}s {[}r] é {[}U+5B57]"
+    )
+    assert render.tex(STRANGE) == expected
+    assert rf"\caption{{{expected}}}" in render.latex(strange)
+    assert render.tex("-3.25 ± 1 ≈ last-block") == r"$-$3.25 $\pm$ 1 $\approx$ last-block"
+
+
+def test_latex_is_a_booktabs_table_with_balanced_braces_and_full_rows(strange: table.Table) -> None:
+    text = render.latex(strange)
+    bare = re.sub(r"\\[{}]", "", re.sub(r"(?m)(?<!\\)%.*", "", text))
+    depth = np.cumsum([{"{": 1, "}": -1}.get(sign, 0) for sign in bare])
+    assert depth[-1] == 0
+    assert depth.min() == 0
+    assert re.findall(r"\\(?:top|mid|bottom)rule", text) == [r"\toprule", r"\midrule", r"\bottomrule"]
+    begun, ended = (re.findall(rf"\\{word}{{(\w+)}}", text) for word in ("begin", "end"))
+    assert begun == ended[::-1] == ["table", "tabular"]
+    columns = len(re.search(r"\\begin{tabular}{([lr]+)}", text)[1])  # type: ignore[index]
+    body = [line for line in text.splitlines() if line.endswith(r" \\")]
+    assert len(body) == 3
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {columns - 1}
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles(strange: table.Table, tmp_path: Path) -> None:
+    document = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n%s\\end{document}\n"
+    (tmp_path / "t.tex").write_text(document % render.latex(strange), encoding="utf-8")
+    command = ["pdflatex", "-draftmode", "-halt-on-error", "t.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
+
+
+# ---- charts
+
+
+def chart(found: list[rows.Row], kind: str) -> charts.Chart:
+    return next(one for one in charts.charts(found) if one.kind == kind)
+
+
+def test_depth_puts_everything_and_lora_beyond_the_blocks(found: list[rows.Row]) -> None:
+    drawn = chart(found, "depth")
+    assert drawn.ticks == [(0.0, "head"), (1.0, "1"), (2.0, "all")]
+    (line,) = drawn.panels[0].series
+    assert (line.x, line.joined) == ([0.0, 1.0, 2.0], 3)
+    assert line.y == pytest.approx([60, 80, 81.5])
+    assert line.low == pytest.approx([100 * row.interval.low for row in found[:3]])
+    assert charts.unfrozen({"last_layer", "last_block", "4_blocks", "lora", "all"}) == {
+        "last_layer": 0,
+        "last_block": 1,
+        "4_blocks": 4,
+        "all": 5,
+        "lora": 6,
+    }
+
+
+def test_a_study_gets_the_charts_that_its_settings_give(found: list[rows.Row], tmp_path: Path) -> None:
+    always = ["cost", "curves-loss", "curves-accuracy", "reliability", "confusion"]
+    assert [one.kind for one in charts.charts(found)] == ["depth", *always]
+    without_curve = one_seed(tmp_path, {"last": answers(20, 15), "first": answers(20, 10)})
+    assert [one.kind for one in charts.charts(without_curve)] == ["cost", "reliability", "confusion"]
+
+
+def test_fraction_draws_a_line_for_each_of_the_other_settings(tmp_path: Path) -> None:
+    parts = [1.0, 0.1, 0.5]
+    path = write_study(tmp_path, "data", {"data.fraction": parts, "task.position": ["last", "first"]})
+    for point in study.points(study.read(path)):
+        right = round(60 + 30 * point.values["data.fraction"]) - 10 * (point.values["task.position"] == "first")
+        write_run(tmp_path, point, answers(100, right))
+    drawn = chart(rows.read(study.read(path), tmp_path / "runs"), "fraction")
+    assert drawn.ticks == [(0.1, "10%\n100"), (0.5, "50%\n500"), (1.0, "100%\n1,000")]
+    last, first = drawn.panels[0].series
+    assert (last.name, last.y, last.joined) == ("last", [63, 75, 90], 3)
+    assert (first.name, first.y, first.joined) == ("first", [53, 65, 80], 3)
+    assert [round(x, 1) for x in last.x] == [round(x, 1) for x in first.x] == [0.1, 0.5, 1.0]
+    assert all(a < b for a, b in zip(last.x, first.x, strict=True))  # beside each other, no bar upon another
+
+
+def test_learning_curves_are_mean_and_range_over_seeds(found: list[rows.Row]) -> None:
+    drawn = chart(found, "curves-loss")
+    assert [panel.title for panel in drawn.panels] == ["last_layer", "last_block", "all"]
+    validation, train = drawn.panels[0].series
+    assert (validation.name, validation.x, validation.band) == ("validation", [1, 2], True)
+    assert (validation.y, validation.low, validation.high) == ([2, 1], [1, 0.5], [3, 1.5])
+    assert (train.y, train.low, train.high) == ([1, 0.5], [1, 0.5], [1, 0.5])
+    assert chart(found, "curves-accuracy").panels[0].series[0].high == pytest.approx([80, 80])
+
+
+def test_the_gaps_of_the_reliability_diagram_are_the_calibration_error() -> None:
+    rng = np.random.default_rng(5)
+    p = rng.dirichlet([1, 1, 1], 500).astype(np.float32)
+    label = rng.integers(0, 3, 500)
+    bins = charts.bins(p.max(1).tolist(), (p.argmax(1) == label).tolist())
+    gap = sum(size * abs(x - y) for size, x, y in zip(bins.sizes, bins.x, bins.y, strict=True))
+    expected = tm.multiclass_calibration_error(torch.tensor(p), torch.tensor(label), 3, n_bins=15)
+    assert gap == pytest.approx(expected.item(), abs=1e-6)
+    assert sum(bins.sizes) == pytest.approx(1)
+    assert charts.bins([1.0, 1.0], [True, False]).x == [1.0]
+
+
+def test_the_confusion_matrix_is_scikit_learns(tmp_path: Path) -> None:
+    labels = ["ham", "spam", "news"]
+    (row,) = one_seed(tmp_path, {"last": answers(90, 60)}, labels=labels)
+    lines = row.runs[0].predictions
+    expected = confusion_matrix([x["label"] for x in lines], [x["predicted"] for x in lines], labels=labels)
+    drawn = chart([row], "confusion").panels[0].matrix
+    assert drawn == charts.Matrix(labels, expected.tolist())
+
+
+def test_cost_has_a_point_for_each_row_that_was_trained(found: list[rows.Row]) -> None:
+    drawn = chart(found, "cost").panels[0].series
+    assert [(one.name, one.x, one.joined) for one in drawn] == [
+        ("last_layer", [3.0], 0),
+        ("last_block", [3.0], 0),
+        ("all", [3.0], 0),
+    ]
+
+
+# ---- figures
+
+
+def test_a_figure_has_the_same_bytes_each_time_and_no_date(found: list[rows.Row], tmp_path: Path) -> None:
+    drawn = replace(chart(found, "depth"), title=f"{STRANGE[:-1]}$")  # $ twice would be mathematics
+    once, again = figures.save(drawn, tmp_path / "once"), figures.save(drawn, tmp_path / "again")
+    assert [path.name for path in once] == ["once.png", "once.pdf"]
+    assert [path.read_bytes() for path in once] == [path.read_bytes() for path in again]
+    assert b"Date" not in once[0].read_bytes() + once[1].read_bytes()
+
+
+def test_a_figure_shows_every_series_and_tells_them_apart() -> None:
+    series = [charts.Series(f"row {i}", i, [1.0 + i], [50.0 + i], [40.0], [90.0]) for i in range(20)]
+    drawn = figures.draw(charts.Chart("cost", "Cost", "TFLOP", "accuracy", [charts.Panel("", series)], log_x=True))
+    (axes,), (legend,) = drawn.axes, drawn.legends
+    assert [text.get_text() for text in legend.get_texts()] == [one.name for one in series]
+    looks = {(bars.lines[0].get_color(), bars.lines[0].get_marker()) for bars in axes.containers}  # type: ignore[attr-defined]
+    assert len(looks) == 20
+    places = [tuple(bars.lines[0].get_xydata()[0]) for bars in axes.containers]  # type: ignore[attr-defined]
+    assert places == [(1.0 + i, 50.0 + i) for i in range(20)]
+
+
+def test_small_panels_share_their_axes_and_none_is_lost(found: list[rows.Row]) -> None:
+    one = chart(found, "curves-loss")
+    five = charts.Chart(one.kind, one.title, one.x_label, one.y_label, (one.panels * 2)[:5])
+    drawn = figures.draw(five)
+    shown = [axes for axes in drawn.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == [panel.title for panel in five.panels]
+    assert len({axes.get_ylim() for axes in shown}) == 1
+
+
+def test_titles_of_small_panels_do_not_run_into_each_other() -> None:
+    labels = [f"last_real_token, padding=longest, part {i}" for i in range(9)]
+    point = [charts.Series("", 0, [0.2, 0.9], [0.3, 0.8], sizes=[0.5, 0.5], joined=2)]
+    panels = [charts.Panel(f"{label}\nECE 0.100", point) for label in labels]
+    with rc_context(figures.STYLE):
+        drawn = figures.draw(
+            charts.Chart("reliability", "Reliability", "confidence", "accuracy", panels, diagonal=True)
+        )
+        FigureCanvasAgg(drawn).draw()
+    boxes = [axes.title.get_window_extent() for axes in drawn.axes if axes.get_visible()]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+# ---- the page
+
+
+class Seen(HTMLParser):
+    """What a browser would read: texts, attributes by tag, and the content of scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.scripts: list[str] = []
+        self.tag = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tag = tag
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        (self.scripts if self.tag == "script" else self.texts).append(data.strip())
+
+
+@pytest.fixture
+def written(found: list[rows.Row], strange: table.Table) -> str:
+    return page.page([(made(found), charts.charts(found)), (strange, [])])
+
+
+def test_the_page_loads_nothing_from_anywhere(written: str) -> None:
+    assert set(re.findall(r"https?://[^\"'\s)]+", written)) == {"http://www.w3.org/2000/svg"}  # a name, no address
+    used = [(tag, name) for tag, name, _ in Seen(written).attributes if name in ("src", "href")]
+    assert used == [("a", "href"), ("a", "href")]
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", written)
+
+
+def test_the_page_escapes_texts_and_keeps_them(written: str) -> None:
+    assert STRANGE not in written
+    assert STRANGE in Seen(written).texts
+    hostile = "</script><script>alert(1)</script>"
+    drawn = charts.Chart("cost", hostile, "x", "y", [charts.Panel(hostile, [charts.Series(hostile, 0, [1.0], [2.0])])])
+    text = page.page([(table.Table(hostile, hostile, [], [hostile]), [drawn])])
+    assert "<script>alert" not in text
+    (data,) = (one for one in Seen(text).scripts if one.startswith("["))
+    assert json.loads(data)[0]["title"] == hostile
+
+
+def test_the_page_holds_every_cell_with_the_number_it_sorts_by(found: list[rows.Row], written: str) -> None:
+    values = [value for tag, name, value in Seen(written).attributes if (tag, name) == ("td", "data-value")]
+    columns = [column for column in made(found).columns if column.heading]
+    expected = [column.values[i] for i in range(4) for column in columns]
+    assert [json.loads(value or "") for value in values[: len(expected)]] == expected
+    data = json.loads(next(one for one in Seen(written).scripts if one.startswith("[")))
+    assert [one["kind"] for one in data] == [one.kind for one in charts.charts(found)]
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PLAY = """<script>
+window.onerror = message => document.body.setAttribute("data-error", message);
+const seen = {}, first = document.querySelector("table.sortable");
+const column = () => [...first.tBodies[0].rows].map(row => row.cells[0].textContent);
+const heading = [...first.tHead.rows[0].cells].findIndex(cell => cell.textContent === "test (%)");
+const press = () => first.tHead.rows[0].cells[heading].firstElementChild.click();
+press(); seen.up = column();
+press(); seen.down = column();
+seen.charts = [...document.querySelectorAll("figure")].map(figure => figure.dataset.kind);
+const depth = document.querySelector("figure[data-kind=depth]");
+seen.points = depth.querySelectorAll(".point").length;
+seen.lines = [...depth.querySelectorAll("polyline")].map(line => line.getAttribute("points").split(" ").length);
+depth.querySelectorAll(".point")[1].dispatchEvent(new MouseEvent("mouseenter"));
+seen.tip = document.getElementById("tip").textContent;
+const cost = document.querySelector("figure[data-kind=cost]");
+cost.querySelector(".legend button").click();
+seen.hidden = [...cost.querySelectorAll("g")].map(group => group.style.display);
+seen.matrix = document.querySelector("figure[data-kind=confusion] td").textContent;
+seen.nan = [...document.querySelectorAll("figure")].some(figure => figure.innerHTML.includes("NaN"));
+document.body.setAttribute("data-seen", JSON.stringify(seen));
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_in_a_browser_tables_sort_and_charts_answer(written: str, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(written.replace("</body>", f"{PLAY}</body>"), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'user'}", "--dump-dom"]
+    command = [str(CHROMIUM), *options, (tmp_path / "page.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    attributes = {name: value for tag, name, value in Seen(done.stdout).attributes if tag == "body"}
+    assert "data-error" not in attributes
+    seen = json.loads(attributes["data-seen"] or "")
+    assert seen == {
+        "up": ["last_layer", "last_block", "all", "lora"],  # what is missing comes last, both ways
+        "down": ["all", "last_block", "last_layer", "lora"],
+        "charts": ["depth", "cost", "curves-loss", "curves-accuracy", "reliability", "confusion"],
+        "points": 3,
+        "lines": [3],
+        "tip": seen["tip"],
+        "hidden": ["none", "", ""],
+        "matrix": "61%",  # of 150 ham 30 + 30 + 31
+        "nan": False,
+    }
+    assert re.fullmatch(r"unfrozen blocks: 1\ntest accuracy \(%\): 80 \(7\d.* to 8\d.*\)", seen["tip"])
+
+
+# ---- the command
+
+
+Report = Callable[..., str]
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Report:
+    """`python -m src.report <arguments>`, and what it prints."""
+
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["report", *arguments])
+        capsys.readouterr()
+        entry.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_the_command_writes_tables_and_figures_and_prints_the_table(home: Path, report: Report) -> None:
+    out = report(str(home / "experiments/depth.yaml"), f"runs={home / 'runs'}", "reference=last_block")
+    kinds = ["depth", "cost", "curves-loss", "curves-accuracy", "reliability", "confusion"]
+    assert {path.name for path in (home / "experiments/tables").iterdir()} == {
+        f"depth.{k}" for k in ("md", "tex", "csv")
+    }
+    assert {path.name for path in (home / "experiments/figures").iterdir()} == {
+        f"depth-{kind}.{ending}" for kind in kinds for ending in ("png", "pdf")
+    }
+    assert "│ last_layer │ 3 of 3 │ 60.00 ± 1.00 │" in out
+    assert out.count("written: ") == 3 + 12
+    text = (home / "experiments/tables/depth.md").read_text(encoding="utf-8")
+    assert "| all | 2 of 3 | 81.50 ± 0.71 |" in text
+    assert "≈ +1.50" in text
+    out = report(str(home / "experiments/depth.yaml"), f"runs={home / 'runs'}", "reference=last_block", "format=md")
+    assert out.count("written: ") == 1
+    assert (home / "experiments/tables/depth.md").read_text(encoding="utf-8") == text
+
+
+def test_a_study_that_has_not_run_keeps_its_table(tmp_path: Path, report: Report) -> None:
+    path = write_study(tmp_path, "later", {"seed": [1, 2]})
+    (tmp_path / "experiments/tables").mkdir()
+    (tmp_path / "experiments/tables/later.md").write_text("committed", encoding="utf-8")
+    out = report(str(path), f"runs={tmp_path / 'runs'}")
+    assert out.startswith(f"later: none of its 2 runs has finished in {tmp_path / 'runs'}")
+    assert f"python -m src.sweep {path}" in out
+    assert [file.name for file in path.parent.rglob("*") if file.is_file()] == ["later.yaml", "later.md"]
+    assert (tmp_path / "experiments/tables/later.md").read_text(encoding="utf-8") == "committed"
+
+
+def test_without_a_study_all_are_reported_and_one_page_holds_them(
+    home: Path, tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(home / "runs", tmp_path / "runs")
+    for name in ("depth", "again"):
+        write_study(tmp_path, name, {"task.trainable": [*DEPTHS], "seed": [1, 2, 3]})
+    write_study(tmp_path, "later", {"seed": [9]})
+    monkeypatch.chdir(tmp_path)
+    out = report("format=csv,html")
+    assert "later: none of its 1 runs has finished in runs" in out
+    files = {str(path) for path in Path("experiments").rglob("*.*") if path.suffix != ".yaml"}
+    assert files == {f"experiments/{name}" for name in ("tables/depth.csv", "tables/again.csv", "report.html")}
+    headings = re.findall("<h2>(.*)</h2>", Path("experiments/report.html").read_text(encoding="utf-8"))
+    assert headings == ["again", "depth"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["format=doc"], "format=doc is unknown: use some of md,tex,csv,figures,html"),
+        (["a.yaml", "b.yaml", "reference=x"], "reference= names a row of one study"),
+        ([], "experiments/ holds no study"),
+        (["colour=red"], "'colour=red' is not understood"),
+        (["none.yaml"], "there is no study none.yaml"),
+    ],
+)
+def test_wrong_arguments_get_a_sentence(
+    arguments: list[str], sentence: str, report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        report(*arguments)
+
+
+@pytest.mark.parametrize("module", ["src.report", "src.dashboard"])
+def test_help_answers_before_anything_heavy_is_imported(module: str) -> None:
+    heavy = {"torch", "lightning", "wandb", "pandas", "numpy", "matplotlib", "scipy", "hydra"}
+    code = f"import sys, {module}; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+# ---- learning curves
+
+
+class Logs(L.LightningModule):
+    """Logs what a FineTuner logs, with values that follow from the epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        self.log("train/loss", self.current_epoch + 0.1 * index, on_step=False, on_epoch=True)
+        self.log("train/accuracy", 0.5, on_step=False, on_epoch=True)
+        return self.layer(torch.ones(1, 1)).sum()
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        self.log("validation/loss", 10.0 + self.current_epoch)
+        self.log("validation/accuracy", 0.25 * self.current_epoch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit(curve: Curve, epochs: int, folder: Path, resume: str | None = None) -> L.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = L.Trainer(max_epochs=epochs, callbacks=[curve], default_root_dir=folder, **quiet)  # type: ignore[arg-type]
+    three, one = (DataLoader(torch.ones(n, 1)) for n in (3, 1))  # type: ignore[arg-type]
+    trainer.fit(Logs(), three, one, ckpt_path=resume, weights_only=True)
+    return trainer
+
+
+def test_a_curve_holds_each_epoch_once_also_after_a_resume(tmp_path: Path) -> None:
+    curve, again = Curve(), Curve()
+    trainer = fit(curve, 2, tmp_path)
+    assert curve.points[1] == pytest.approx(
+        {"epoch": 2, "train_loss": 1.1, "validation_loss": 11, "train_accuracy": 0.5, "validation_accuracy": 0.25}
+    )
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    fit(again, 3, tmp_path, str(tmp_path / "last.ckpt"))
+    assert [point["epoch"] for point in again.points] == [1, 2, 3]
+    assert again.points[:2] == curve.points
+    assert set(again.points[2]) == {"epoch", *QUANTITIES}
+
+
+# ---- W&B dashboards
+
+
+def accessors(spec: str) -> set[str]:
+    return set(re.findall(r'"((?:config|summary|summary_metrics)[:.][^"]+)"', spec))
+
+
+def test_the_dashboards_name_what_runs_log() -> None:
+    pytest.importorskip("wandb_workspaces")
+    from src import dashboard
+    from src.finetune.cost import Cost
+    from src.finetune.measure import Predictions, measure
+
+    metrics = measure(Predictions(torch.tensor([[-0.1, -2.4], [-2.4, -0.1]]), torch.tensor([0, 1])))
+    logged = {f"final/{part}/{name}" for part in ("train", "validation", "test") for name in metrics}
+    logged |= {f"cost/{name}" for name in Cost().summary()}
+    assert set(dashboard.MEASURED) <= logged
+    cfg = results.plain(study.config(study.Point({}, ())))
+    for setting in dashboard.SETTINGS:
+        assert rows.reach(cfg, setting.split(".")) is not None
+
+
+def test_the_dashboards_are_built_without_a_network() -> None:
+    pytest.importorskip("wandb_workspaces")
+    from src import dashboard
+
+    models = [made("me", "mine")._to_model() for made in (dashboard.workspace, dashboard.report)]
+    specs = [model.spec.model_dump_json(by_alias=True, exclude_none=True) for model in models]
+    for spec in specs:
+        kinds = re.findall(r'"viewType":"([^"]+)"', spec)
+        assert {"Parallel Coordinates Plot", "Bar Chart", "Scatter Plot", "Run History Line Plot"} <= set(kinds)
+        assert set(dashboard.columns()) <= accessors(spec)
+        assert '"groupBy":"task.value.trainable"' in spec
+        assert '"xAxis":"summary:cost/train_flops","yAxis":"summary:final/test/accuracy"' in spec
+        assert "summary_metrics.final/test/accuracy" in accessors(spec)
+        assert re.findall(r'"name":"state"},"op":"=","value":"(\w+)"', spec)[0] == "finished"
+    assert [(model.entity, model.project) for model in models[:1]] == [("me", "mine")]
+    assert (models[1].project.entity_name, models[1].project.name) == ("me", "mine")
+
+
+def test_parallel_coordinates_go_from_settings_over_cost_to_accuracy() -> None:
+    pytest.importorskip("wandb_workspaces")
+    from src import dashboard
+
+    columns = [column.accessor for column in dashboard.panels()[0]._to_model().config.columns]
+    places = [columns.index(name) for name in ("config:gpt.value.name", "config:task.value.trainable")]
+    assert columns[-2:] == ["summary:cost/train_flops", "summary:final/test/accuracy"]
+    assert all(a < b for a, b in pairwise([*places, len(columns) - 2]))
+
+
+def test_without_the_extra_or_an_account_the_dashboards_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    from src import dashboard
+
+    monkeypatch.setattr(sys, "argv", ["dashboard", "entity=me"])
+    monkeypatch.setattr(dashboard, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"wandb-workspaces is not installed: pip install '\.\[dashboards\]'"):
+        dashboard.main()
+
+    def refuse(**given: Any) -> None:
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(wandb, "Api", refuse)
+    with pytest.raises(InputError, match=r"W&B: No API key configured; it takes an account \(wandb login\)"):
+        dashboard.save("me", "mine")
