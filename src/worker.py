@@ -6,6 +6,7 @@ of GPT mini that takes 0.2 s, of the UCI collection 0.3 s (2 CPU cores, 2026-11)
 
 import os
 import shutil
+import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
@@ -139,9 +140,9 @@ def label(point: Point) -> str:
 def start(asked: Study, jobs: Sequence[Job], given: Given, log: Path) -> None:
     """What a worker's process does. All that it prints goes to `log`."""
     threading.Thread(target=end_with_parent, daemon=True).start()
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    sys.stdout = sys.stderr = log.open("a", buffering=1, encoding="utf-8")
+    for standard in (1, 2):  # what is no Python prints too
+        os.dup2(sys.stdout.fileno(), standard)
     if given.workers > 1:  # before torch is imported: more threads than cores only wait for each other
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // given.workers)))
     with one_sentence():
