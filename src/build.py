@@ -24,10 +24,12 @@ from src.data.tokens import END_OF_TEXT, decode
 from src.errors import InputError
 from src.finetune.checkpoint import LastCheckpoint
 from src.finetune.classify import Classifier
+from src.finetune.features import KINDS, Cache
 from src.finetune.finetuner import FineTuner
 from src.finetune.instruct import Instruct
 from src.finetune.language import Language
 from src.finetune.optimize import Optimizer
+from src.finetune.store import Store
 from src.finetune.throughput import Throughput
 from src.gpt import weights
 from src.gpt.lora import LoRA
@@ -35,7 +37,7 @@ from src.gpt.model import GPT, GPTConfig
 
 T = TypeVar("T")
 SHARED_BY_A_MIX = ("fraction", "padding", "max_length", "batch_size", "num_workers")
-ROOT_KEYS = {"name", "seed", "runs", "resume", "patience", "held_out", "gpt", "data", "task", "trainer", "logger"}
+ROOT_KEYS = {"name", "seed", "runs", "resume", "patience", "held_out", "gpt", "data", "task", "trainer", "logger", "cache"}
 
 
 def construct(make: Callable[..., T], section: str, values: Mapping[str, Any], **given: Any) -> T:
@@ -66,6 +68,7 @@ def data(cfg: DictConfig, whole: bool = False) -> TextData:
     section = results.plain(cfg.data)
     given: dict[str, Any] = {"context_length": cfg.gpt.context_length, "seed": cfg.seed, "whole": whole}
     given |= {"writes": cfg.task.kind == "instruct", "template": template(cfg)}
+    given |= {"padding_is_read": padding_is_read(cfg)}
     if section["name"] != "mix":
         return construct(TextData, "data", section, **given)
     if cfg.task.kind != "instruct" or whole:
@@ -77,6 +80,25 @@ def data(cfg: DictConfig, whole: bool = False) -> TextData:
     }
     section.pop("name")
     return construct(MixData, "data", section, parts=parts)
+
+
+def padding_is_read(cfg: DictConfig) -> bool:
+    """Whether what a model says of a message can depend on the padding behind it."""
+    if not cfg.gpt.causal:
+        return True
+    return cfg.task.kind != "instruct" and cfg.task.position not in ("first", "last_real")
+
+
+def cache(cfg: DictConfig) -> Cache:
+    """Where the features of frozen blocks are kept."""
+    if cfg.cache.kind not in KINDS:
+        raise InputError(f"cache.kind={cfg.cache.kind} is unknown: use cache={', cache='.join(KINDS)}")
+    if cfg.cache.max_gb < 0:
+        raise InputError(f"cache.max_gb={cfg.cache.max_gb} must not be negative")
+    if cfg.cache.kind == "disk" and not cfg.cache.folder:
+        raise InputError("cache.folder is missing: cache=disk needs a folder")
+    folder, most = Path(cfg.cache.folder or "").expanduser(), cfg.cache.max_gb * 1e9
+    return Cache(cfg.cache.kind, Store(folder, most), most)
 
 
 def template(cfg: DictConfig) -> str | None:

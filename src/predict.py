@@ -65,7 +65,7 @@ def predict_texts(run: str, texts: list[str], runs: str = "runs", task: str | No
     writes its answers also "said", the label that it wrote, or null."""
     from src import build
     from src.data.batch import Messages
-    from src.data.datamodule import evaluation_loader
+    from src.data.datamodule import evaluation_loader, padding_of
     from src.data.tokens import encode
     from src.finetune.measure import predict
 
@@ -78,7 +78,8 @@ def predict_texts(run: str, texts: list[str], runs: str = "runs", task: str | No
     if cut := sum(len(row) > limit for row in ids):
         print(f"{cut} of {len(ids)} messages are longer than {limit} tokens and were cut", file=sys.stderr)
     width = read["width"] and read["width"] - prompt.reserve
-    rows = Messages([prompt.around(row, read["max_length"]) for row in ids], [classes[0]] * len(ids), width)
+    padding = padding_of(cfg.data.padding, build.padding_is_read(cfg))
+    rows = Messages([prompt.around(row, read["max_length"]) for row in ids], [classes[0]] * len(ids), width, padding)
     loader = evaluation_loader(rows, cfg.data.batch_size)
     trainer = build.trainer(cfg, logger=False, enable_checkpointing=False)
     labels = [read["labels"][number] for number in classes]
@@ -98,7 +99,7 @@ def write(run: str, prompt: str, new_tokens: int, runs: str = "runs") -> str:
     from src import build
     from src.data.tokens import END_OF_TEXT, decode, encode
     from src.finetune.instruct import Instruct
-    from src.gpt.reader import Reader
+    from src.gpt.generate import Reader
 
     model = build.restore(results.find(runs, run))
     if not isinstance(model, Instruct):

@@ -71,7 +71,7 @@ def continuations(cfg: DictConfig, gpt: "GPT") -> "L.Callback":
     from lightning.pytorch.callbacks import LambdaCallback
 
     from src.data.tokens import END_OF_TEXT, decode, encode
-    from src.gpt.generate import check, generate, sampler
+    from src.gpt.generate import Reader, check, sampler
 
     prompts = encode(list(cfg.prompts))
     length = [len(ids) for ids in prompts]
@@ -86,7 +86,7 @@ def continuations(cfg: DictConfig, gpt: "GPT") -> "L.Callback":
             return
         choose = sampler(temperature=0.8, top_k=40, seed=cfg.seed)
         ids, lengths = padded.to(module.device), torch.tensor(length, device=module.device)
-        new = generate(gpt, ids, lengths, NEW_TOKENS, END_OF_TEXT, choose)
+        new = Reader(gpt, ids, lengths, room=NEW_TOKENS).write(NEW_TOKENS, END_OF_TEXT, choose)
         rows = [[prompt, decode(more)] for prompt, more in zip(cfg.prompts, new, strict=True)]
         for prompt, more in rows:
             print(" " * 4 + " ".join(f"{prompt} |{more}".split()), flush=True)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from src.finetune.measure import Predictions
 
-# where a run is kept and reported, not what it computes
-NOT_IN_HASH = ("name", "runs", "resume", "logger")
+# where a run is kept and reported and what it reads back, not what it computes
+NOT_IN_HASH = ("name", "runs", "resume", "logger", "cache")
 SHARES = ("accuracy", "generated_accuracy", "valid_rate")
 
 

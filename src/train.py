@@ -46,7 +46,7 @@ def train(cfg: DictConfig) -> Run:
     cfg = results.load_config(folder) if folder else cfg
 
     data, held_out = build.data(cfg), build.held_out(cfg)
-    model = build.model(cfg, data.labels)
+    model, cache = build.model(cfg, data.labels), build.cache(cfg)
     build.check_trainer(cfg)  # all of the config is checked before a folder is made
     print(data.summary(), describe(cfg, model), sep="\n", flush=True)
 
@@ -60,6 +60,7 @@ def train(cfg: DictConfig) -> Run:
 
     try:
         forgetting = Forgetting(trainer, model.gpt, held_out)
+        cache.prepare(model, data.splits, trainer)
         trainer.fit(model, data, ckpt_path=results.last_checkpoint(folder), weights_only=True)
 
         evaluation_started = perf_counter()
@@ -69,7 +70,8 @@ def train(cfg: DictConfig) -> Run:
 
         result = summarize(cfg, folder, data, model, predictions) | forgetting.facts()
         result["curve"] = curve.points
-        result["cost"] = cost.summary() | {"setup_seconds": setup_seconds, "evaluate_seconds": evaluate_seconds}
+        result["cost"] = cost.summary(cache.flops.get("train", 0)) | cache.facts()
+        result["cost"] |= {"setup_seconds": setup_seconds, "evaluate_seconds": evaluate_seconds}
         results.write(folder, result, data.texts("test"), predictions["test"])
         tracking.finish(logger, result, data.texts("test"), predictions["test"])
     finally:

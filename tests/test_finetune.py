@@ -22,7 +22,7 @@ from src.data.datamodule import evaluation_loader, loader
 from src.errors import InputError
 from src.finetune import position
 from src.finetune.classify import Classifier
-from src.finetune.cost import Cost, count_flops
+from src.finetune.cost import Cost, Flops, count_flops
 from src.finetune.measure import Predictions, confusion, measure, predict
 from src.finetune.optimize import Optimizer, clip
 from src.finetune.trainable import first_live_block, trainable_names
@@ -636,6 +636,18 @@ def test_cost_adds_up_tokens_and_flops_of_every_batch() -> None:
     assert cost.summary()["train_flops"] == 2 * (
         2 * flops_by_hand("last_block", 4, 12) + flops_by_hand("last_block", 2, 12)
     )
+
+
+@pytest.mark.parametrize("strategy", ["last_layer", "last_block", "all", "lora"])
+@pytest.mark.parametrize("where", ["last_real", "mean"])
+@pytest.mark.parametrize("known", [False, True])
+def test_operations_of_any_shape_follow_from_three(strategy: str, where: str, known: bool) -> None:
+    model = classifier(strategy, where)
+    flops = Flops(model)
+    for shape in ((1, 1), (3, 9), (8, 64), (2, 2)):
+        ids, length = torch.zeros(shape, dtype=torch.long), torch.ones(shape[0], dtype=torch.long)
+        features = [model.below(ids, length)] if known else []
+        assert flops.of(ids, length, *features) == count_flops(model, ids, length, *features)
 
 
 def test_cost_parts_training_from_validation(monkeypatch: pytest.MonkeyPatch) -> None:

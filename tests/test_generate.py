@@ -1,13 +1,14 @@
-"""Continuing prompts: what the cache of keys and values must not change, and what is refused."""
+"""Reading prompts and continuing them: what the cache of keys and values must not change, and what is refused."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from src.errors import InputError
-from src.gpt.generate import generate, sampler
+from src.gpt.generate import Reader, greedy, sampler
 from src.gpt.model import GPT, GPTConfig
 
 CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=16, context_length=12, vocab_size=23)
@@ -32,6 +33,13 @@ def batch(prompts: list[list[int]], padding: int = 0, longer: int = 0) -> tuple[
     return padded, torch.tensor([len(prompt) for prompt in prompts])
 
 
+def written(
+    gpt: GPT, given: tuple[Tensor, Tensor], n: int, stop: int = NO_STOP, choose: Callable[[Tensor], Tensor] = greedy
+) -> list[list[int]]:
+    """Up to `n` new ids after each prompt of a batch."""
+    return Reader(gpt, *given, room=n).write(n, stop, choose)
+
+
 @torch.no_grad()
 def reference(gpt: GPT, prompt: list[int], n: int, stop: int = NO_STOP) -> list[int]:
     """Greedy decoding of one prompt by reading all of it anew for each token."""
@@ -44,36 +52,63 @@ def reference(gpt: GPT, prompt: list[int], n: int, stop: int = NO_STOP) -> list[
     return ids[len(prompt) :]
 
 
+@torch.no_grad()
+def log_probability(gpt: GPT, prompt: list[int], answer: list[int]) -> float:
+    """Of an answer after one prompt, by reading both at once."""
+    log_p = gpt.logits(gpt(torch.tensor([prompt + answer])))[0, len(prompt) - 1 : -1].log_softmax(-1)
+    return float(log_p.gather(1, torch.tensor(answer)[:, None]).sum())
+
+
 @pytest.mark.parametrize(("padding", "longer"), [(0, 0), (22, 0), (7, 3)])
 def test_the_cache_changes_nothing_for_prompts_of_different_lengths(gpt: GPT, padding: int, longer: int) -> None:
     expected = [reference(gpt, prompt, 5) for prompt in PROMPTS]
     assert len({tuple(ids) for ids in expected}) == len(PROMPTS)
-    assert generate(gpt, *batch(PROMPTS, padding, longer), 5, NO_STOP) == expected
+    assert written(gpt, batch(PROMPTS, padding, longer), 5) == expected
 
 
 def test_the_context_can_be_filled_to_its_last_token_and_the_one_after_it(gpt: GPT) -> None:
     n = CONFIG.context_length + 1 - len(PROMPTS[3])  # the last one is written and never read
     expected = [reference(gpt, prompt, n) for prompt in PROMPTS]
     assert len(expected[3]) == n
-    assert generate(gpt, *batch(PROMPTS), n, NO_STOP) == expected
+    assert written(gpt, batch(PROMPTS), n) == expected
 
 
 def test_a_full_context_is_continued_by_one_token(gpt: GPT) -> None:
     full = [i % 23 for i in range(CONFIG.context_length)]
-    assert generate(gpt, *batch([full]), 1, NO_STOP) == [reference(gpt, full, 1)]
+    assert written(gpt, batch([full]), 1) == [reference(gpt, full, 1)]
 
 
 def test_a_continuation_ends_before_the_stop_token_and_the_others_go_on(gpt: GPT) -> None:
     free = [reference(gpt, prompt, 5) for prompt in PROMPTS]
     for stop in {token for ids in free for token in ids}:
         expected = [reference(gpt, prompt, 5, stop) for prompt in PROMPTS]
-        assert generate(gpt, *batch(PROMPTS), 5, stop) == expected
+        assert written(gpt, batch(PROMPTS), 5, stop) == expected
         assert any(len(ids) < 5 for ids in expected)
+
+
+@pytest.mark.parametrize("answer", [[7], [5, 6, 7], [22, 0, 1, 1, 8]])
+def test_an_answer_is_as_probable_as_without_the_cache(gpt: GPT, answer: list[int]) -> None:
+    p = Reader(gpt, *batch(PROMPTS), room=5).log_probability(torch.tensor(answer))
+    assert p.tolist() == pytest.approx([log_probability(gpt, prompt, answer) for prompt in PROMPTS], rel=1e-5)
+
+
+def test_a_continuation_leaves_no_trace_in_the_next(gpt: GPT) -> None:
+    reader, answer = Reader(gpt, *batch(PROMPTS), room=5), torch.tensor([5, 6, 7])
+    p = reader.log_probability(answer)
+    assert reader.write(5, NO_STOP) == [reference(gpt, prompt, 5) for prompt in PROMPTS]
+    assert torch.equal(reader.log_probability(answer), p)
+    assert reader.write(5, NO_STOP) == [reference(gpt, prompt, 5) for prompt in PROMPTS]
+
+
+def test_the_output_layer_may_be_another_and_no_gradient_is_kept(gpt: GPT) -> None:
+    reader = Reader(gpt, *batch(PROMPTS), room=3, logits=lambda hidden: gpt.logits(hidden).roll(1, -1))
+    assert [ids[0] for ids in reader.write(1, NO_STOP)] == [(reference(gpt, p, 1)[0] + 1) % 23 for p in PROMPTS]
+    assert not reader.log_probability(torch.tensor([1, 2])).requires_grad
 
 
 def test_sampling_is_the_same_for_the_same_seed_alone(gpt: GPT) -> None:
     def drawn(seed: int) -> list[list[int]]:
-        return generate(gpt, *batch(PROMPTS), 5, NO_STOP, sampler(temperature=5.0, top_k=23, seed=seed))
+        return written(gpt, batch(PROMPTS), 5, NO_STOP, sampler(temperature=5.0, top_k=23, seed=seed))
 
     first = drawn(0)
     torch.manual_seed(5)  # not from here
@@ -82,8 +117,8 @@ def test_sampling_is_the_same_for_the_same_seed_alone(gpt: GPT) -> None:
 
 
 def test_the_most_probable_of_one_is_greedy_decoding(gpt: GPT) -> None:
-    greedy = generate(gpt, *batch(PROMPTS), 5, NO_STOP)
-    assert generate(gpt, *batch(PROMPTS), 5, NO_STOP, sampler(temperature=3.0, top_k=1, seed=0)) == greedy
+    best = sampler(temperature=3.0, top_k=1, seed=0)
+    assert written(gpt, batch(PROMPTS), 5, NO_STOP, best) == written(gpt, batch(PROMPTS), 5)
 
 
 def test_tokens_are_drawn_with_the_probabilities_of_the_top_k_at_the_temperature() -> None:
@@ -106,13 +141,13 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_top_k_at_the_temperature
 )
 def test_what_cannot_be_continued_is_refused(gpt: GPT, prompts: list[list[int]], n: int, sentence: str) -> None:
     with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
-        generate(gpt, *batch(prompts), n, NO_STOP)
+        written(gpt, batch(prompts), n)
 
 
 def test_a_gpt_that_reads_from_both_sides_is_refused() -> None:
     both = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=4, context_length=8, vocab_size=5, causal=False))
     with pytest.raises(InputError, match=r"^gpt\.causal=false reads a text from both sides and cannot write one$"):
-        generate(both, *batch([[1, 2]]), 2, NO_STOP)
+        written(both, batch([[1, 2]]), 2)
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(0.0, 5), (-1.0, 5), (1.0, 0)])

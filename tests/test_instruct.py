@@ -27,7 +27,6 @@ from src.finetune.instruct import IGNORED, Instruct
 from src.finetune.measure import Predictions, mean, measure, measure_tasks
 from src.finetune.optimize import Optimizer
 from src.gpt.model import GPT, GPTConfig
-from src.gpt.reader import Reader
 from src.predict import predict_texts, write
 from src.train import train
 
@@ -230,32 +229,6 @@ def test_answers_that_share_a_first_token_are_told_apart() -> None:
     model = instruct(WORDY)
     scores = model.predict_step(batch(WORDY, TEXTS, [1, 2, 1, 2]), 0)[1]
     assert (scores[:, 1] - scores[:, 2]).abs().min() > 1e-3
-
-
-def greedily(model: GPT, prompt: list[int], n: int) -> list[int]:
-    """Decoding without a cache."""
-    ids = list(prompt)
-    for _ in range(n):
-        ids.append(int(model.logits(model(torch.tensor([ids]))[0, -1]).argmax()))
-        if ids[-1] == END_OF_TEXT:
-            return ids[len(prompt) : -1]
-    return ids[len(prompt) :]
-
-
-@torch.no_grad()
-def test_what_is_written_with_a_cache_is_what_is_written_without() -> None:
-    model, given = gpt(1), batch(SPAM, TEXTS, [0] * 4)
-    reader = Reader(model, given.ids, given.length, 8)
-    reader.log_probability(torch.tensor([5, 6, 7]))  # another continuation before must leave no trace
-    prompts = [ids[:n].tolist() for ids, n in zip(given.ids, given.length.tolist(), strict=True)]
-    assert reader.write(8, END_OF_TEXT) == [greedily(model, prompt, 8) for prompt in prompts]
-
-
-def test_a_reader_refuses_what_does_not_fit() -> None:
-    model, ids = gpt(context_length=10), torch.zeros(1, 8, dtype=torch.long)
-    Reader(model, ids, torch.tensor([8]), 3)
-    said = sentence(lambda: Reader(model, ids, torch.tensor([8]), 4))
-    assert said == "a prompt of 8 tokens and 4 new ones do not fit into the context of 10"
 
 
 def test_said_is_the_class_whose_words_were_written() -> None:

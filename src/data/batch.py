@@ -1,6 +1,6 @@
 """Token ids -> padded batches. Lengths travel with the ids: <|endoftext|> is both a token and the padding."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,22 +12,33 @@ from src.data.tokens import END_OF_TEXT
 
 
 class Batch(NamedTuple):
-    """ids (B, T), length (B,) of each message in tokens, label (B,) class numbers, row (B,) place in its split."""
+    """ids (B, T), length (B,) of each message in tokens, label (B,) class numbers, row (B,) place in its split.
+
+    part       the split's name
+    features   what frozen blocks have made of the ids, where that is known already (see finetune/features.py)
+    """
 
     ids: Tensor
     length: Tensor
     label: Tensor
     row: Tensor
+    part: str = ""
+    features: Tensor | None = None
 
 
 class Messages(Dataset[Batch]):
     """The tokenized messages of one split; indexed by a list of rows, which gives their Batch.
 
-    width: every batch is padded to that many tokens; None pads to the longest message of the batch.
+    width     every batch is padded to that many tokens; None pads to the longest message of the batch
+    padding   what padding means: fixed (to width) | batch: what is read of a message depends on those beside it |
+              free: nobody reads it | none: there is none, so that only messages of equal length stand together
     """
 
-    def __init__(self, ids: list[list[int]], labels: list[int], width: int | None) -> None:
-        self.ids, self.labels, self.width = ids, labels, width
+    def __init__(
+        self, ids: list[list[int]], labels: list[int], width: int | None, padding: str = "", part: str = ""
+    ) -> None:
+        self.ids, self.labels, self.width, self.part = ids, labels, width, part
+        self.padding = padding or ("fixed" if width else "batch")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -37,7 +48,8 @@ class Messages(Dataset[Batch]):
         padded = torch.full((len(rows), self.width or int(length.max())), END_OF_TEXT)
         for place, row in enumerate(rows):
             padded[place, : len(self.ids[row])] = torch.tensor(self.ids[row])
-        return Batch(padded, length, torch.tensor([self.labels[row] for row in rows]), torch.tensor(rows))
+        labels = torch.tensor([self.labels[row] for row in rows])
+        return Batch(padded, length, labels, torch.tensor(rows), self.part)
 
 
 class ShuffledBatches:
@@ -87,6 +99,27 @@ class ShuffledBatches:
         ]
         for place in rng.permutation(len(batches)):
             yield batches[place]
+
+
+TOKENS = 8192  # of a batch that is not trained on: matrix products are at full speed, and it takes little memory
+
+
+def reading_batches(messages: Messages, batch_size: int, rows: Sequence[int] | None = None) -> list[list[int]]:
+    """Each of `rows` (default: all) once, in batches as large as changes nothing for any message."""
+    rows = range(len(messages)) if rows is None else rows
+    if messages.width is not None:
+        return cut(list(rows), max(batch_size, TOKENS // messages.width))
+    lengths = [len(ids) for ids in messages.ids]
+    rows = sorted(rows, key=lengths.__getitem__)
+    if messages.padding == "batch":
+        return cut(rows, batch_size)
+    batches: list[list[int]] = []
+    for row in rows:
+        full = not batches or (len(batches[-1]) + 1) * lengths[row] > max(TOKENS, batch_size * lengths[row])
+        if full or (messages.padding == "none" and lengths[row] != lengths[batches[-1][0]]):
+            batches.append([])
+        batches[-1].append(row)
+    return batches
 
 
 def cut(rows: list[int], size: int) -> list[list[int]]:

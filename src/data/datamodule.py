@@ -8,10 +8,11 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from src.data import corpora, split
-from src.data.batch import Batch, Messages, ShuffledBatches, cut
+from src.data.batch import Batch, Messages, ShuffledBatches, reading_batches
 from src.data.corpora import Corpus
 from src.data.prompt import Prompt, make_task
 from src.data.split import Splits
@@ -30,6 +31,7 @@ class TextData(L.LightningDataModule):
     fraction        the stratified part of the training messages that is used, in (0, 1]
     padding         longest: to the longest training message; batch: to the longest of the batch, messages of like
                     length together; context: to the context length; none: batches of one message
+    padding_is_read whether the task reads padding: where it does not, batches are as wide as their longest message
     whole           no split: all messages as one part, for measuring a trained run on them
     max_length      truncate to that many tokens, from the right; null means the context length. Where there is a
                     prompt, it and the answer count, and the text alone is cut
@@ -58,6 +60,7 @@ class TextData(L.LightningDataModule):
         answers: Mapping[str, str] | None = None,
         template: str | None = None,
         writes: bool = False,
+        padding_is_read: bool = True,
         context_length: int = 1024,
         seed: int = 123,
         whole: bool = False,
@@ -65,6 +68,7 @@ class TextData(L.LightningDataModule):
         super().__init__()
         self.split_name, self.fraction, self.balance, self.seed = split, fraction, balance, seed
         self.padding, self.batch_size, self.num_workers = padding, batch_size, num_workers
+        self.padding_is_read = padding_is_read
         self.limit = self._limit(max_length, context_length)
         self.context_length = context_length
         self.template, self.instruction, self.answers, self.writes = template, instruction, answers, writes
@@ -126,7 +130,7 @@ class TextData(L.LightningDataModule):
         overhead = self._prompt(self.corpus.labels).overhead
         longest = min(self.limit, overhead + max(map(len, next(iter(self.ids.values())))))
         # as in the book: with one width for all, longer messages of validation and test are cut to it
-        width = {"longest": longest, "context": self.context_length, "batch": None, "none": None}[self.padding]
+        width = {"longest": longest, "context": self.context_length}.get(self.padding) if self.padding_is_read else None
         self.read_as(self.corpus.labels, longest if self.padding == "longest" else self.limit, width)
 
     def read_as(self, labels: Sequence[str], limit: int, width: int | None) -> None:
@@ -148,6 +152,8 @@ class TextData(L.LightningDataModule):
                 [self.prompt.around(row, limit) for row in rows],
                 [number[example.label] for example in self.examples[part]],
                 width and width - self.prompt.reserve,
+                padding_of(self.padding, self.padding_is_read),
+                part,
             )
             for part, rows in self.ids.items()
         }
@@ -206,14 +212,19 @@ class TextData(L.LightningDataModule):
         return "\n".join(lines)
 
 
+def padding_of(padding: str, is_read: bool) -> str:
+    """What data.padding means to a batch (see Messages)."""
+    if padding == "none":
+        return "none"
+    return {"batch": "batch"}.get(padding, "fixed") if is_read else "free"
+
+
 def evaluation_loader(messages: Messages, batch_size: int, num_workers: int = 0) -> DataLoader[Batch]:
-    """Every message once, in batches of like length where the padding varies."""
-    rows = list(range(len(messages)))
-    if messages.width is None:
-        rows.sort(key=lambda row: len(messages.ids[row]))
-    return loader(messages, cut(rows, batch_size), num_workers)
+    """Every message once, in large batches, of like length where the padding varies."""
+    return loader(messages, reading_batches(messages, batch_size), num_workers)
 
 
 def loader(messages: Messages, batches: Any, num_workers: int) -> DataLoader[Batch]:
     """A DataLoader whose sampler gives whole batches of rows, which the dataset pads: no collate function is needed."""
-    return DataLoader(messages, batch_size=None, sampler=batches, num_workers=num_workers)
+    pinned = torch.cuda.is_available()  # copies to the GPU then wait for nothing
+    return DataLoader(messages, batch_size=None, sampler=batches, num_workers=num_workers, pin_memory=pinned)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
-from src.data.batch import Batch, Messages, ShuffledBatches, cut
+from src.data.batch import Batch, Messages, ShuffledBatches, reading_batches
 from src.data.datamodule import TextData, loader
 from src.errors import InputError
 
@@ -53,7 +53,8 @@ class MixData(TextData):
             ids += messages.ids
             labels += [first + label for label in messages.labels]
         widths = [self.parts[name].splits[split].width for name in self.parts]
-        return Messages(ids, labels, None if self.width is None else max(width or 0 for width in widths))
+        padding = next(iter(self.parts.values())).splits[split].padding
+        return Messages(ids, labels, None if self.width is None else max(width or 0 for width in widths), padding, split)
 
     def facts(self) -> dict[str, Any]:
         """As of one corpus."""
@@ -89,10 +90,7 @@ class MixData(TextData):
         messages, batches, start = self.splits[part], list[list[int]](), 0
         for name in self.asked(part):
             end = start + len(self.parts[name].splits[part])
-            rows = list(range(start, end))
-            if messages.width is None:
-                rows.sort(key=lambda row: len(messages.ids[row]))
-            batches += cut(rows, self.batch_size)
+            batches += reading_batches(messages, self.batch_size, range(start, end))
             start = end
         return loader(messages, batches, self.num_workers)
 

@@ -21,7 +21,7 @@ from src.gpt.model import GPT
 
 
 class Classifier(FineTuner):
-    """A GPT with a linear head over K classes; trainable, lora, optimizer as in FineTuner.
+    """A GPT with a linear head over K classes; trainable, lora, optimizer, frozen_precision as in FineTuner.
 
     position        which hidden state the head reads (see position.py)
     head            linear: random weights; answers: the language model's own output rows for the first token of each
@@ -40,6 +40,7 @@ class Classifier(FineTuner):
         head: str = "linear",
         answers: Sequence[Sequence[int]] = (),
         ignore_index: int = -100,
+        frozen_precision: str = "run",
     ) -> None:
         if position not in positions.POSITIONS:
             raise InputError(f"task.position={position} is unknown: use {', '.join(positions.POSITIONS)}")
@@ -49,7 +50,7 @@ class Classifier(FineTuner):
             with torch.no_grad():
                 layer.weight.copy_(gpt.token_embedding.weight[[answer[0] for answer in answers]])
                 layer.bias.zero_()
-        super().__init__(gpt, layer, trainable, lora, optimizer)
+        super().__init__(gpt, layer, trainable, lora, optimizer, frozen_precision)
         self.position, self.ignore_index = position, ignore_index
 
     @staticmethod
@@ -59,15 +60,36 @@ class Classifier(FineTuner):
         if head == "answers" and len({answer[0] for answer in answers}) < len(answers):
             raise InputError("task.head=answers reads the first token of each answer, and two of data.answers share it")
 
-    def forward(self, ids: Tensor, length: Tensor) -> Tensor:
-        """Class logits (B, K) of ids (B, T) whose first length (B,) tokens are no padding."""
+    @property
+    def first_alone(self) -> bool:
+        """Whether only the first token is read, which sees no other."""
+        return self.position == "first" and self.gpt.config.causal
+
+    def below(self, ids: Tensor, length: Tensor) -> Tensor:
+        return super().below(ids[:, :1] if self.first_alone else ids, length)
+
+    @property
+    def reads_below(self) -> str:
+        return self.position if self.only_head or self.first_alone else ""
+
+    def read(self, hidden: Tensor, length: Tensor) -> Tensor:
+        """(B, T, C) -> (B, 1, C)."""
+        return positions.read(hidden, length, self.position)[:, None]
+
+    def above(self, x: Tensor, length: Tensor) -> Tensor:
+        """Class logits (B, K) from what `below` gives of messages with length (B,) tokens."""
         assert self.head is not None
-        return self.head(positions.read(self.gpt(ids), length, self.position))
+        if self.only_head:
+            return self.head(x[:, 0])
+        if self.position == "mean":
+            return self.head(positions.read(self.gpt.suffix(x, self.first_live), length, "mean"))
+        index = positions.index(length, x.shape[1], self.position)
+        return self.head(self.hidden_at(x, index)[:, 0])
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = self(batch.ids, batch.length).float()  # (B, K)
+        logits = self(batch.ids, batch.length, batch.features).float()  # (B, K)
         loss = F.cross_entropy(logits, batch.label, ignore_index=self.ignore_index)
         return loss, logits.detach().argmax(-1) == batch.label
 
     def predict_step(self, batch: Batch, batch_index: int, dataloader_index: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        return batch.row.cpu(), self(batch.ids, batch.length).float().cpu(), batch.label.cpu()
+        return batch.row.cpu(), self(batch.ids, batch.length, batch.features).float().cpu(), batch.label.cpu()

@@ -1,6 +1,7 @@
 """What both ways of fine-tuning share: what is trained, by which optimizer, and what a checkpoint holds."""
 
-from typing import Any, Self
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Self
 
 import lightning as L
 import torch
@@ -14,19 +15,34 @@ from src.finetune.optimize import Optimizer, clip
 from src.gpt.lora import LoRA, inject
 from src.gpt.model import GPT
 
+if TYPE_CHECKING:
+    from src.finetune.features import Features
+
 
 class FineTuner(L.LightningModule):
-    """A GPT and, where there is one, a head. A way of fine-tuning adds `forward` and `loss`.
+    """A GPT and, where there is one, a head. A way of fine-tuning adds `above`, and `loss`.
 
-    trainable       what is unfrozen (see trainable.py); the rest does not move by a bit
-    lora            the rank and scaling of the adapters, for trainable="lora"
+    trainable         what is unfrozen (see trainable.py); the rest does not move by a bit
+    lora              the rank and scaling of the adapters, for trainable="lora"
+    frozen_precision  of the blocks below the first trained one: run (that of the Trainer) or bf16
+    features          part -> what these blocks have made of its messages (see features.py); empty: made in each step
     Checkpoints hold the trained parameters only: the frozen ones are the GPT that the run started from.
     """
 
     def __init__(
-        self, gpt: GPT, head: nn.Linear | None, trainable: str, lora: LoRA | None, optimizer: Optimizer | None
+        self,
+        gpt: GPT,
+        head: nn.Linear | None,
+        trainable: str,
+        lora: LoRA | None,
+        optimizer: Optimizer | None,
+        frozen_precision: str = "run",
     ) -> None:
         super().__init__()
+        if frozen_precision not in ("run", "bf16"):
+            raise InputError(f"task.frozen_precision={frozen_precision} is unknown: use run or bf16")
+        self.frozen_precision = frozen_precision
+        self.features: dict[str, "Features"] = {}
         self.seed = torch.initial_seed()  # what the run was seeded with
         self.gpt, self.head = gpt, head
         self.strict_loading = False  # a checkpoint holds the trained parameters alone, which on_load_checkpoint checks
@@ -50,6 +66,50 @@ class FineTuner(L.LightningModule):
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What `forward` is given for a batch in training."""
         return batch.ids, batch.length
+
+    def extent(self, length: Tensor) -> Tensor:
+        """How many tokens of `inputs` are no padding, from the length (B,) of messages."""
+        return length
+
+    def forward(self, ids: Tensor, length: Tensor, features: Tensor | None = None) -> Tensor:
+        """Logits of ids (B, T), or of what `below` has made of them."""
+        return self.above(self.below(ids, length) if features is None else features, length)
+
+    def below(self, ids: Tensor, length: Tensor) -> Tensor:
+        """What lies below the first trained block: ids (B, T) -> (B, T, C), a constant unless that is block 0. Where no
+        block is trained, (B, Q, C): after the final norm, only what the head reads."""
+        bf16 = torch.autocast(ids.device.type, torch.bfloat16) if self.frozen_precision == "bf16" else nullcontext()
+        with bf16:
+            x = self.gpt.prefix(ids, self.first_live)
+            return self.read(self.gpt.final_norm(x), length) if self.only_head else x
+
+    @property
+    def only_head(self) -> bool:
+        """Whether nothing of the GPT is trained."""
+        return self.first_live == self.gpt.config.n_layer
+
+    @property
+    def reads_below(self) -> str:
+        """What of the hidden states `below` keeps; empty for all of them."""
+        return ""
+
+    def read(self, hidden: Tensor, length: Tensor) -> Tensor:
+        """Of hidden states (B, T, C) after the final norm, those that the output layer reads: (B, Q, C)."""
+        raise NotImplementedError
+
+    def above(self, x: Tensor, length: Tensor) -> Tensor:
+        """Logits from what `below` gives."""
+        raise NotImplementedError
+
+    def hidden_at(self, x: Tensor, index: Tensor) -> Tensor:
+        """Final hidden states at index (B, Q) alone, from what `below` gives (B, T, C): (B, Q, C)."""
+        if any("lora_" in name for name in self.trained):  # suffix_at multiplies with the bare weights of a layer
+            return self.gpt.suffix(x, self.first_live).gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+        return self.gpt.suffix_at(x, self.first_live, index)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        known = self.features.get(batch.part)
+        return batch._replace(features=known.of(batch)) if known else batch
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss of a batch, and whether each message (B,) would be answered rightly."""
@@ -78,10 +138,11 @@ class FineTuner(L.LightningModule):
 
     def _shared_step(self, batch: Batch, phase: str) -> Tensor:
         loss, right = self.loss(batch)
-        for name, value in (("accuracy", right.float().mean()), ("loss", loss.detach())):
+        # a value a message: torchmetrics 1.9 forgets weights where it lets NaN through
+        for name, values in (("accuracy", right.float()), ("loss", loss.detach().expand(len(right)))):
             mean = self.means[f"{phase}_{name}"]
             assert isinstance(mean, MeanMetric)
-            mean.update(value, len(right))
+            mean.update(values)
             self.log(f"{phase}/{name}", mean, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 

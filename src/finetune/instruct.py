@@ -17,15 +17,15 @@ from src.data.prompt import Task
 from src.errors import InputError
 from src.finetune.finetuner import FineTuner
 from src.finetune.optimize import Optimizer
+from src.gpt.generate import Reader
 from src.gpt.lora import LoRA
 from src.gpt.model import GPT
-from src.gpt.reader import Reader
 
 IGNORED = -100  # a place without an answer token; torch's own number for targets that do not count
 
 
 class Instruct(FineTuner):
-    """A GPT that answers questions about a text; trainable, lora, optimizer as in FineTuner.
+    """A GPT that answers questions about a text; trainable, lora, optimizer, frozen_precision as in FineTuner.
 
     tasks    the questions: every message is answered with one of the answers of its class's task
     say      (what was written as ids, a task) -> place of that answer in the task, -1 for none
@@ -42,6 +42,7 @@ class Instruct(FineTuner):
         trainable: str = "last_block",
         lora: LoRA | None = None,
         optimizer: Optimizer | None = None,
+        frozen_precision: str = "run",
     ) -> None:
         if not gpt.config.causal:
             raise InputError("task=instruct needs gpt.causal=true: without the mask a prompt would read its answer")
@@ -50,7 +51,7 @@ class Instruct(FineTuner):
             head = nn.Linear(gpt.config.n_embd, gpt.config.vocab_size, bias=False)
             with torch.no_grad():
                 head.weight.copy_(gpt.token_embedding.weight)
-        super().__init__(gpt, head, trainable, lora, optimizer)
+        super().__init__(gpt, head, trainable, lora, optimizer, frozen_precision)
         self.tasks, self.say, self.stop = list(tasks), say, tasks[0].answers[0][-1]
         answers = {number: ids for task in tasks for number, ids in zip(task.classes, task.answers, strict=True)}
         K, A = len(answers), max(map(len, answers.values()))
@@ -69,11 +70,26 @@ class Instruct(FineTuner):
         """Next-token logits (..., V) of hidden states (..., C)."""
         return self.head(hidden) if self.head is not None else self.gpt.logits(hidden)
 
-    def forward(self, ids: Tensor, length: Tensor) -> Tensor:
+    def extent(self, length: Tensor) -> Tensor:
+        return length + self.answers.shape[1] - 1
+
+    def places(self, length: Tensor) -> Tensor:
+        """Where the answers' tokens are predicted, (B, A), after prompts of length (B,)."""
+        return length[:, None] - 1 + torch.arange(self.answers.shape[1], device=length.device)
+
+    @property
+    def reads_below(self) -> str:
+        return "answers" if self.only_head else ""
+
+    def read(self, hidden: Tensor, length: Tensor) -> Tensor:
+        """(B, T, C) -> (B, A, C)."""
+        return hidden.gather(1, self.places(length)[..., None].expand(-1, -1, hidden.shape[-1]))
+
+    def above(self, x: Tensor, length: Tensor) -> Tensor:
         """Logits (B, A, V) of what follows the first `length` (B,) tokens of prompts with answers (B, T + A - 1)."""
-        hidden = self.gpt(ids)
-        places = length[:, None] - 1 + torch.arange(self.answers.shape[1], device=ids.device)  # (B, A)
-        return self.logits(hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1])))
+        if self.only_head:
+            return self.logits(x)
+        return self.logits(self.hidden_at(x, self.places(length)))
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Prompts, and after each one the tokens of its answer but for the last: (B, T + A - 1), and (B,)."""
@@ -84,7 +100,7 @@ class Instruct(FineTuner):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         targets = self.answers[batch.label]  # (B, A)
-        logits = self(*self.inputs(batch)).float()
+        logits = self(*self.inputs(batch), batch.features).float()
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
         written = (logits.detach().argmax(-1) == targets) | (targets == IGNORED)
         return loss, written.all(1)

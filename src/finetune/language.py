@@ -144,7 +144,8 @@ class Language(L.LightningModule):
     def validation_step(self, batch: Tensor, batch_index: int) -> None:
         targets = batch[:, 1:].flatten()
         hidden, weight = self(batch[:, :-1]).flatten(0, 1), self.gpt.token_embedding.weight
-        self.validation_loss.update(chunked_cross_entropy(hidden, weight, targets, self.chunk), len(targets))
+        loss = chunked_cross_entropy(hidden, weight, targets, self.chunk)
+        self.validation_loss.update(loss.expand(len(targets)))  # torchmetrics 1.9 forgets weights that let NaN through
 
     def on_validation_epoch_end(self) -> None:
         loss = self.validation_loss.compute()

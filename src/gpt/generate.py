@@ -1,9 +1,10 @@
-"""Prompts -> continuations, token by token, with a cache of keys and values: each token passes the GPT once.
+"""Prompts, read once -> how probable given continuations are, or new ones, token by token.
 
-    ids (B, T), length (B,) -> [new ids of each prompt]
+    ids (B, T), length (B,) -> Reader -> log_probability (B,) | write: [new ids of each prompt]
 
-Prompts of different lengths stand in one batch, padded on the right: keys are kept by position, so that a new token
-takes the place of the padding, which no token ever sees.
+Keys and values are kept: each token passes the GPT once. Prompts of different lengths stand in one batch, padded on
+the right: keys are kept by position, so that a new token takes the place of the padding, or of the continuation
+before it, which no token ever sees. Nothing here makes gradients.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,39 @@ from torch import Tensor
 
 from src.errors import InputError
 from src.gpt.model import GPT, GPTConfig
+
+
+def check(config: GPTConfig, length: Sequence[int], room: int) -> int:
+    """The longest of the prompts' lengths; raises what `Reader` raises."""
+    if not config.causal:
+        raise InputError("gpt.causal=false reads a text from both sides and cannot write one")
+    if min(length, default=0) < 1:
+        raise InputError("an empty prompt cannot be continued: give at least one token")
+    if room < 1 or max(length) + room > config.context_length + 1:  # the last token is never read
+        raise InputError(
+            f"a prompt of {max(length)} tokens and {room} new ones do not fit into the context of "
+            f"{config.context_length}"
+        )
+    return max(length)
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """The most probable token, (B, V) -> (B,)."""
+    return logits.argmax(-1)
+
+
+def sampler(temperature: float, top_k: int, seed: int) -> Callable[[Tensor], Tensor]:
+    """Draws among the `top_k` most probable tokens at a temperature above 0, from `seed`."""
+    if temperature <= 0 or top_k < 1:
+        raise InputError(f"temperature={temperature} must be above 0 and top_k={top_k} at least 1")
+    generator = torch.Generator().manual_seed(seed)
+
+    def choose(logits: Tensor) -> Tensor:
+        best, ids = logits.float().topk(min(top_k, logits.shape[-1]))
+        drawn = torch.multinomial((best / temperature).softmax(-1).cpu(), 1, generator=generator)
+        return ids.gather(1, drawn.to(ids.device))[:, 0]
+
+    return choose
 
 
 class Cache:
@@ -35,77 +69,61 @@ class Cache:
         return self.k, self.v, seen
 
 
-@torch.no_grad()
-def generate(
-    gpt: GPT,
-    ids: Tensor,
-    length: Tensor,
-    max_new_tokens: int,
-    stop: int,
-    choose: Callable[[Tensor], Tensor] | None = None,
-) -> list[list[int]]:
-    """Up to `max_new_tokens` new ids for each of the prompts ids (B, T), whose first length (B,) tokens are no padding.
+class Reader:
+    """What a GPT made of the prompts ids (B, T), whose first length (B,) tokens are no padding.
 
-    A continuation ends before the token `stop`. choose: logits (B, V) -> ids (B,); greedy by default (see `sampler`).
+    room      how many tokens will follow a prompt at most
+    logits    the output layer, hidden (..., C) -> (..., V); by default the GPT's own
+    Prompts are read once and continued as often as one likes.
     Raises InputError for a GPT without a causal mask, an empty prompt, or a context that is too short.
     """
-    longest = check(gpt.config, length.tolist(), max_new_tokens)
-    choose = choose or greedy
-    caches = [Cache(longest + max_new_tokens) for _ in gpt.blocks]
-    ids, rows = ids[:, :longest], torch.arange(len(ids), device=ids.device)
-    hidden = _read(gpt, ids, torch.arange(longest, device=ids.device).expand_as(ids), caches)
-    last, position = hidden[rows, length - 1], length.clone()  # (B, C); where the next token will stand
-    written: list[list[int]] = [[] for _ in rows]
-    going = torch.ones_like(length, dtype=torch.bool)
-    for n in range(max_new_tokens):
-        token = choose(gpt.logits(last))
-        going &= token != stop
-        for row in going.nonzero().flatten().tolist():
-            written[row].append(int(token[row]))
-        if not going.any() or n + 1 == max_new_tokens:
-            break
-        last = _read(gpt, token[:, None], position[:, None], caches)[:, 0]
-        position += 1
-    return written
 
+    @torch.no_grad()
+    def __init__(
+        self, gpt: GPT, ids: Tensor, length: Tensor, room: int, logits: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        longest = check(gpt.config, length.tolist(), room)
+        self.gpt, self.length, self.logits = gpt, length, logits or gpt.logits
+        self.caches = [Cache(longest + room) for _ in gpt.blocks]
+        rows, places = (torch.arange(n, device=ids.device) for n in (len(ids), longest))
+        hidden = self._read(ids[:, :longest], places.expand(len(ids), -1))  # (B, T, C)
+        self.next = self.logits(hidden[rows, length - 1])  # (B, V), of the first new token: for all continuations
+        self.next_log_p = self.next.float().log_softmax(-1)
 
-def check(config: GPTConfig, length: Sequence[int], max_new_tokens: int) -> int:
-    """The longest of the prompts' lengths; raises what `generate` raises."""
-    if not config.causal:
-        raise InputError("gpt.causal=false reads a text from both sides and cannot write one")
-    if min(length, default=0) < 1:
-        raise InputError("an empty prompt cannot be continued: give at least one token")
-    if max_new_tokens < 1 or max(length) + max_new_tokens > config.context_length + 1:  # the last is never read
-        raise InputError(
-            f"a prompt of {max(length)} tokens and {max_new_tokens} new ones do not fit into the context of "
-            f"{config.context_length}"
-        )
-    return max(length)
+    @torch.no_grad()
+    def log_probability(self, ids: Tensor) -> Tensor:
+        """Of the tokens ids (A,) after each prompt, A at most `room`: (B,), in fp32."""
+        total = self.next_log_p[:, ids[0]]
+        if len(ids) > 1:
+            read, targets = (part.expand(len(total), -1) for part in (ids[:-1], ids[1:]))  # (B, A - 1) each
+            places = self.length[:, None] + torch.arange(len(ids) - 1, device=ids.device)
+            log_p = self.logits(self._read(read, places)).float().log_softmax(-1)  # (B, A - 1, V)
+            total = total + log_p.gather(2, targets[..., None]).sum((1, 2))
+        return total
 
+    @torch.no_grad()
+    def write(self, n: int, stop: int, choose: Callable[[Tensor], Tensor] = greedy) -> list[list[int]]:
+        """Up to `n` new ids after each prompt, n at most `room`, that end before the token `stop`.
 
-def _read(gpt: GPT, ids: Tensor, position: Tensor, caches: list[Cache]) -> Tensor:
-    """Hidden states (B, T, C) of ids (B, T) that stand at `position` (B, T), after what the caches hold."""
-    x = gpt.token_embedding(ids) + gpt.position_embedding(position)
-    for block, cache in zip(gpt.blocks, caches, strict=True):
-        cache.position = position
-        x = block(x, cache)
-    return gpt.final_norm(x)
+        choose    logits (B, V) -> ids (B,); see `sampler`
+        """
+        written: list[list[int]] = [[] for _ in self.length]
+        going = torch.ones_like(self.length, dtype=torch.bool)
+        logits = self.next
+        for i in range(n):
+            token = choose(logits)
+            going &= token != stop
+            for row in going.nonzero().flatten().tolist():
+                written[row].append(int(token[row]))
+            if not going.any() or i + 1 == n:
+                break
+            logits = self.logits(self._read(token[:, None], self.length[:, None] + i)[:, 0])
+        return written
 
-
-def greedy(logits: Tensor) -> Tensor:
-    """The most probable token, (B, V) -> (B,)."""
-    return logits.argmax(-1)
-
-
-def sampler(temperature: float, top_k: int, seed: int) -> Callable[[Tensor], Tensor]:
-    """Draws among the `top_k` most probable tokens at a temperature above 0, from `seed`."""
-    if temperature <= 0 or top_k < 1:
-        raise InputError(f"temperature={temperature} must be above 0 and top_k={top_k} at least 1")
-    generator = torch.Generator().manual_seed(seed)
-
-    def choose(logits: Tensor) -> Tensor:
-        best, ids = logits.float().topk(min(top_k, logits.shape[-1]))
-        drawn = torch.multinomial((best / temperature).softmax(-1).cpu(), 1, generator=generator)
-        return ids.gather(1, drawn.to(ids.device))[:, 0]
-
-    return choose
+    def _read(self, ids: Tensor, position: Tensor) -> Tensor:
+        """Hidden states (B, T, C) of ids (B, T) that stand at `position` (B, T), after what the caches hold."""
+        x = self.gpt.token_embedding(ids) + self.gpt.position_embedding(position)
+        for block, cache in zip(self.gpt.blocks, self.caches, strict=True):
+            cache.position = position
+            x = block(x, cache)
+        return self.gpt.final_norm(x)

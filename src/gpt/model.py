@@ -90,14 +90,16 @@ class Attention(nn.Module):
         w_q, w_k, w_v = self.qkv.weight.view(3, H, D, C)
         b_q, _, b_v = self.qkv.bias.view(3, H, 1, D)  # that of the keys adds the same to all scores of a query
         here = x.gather(1, index[..., None].expand(B, Q, C))
-        q = F.linear(here, w_q.reshape(C, C)).view(B, Q, H, D).transpose(1, 2) + b_q  # (B, H, Q, D)
-        scores = ((q @ w_k) @ x[:, None].transpose(-2, -1)).float() / math.sqrt(D)  # (B, H, Q, T)
+        q = F.linear(here, w_q.reshape(C, C)).view(B, Q, H, D) + b_q.view(H, D)
+        q = torch.einsum("bqhd,hdc->bhqc", q, w_k).reshape(B, H * Q, C)  # by one product a message, not one a head
+        scores = (q @ x.transpose(1, 2)).view(B, H, Q, T).float() / math.sqrt(D)
         if self.causal:
             future = torch.arange(T, device=x.device) > index[:, None, :, None]  # (B, 1, Q, T)
             scores = scores.masked_fill(future, float("-inf"))
         share = F.dropout(scores.softmax(-1).to(x.dtype), self.dropout, self.training)
-        y = (share @ x[:, None]) @ w_v.transpose(-2, -1) + b_v * share.sum(-1, keepdim=True)  # (B, H, Q, D)
-        return F.dropout(self.out(y.transpose(1, 2).reshape(B, Q, C)), self.dropout, self.training)
+        seen = (share.view(B, H * Q, T) @ x).view(B, H, Q, C)  # what each head sees of x
+        y = torch.einsum("bhqc,hdc->bqhd", seen, w_v) + (b_v * share.sum(-1, keepdim=True)).transpose(1, 2)
+        return F.dropout(self.out(y.reshape(B, Q, C)), self.dropout, self.training)
 
 
 class MLP(nn.Module):

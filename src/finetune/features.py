@@ -1,0 +1,202 @@
+"""What the frozen blocks make of each message, computed once: ids -> FineTuner.below -> rows that every epoch reads back.
+
+Blocks below the first trained one are a constant function of the ids while training, so that this is exact. Rows are
+kept in memory, or on disk (store.py) for every later run that needs the same.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
+
+from src.data.batch import Batch, Messages, reading_batches
+from src.finetune.cost import Flops
+from src.finetune.store import Rows, Store
+
+if TYPE_CHECKING:
+    from src.finetune.finetuner import FineTuner
+
+KINDS = ("disk", "memory", "off")
+
+
+class Features:
+    """The rows (T, C) of a split, by number; `sliced` where a batch may be narrower than they are."""
+
+    def __init__(self, rows: Rows, sliced: bool) -> None:
+        self.rows, self.sliced = rows, sliced
+
+    def of(self, batch: Batch) -> Tensor:
+        """Those of a batch that is still in host memory, (B, T, C); what stands behind a row is zero, and never read."""
+        found = pad_sequence([self.rows[row] for row in batch.row.tolist()], batch_first=True)
+        return found[:, : batch.ids.shape[1]] if self.sliced else found
+
+    def to(self, device: torch.device) -> "Features":
+        """The same there, if that takes less than half of its free memory."""
+        if device.type != "cuda" or _bytes(self.rows) > torch.cuda.mem_get_info(device)[0] / 2:
+            return self
+        return Features({number: row.to(device) for number, row in self.rows.items()}, self.sliced)
+
+
+@dataclass
+class Cache:
+    """Where features are kept: kind disk, memory or off, and bytes at most. `prepare` fills the rest:
+
+    seconds   what it took
+    reused    the parts that were read back from disk
+    flops     of the frozen blocks, once a message of each part, also where they were read back
+    """
+
+    kind: str
+    store: Store
+    max_bytes: float
+    seconds: float = 0.0
+    reused: list[str] = field(default_factory=list)
+    flops: dict[str, int] = field(default_factory=dict)
+
+    def prepare(self, tuner: "FineTuner", parts: Mapping[str, Messages], trainer: L.Trainer) -> None:
+        """Give `tuner` the features of every part, where its frozen blocks are a constant function of a message."""
+        started = perf_counter()
+        if self.kind == "off" or tuner.first_live == 0:
+            return
+        weights = _weights(tuner)
+        for part, messages in parts.items():
+            if messages.padding == "batch" and not tuner.gpt.config.causal:
+                return  # what becomes of a message depends on those beside it
+            if (size := _bytes_of(tuner, messages)) > self.max_bytes:
+                print(
+                    f"the features of {part} take {size / 1e9:.1f} GB, more than cache.max_gb: frozen blocks are computed "
+                    "in every epoch",
+                    flush=True,
+                )
+                continue
+            tuner.features[part] = self._of(tuner, part, messages, trainer, weights).to(trainer.strategy.root_device)
+        self.seconds = perf_counter() - started
+
+    def _of(
+        self, tuner: "FineTuner", part: str, messages: Messages, trainer: L.Trainer, weights: str
+    ) -> Features:
+        whole, ragged = messages, messages.padding in ("free", "none")
+        if messages.padding == "batch":  # under a causal mask a row as wide as the longest holds all narrower ones
+            whole = Messages(messages.ids, messages.labels, max(map(len, messages.ids)), part=part)
+        below = Below(tuner, ragged)
+        batches = [whole[rows] for rows in reading_batches(whole, 1)]
+        key = key_of(tuner, batches, str(trainer.precision), weights, ragged)
+        found = self.store.open(key) if self.kind == "disk" else None
+        if found:
+            self.reused.append(part)
+            rows, facts = found
+        else:
+            rows, facts = self._build(below, batches, trainer, key)
+        self.flops[part] = facts["flops"]
+        return Features(rows, sliced=messages.padding == "batch")
+
+    def _build(
+        self, below: "Below", batches: list[Batch], trainer: L.Trainer, key: str
+    ) -> tuple[Rows, dict[str, Any]]:
+        if self.kind == "disk":
+            try:
+                entry = self.store.new(key)
+                try:
+                    below.run(trainer, batches, entry.add)
+                    entry.finish({"flops": below.flops})
+                finally:
+                    entry.drop()
+                if found := self.store.open(key):
+                    return found
+            except OSError as error:
+                print(
+                    f"the feature cache {self.store.folder} cannot be written ({error.strerror or error}): features are "
+                    "kept in memory, for this run alone; make room, or set cache.folder",
+                    flush=True,
+                )
+                self.kind = "memory"
+        rows: Rows = {}
+        below.run(trainer, batches, lambda numbers, made: rows.update(zip(numbers, made, strict=True)))
+        return rows, {"flops": below.flops}
+
+    def facts(self) -> dict[str, Any]:
+        """What a result says of it."""
+        return {
+            "features_seconds": self.seconds,
+            "features_reused": self.reused,
+            "features_flops": sum(self.flops.values()),
+        }
+
+
+class Below(L.LightningModule):
+    """What a FineTuner has below its first trained block, and the operations that it took. ragged: without padding."""
+
+    def __init__(self, tuner: "FineTuner", ragged: bool) -> None:
+        super().__init__()
+        self.tuner, self.ragged = tuner, ragged
+        self.flops, self.count = 0, Flops(self)
+        self.keep: Callable[[Sequence[int], Sequence[Tensor]], None]
+
+    def forward(self, ids: Tensor, length: Tensor) -> Tensor:
+        return self.tuner.below(ids, length)
+
+    def run(
+        self, trainer: L.Trainer, batches: list[Batch], keep: Callable[[Sequence[int], Sequence[Tensor]], None]
+    ) -> None:
+        """Hand the numbers and rows of each batch to `keep`."""
+        self.keep, self.flops = keep, 0
+        loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+        trainer.predict(self, loader, return_predictions=False)
+
+    def predict_step(self, batch: Batch, batch_index: int) -> None:
+        ids, length = self.tuner.inputs(batch)
+        self.flops += self.count.of(ids, length)
+        x = self(ids, length)
+        extents = self.tuner.extent(length) if self.ragged else torch.full_like(length, x.shape[1])
+        self.keep(batch.row.tolist(), [row[:n].cpu().clone() for row, n in zip(x, extents.tolist(), strict=True)])
+
+
+def key_of(tuner: "FineTuner", batches: Sequence[Batch], precision: str, weights: str, ragged: bool) -> str:
+    """A hash of all that features depend on."""
+    config = tuner.gpt.config
+    facts = {
+        "weights": weights,
+        "k": tuner.first_live,
+        "n_head": config.n_head,
+        "causal": config.causal,
+        "reads": tuner.reads_below,
+        "ragged": ragged,
+        "precision": [precision, tuner.frozen_precision],
+        "device": tuner.device.type,
+        "torch": torch.__version__,
+    }
+    whole = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for batch in batches:
+        for tensor in (*tuner.inputs(batch), batch.row):
+            whole.update(f"{tuple(tensor.shape)}".encode())
+            whole.update(tensor.contiguous().numpy())
+    return whole.hexdigest()
+
+
+def _weights(tuner: "FineTuner") -> str:
+    """sha256 of the parameters that `below` reads."""
+    whole = hashlib.sha256()
+    for name, parameter in tuner.named_parameters():
+        if name.startswith("gpt.") and name not in tuner.trained:
+            whole.update(name.encode())
+            whole.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return whole.hexdigest()
+
+
+def _bytes_of(tuner: "FineTuner", messages: Messages) -> int:
+    """How much memory features take at most."""
+    wide = messages.width or (max(map(len, messages.ids)) if messages.padding == "batch" else None)
+    lengths = torch.tensor([1 if tuner.only_head else wide or len(ids) for ids in messages.ids])
+    return int(tuner.extent(lengths).sum()) * tuner.gpt.config.n_embd * 4
+
+
+def _bytes(rows: Rows) -> int:
+    return sum(row.numel() * row.element_size() for row in rows.values())

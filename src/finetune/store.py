@@ -1,0 +1,146 @@
+"""Rows of numbers on disk, under a key of what they are made from: folders of memory-mapped safetensors files.
+
+An entry is written under a temporary name and renamed, so that no reader sees half of one; of two processes that build
+the same at once, one entry is kept. Every file carries the sha256 of its rows, which is checked when it is opened.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+Rows = dict[int, Tensor]  # number of a message -> (T, C)
+
+SHARD_BYTES = 256 * 2**20  # held in memory at most before a file is written
+
+
+class Damaged(Exception):
+    """An entry that is not what was written."""
+
+
+class Store:
+    """Entries below `folder`, of `max_bytes` together: the least recently used go first."""
+
+    def __init__(self, folder: Path, max_bytes: float) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
+
+    def open(self, key: str) -> tuple[Rows, dict[str, Any]] | None:
+        """The rows and facts of an entry, None where there is none. A damaged one is removed, and said so."""
+        entry = self.folder / key
+        try:
+            os.utime(entry)  # used just now
+            files = sorted(entry.iterdir())
+            shards = [_read(file) for file in files]
+        except FileNotFoundError:
+            return None
+        except Damaged as error:
+            print(f"the feature cache {entry} is damaged ({error}): it is made anew", flush=True)
+            shutil.rmtree(entry, ignore_errors=True)
+            return None
+        rows = {number: row for found, _ in shards for number, row in found.items()}
+        facts = json.loads(shards[-1][1]) if shards else {}
+        if len(rows) != facts.get("rows"):
+            print(f"the feature cache {entry} is damaged (a file is missing): it is made anew", flush=True)
+            shutil.rmtree(entry, ignore_errors=True)
+            return None
+        return rows, facts
+
+    def new(self, key: str) -> "Entry":
+        """An entry to be filled. Raises OSError where the folder cannot be written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return Entry(self, key, Path(tempfile.mkdtemp(prefix=".", dir=self.folder)))
+
+    def evict(self, keep: str) -> None:
+        """Remove the least recently used entries until the rest fits, but not `keep`."""
+        entries = [(path.stat().st_mtime, path) for path in self.folder.iterdir() if not path.name.startswith(".")]
+        total = sum(_size(path) for _, path in entries)
+        for _, path in sorted(entries):
+            if total <= self.max_bytes:
+                return
+            if path.name != keep:
+                total -= _size(path)
+                shutil.rmtree(path, ignore_errors=True)  # who reads it keeps what is mapped already
+
+
+class Entry:
+    """An entry that is being written; raises OSError where there is no room, and leaves nothing behind then."""
+
+    def __init__(self, store: Store, key: str, unfinished: Path) -> None:
+        self.store, self.key, self.unfinished = store, key, unfinished
+        self.numbers: list[int] = []
+        self.rows: list[Tensor] = []
+        self.bytes = self.files = self.written = 0
+
+    def add(self, numbers: Sequence[int], rows: Sequence[Tensor]) -> None:
+        """Take rows (T, C) with their numbers."""
+        self.numbers += numbers
+        self.rows += rows
+        self.bytes += sum(row.numel() * row.element_size() for row in rows)
+        if self.bytes >= SHARD_BYTES:
+            self._flush({})
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Put the entry under its key, with what is to be known of it."""
+        self._flush(facts | {"rows": self.written + len(self.numbers)})
+        try:
+            os.rename(self.unfinished, self.store.folder / self.key)
+        except OSError:  # another process was faster
+            self.drop()
+        self.store.evict(self.key)
+
+    def drop(self) -> None:
+        """Leave nothing behind."""
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+
+    def _flush(self, facts: dict[str, Any]) -> None:
+        values = torch.cat(self.rows)
+        tensors = {
+            "values": values,
+            "numbers": torch.tensor(self.numbers),
+            "sizes": torch.tensor([len(row) for row in self.rows]),
+        }
+        metadata = {"sha256": _digest(tensors), "facts": json.dumps(facts)}
+        try:
+            save_file(tensors, self.unfinished / f"{self.files:05}.safetensors", metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
+        self.written += len(self.numbers)
+        self.files += 1
+        self.numbers, self.rows, self.bytes = [], [], 0
+
+
+def _read(file: Path) -> tuple[Rows, str]:
+    """The rows of a file, memory-mapped, and the facts in it."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in ("values", "numbers", "sizes")}
+            metadata = opened.metadata()
+    except SafetensorError as error:
+        raise Damaged(str(error)) from None
+    if _digest(tensors) != metadata.get("sha256"):
+        raise Damaged(f"{file.name} has another sha256 than when it was written")
+    rows = tensors["values"].split(tensors["sizes"].tolist())
+    return dict(zip(tensors["numbers"].tolist(), rows, strict=True)), metadata["facts"]
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        whole.update(tensors[name].contiguous().view(torch.uint8).numpy())
+    return whole.hexdigest()
+
+
+def _size(entry: Path) -> int:
+    try:
+        return sum(file.stat().st_size for file in entry.iterdir())
+    except FileNotFoundError:  # another process has just removed it
+        return 0
