@@ -37,7 +37,20 @@ from src.gpt.model import GPT, GPTConfig
 
 T = TypeVar("T")
 SHARED_BY_A_MIX = ("fraction", "padding", "max_length", "batch_size", "num_workers")
-ROOT_KEYS = {"name", "seed", "runs", "resume", "patience", "held_out", "gpt", "data", "task", "trainer", "logger", "cache"}
+ROOT_KEYS = {
+    "name",
+    "seed",
+    "runs",
+    "resume",
+    "patience",
+    "held_out",
+    "gpt",
+    "data",
+    "task",
+    "trainer",
+    "logger",
+    "cache",
+}
 
 
 def construct(make: Callable[..., T], section: str, values: Mapping[str, Any], **given: Any) -> T:
@@ -175,6 +188,7 @@ def trainer(cfg: DictConfig, callbacks: list[Callback] | None = None, **given: A
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the messages are in memory already
     warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*on_before_batch_transfer.*")  # where features come in
     warnings.filterwarnings("ignore", ".*(treespec, LeafSpec).*")  # Lightning's own, with torch 2.13
     given |= {"callbacks": [*(callbacks or []), *progress.shown()], "enable_model_summary": False}
     given |= {"enable_progress_bar": sys.stderr.isatty()}

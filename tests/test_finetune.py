@@ -126,28 +126,16 @@ def sentence(call: Callable[[], Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("where", "expected"),
-    [
-        ("first", [[0.0, 1.0], [10.0, 11.0]]),
-        ("last", [[4.0, 5.0], [14.0, 15.0]]),
-        ("last_real", [[0.0, 1.0], [12.0, 13.0]]),
-        ("mean", [[2.0, 3.0], [12.0, 13.0]]),
-    ],
+    ("where", "expected"), [("first", [[0], [0]]), ("last", [[2], [2]]), ("last_real", [[0], [1]]), ("mean", None)]
 )
-def test_the_vector_of_each_position(where: str, expected: list[list[float]]) -> None:
-    hidden = torch.tensor([[[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], [[10.0, 11.0], [12.0, 13.0], [14.0, 15.0]]])
-    assert position.read(hidden, torch.tensor([1, 2]), where).tolist() == expected
-
-
-def test_the_head_of_the_mean_is_the_mean_of_the_heads_logits() -> None:
-    hidden, head = torch.randn(3, 7, 16, dtype=torch.float64), nn.Linear(16, 4, dtype=torch.float64)
-    read = position.read(hidden, torch.tensor([1, 4, 7]), "mean")
-    torch.testing.assert_close(head(read), head(hidden).mean(1))
+def test_the_place_of_each_position(where: str, expected: list[list[int]] | None) -> None:
+    found = position.places(torch.tensor([1, 2]), 3, where)
+    assert (found if found is None else found.tolist()) == expected
 
 
 def test_an_unknown_position_is_refused() -> None:
     expected = "task.position=middle is unknown: use first, last, last_real, mean"
-    assert sentence(lambda: position.read(torch.zeros(1, 2, 3), torch.tensor([2]), "middle")) == expected
+    assert sentence(lambda: position.places(torch.tensor([2]), 3, "middle")) == expected
     assert sentence(lambda: classifier(position="middle")) == expected
 
 
@@ -607,13 +595,16 @@ def test_counting_leaves_the_model_alone() -> None:
 
 def flops_by_hand(strategy: str, B: int, T: int, K: int = 2) -> int:  # noqa: N803
     """A block takes 2 BT (3 + 1 + 4 + 4) CC in its layers and 4 BTTC in its attention, written out as two products; its
-    backward pass takes twice that, into inputs and weights. The head reads one position."""
-    C = CONFIG.n_embd
+    backward pass takes twice that, into inputs and weights. The head reads one position, and so does the last block:
+    2 B 12 CC, with keys and values unprojected, and 4 BHTC."""
+    C, H = CONFIG.n_embd, CONFIG.n_head
     block = 2 * B * T * 12 * C * C + 4 * B * T * T * C
+    last = 2 * B * 12 * C * C + 4 * B * H * T * C
     head = 2 * B * C * K
     live = CONFIG.n_layer - FIRST_LIVE[strategy]
-    into_hidden = head if live else 0
-    return CONFIG.n_layer * block + head + 2 * live * block + head + into_hidden
+    if not live:
+        return (CONFIG.n_layer - 1) * block + last + 2 * head
+    return (CONFIG.n_layer - 1) * block + last + head + 2 * ((live - 1) * block + last + head)
 
 
 @pytest.mark.parametrize("strategy", ["last_layer", "last_block", "last_two_blocks", "3_blocks", "all"])
@@ -642,11 +633,11 @@ def test_cost_adds_up_tokens_and_flops_of_every_batch() -> None:
 @pytest.mark.parametrize("where", ["last_real", "mean"])
 @pytest.mark.parametrize("known", [False, True])
 def test_operations_of_any_shape_follow_from_three(strategy: str, where: str, known: bool) -> None:
-    model = classifier(strategy, where)
+    model = classifier(strategy, position=where)
     flops = Flops(model)
     for shape in ((1, 1), (3, 9), (8, 64), (2, 2)):
         ids, length = torch.zeros(shape, dtype=torch.long), torch.ones(shape[0], dtype=torch.long)
-        features = [model.below(ids, length)] if known else []
+        features = [model.below(ids, length).detach()] if known else []
         assert flops.of(ids, length, *features) == count_flops(model, ids, length, *features)
 
 

@@ -54,7 +54,9 @@ class MixData(TextData):
             labels += [first + label for label in messages.labels]
         widths = [self.parts[name].splits[split].width for name in self.parts]
         padding = next(iter(self.parts.values())).splits[split].padding
-        return Messages(ids, labels, None if self.width is None else max(width or 0 for width in widths), padding, split)
+        return Messages(
+            ids, labels, None if self.width is None else max(width or 0 for width in widths), padding, split
+        )
 
     def facts(self) -> dict[str, Any]:
         """As of one corpus."""

@@ -72,19 +72,13 @@ class Classifier(FineTuner):
     def reads_below(self) -> str:
         return self.position if self.only_head or self.first_alone else ""
 
-    def read(self, hidden: Tensor, length: Tensor) -> Tensor:
-        """(B, T, C) -> (B, 1, C)."""
-        return positions.read(hidden, length, self.position)[:, None]
+    def places(self, length: Tensor, width: int) -> Tensor | None:
+        return positions.places(length, width, self.position)
 
-    def above(self, x: Tensor, length: Tensor) -> Tensor:
-        """Class logits (B, K) from what `below` gives of messages with length (B,) tokens."""
+    def output(self, hidden: Tensor) -> Tensor:
+        """Class logits (B, K)."""
         assert self.head is not None
-        if self.only_head:
-            return self.head(x[:, 0])
-        if self.position == "mean":
-            return self.head(positions.read(self.gpt.suffix(x, self.first_live), length, "mean"))
-        index = positions.index(length, x.shape[1], self.position)
-        return self.head(self.hidden_at(x, index)[:, 0])
+        return self.head(hidden[:, 0])
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = self(batch.ids, batch.length, batch.features).float()  # (B, K)

@@ -80,9 +80,7 @@ class Cache:
             tuner.features[part] = self._of(tuner, part, messages, trainer, weights).to(trainer.strategy.root_device)
         self.seconds = perf_counter() - started
 
-    def _of(
-        self, tuner: "FineTuner", part: str, messages: Messages, trainer: L.Trainer, weights: str
-    ) -> Features:
+    def _of(self, tuner: "FineTuner", part: str, messages: Messages, trainer: L.Trainer, weights: str) -> Features:
         whole, ragged = messages, messages.padding in ("free", "none")
         if messages.padding == "batch":  # under a causal mask a row as wide as the longest holds all narrower ones
             whole = Messages(messages.ids, messages.labels, max(map(len, messages.ids)), part=part)
@@ -98,9 +96,7 @@ class Cache:
         self.flops[part] = facts["flops"]
         return Features(rows, sliced=messages.padding == "batch")
 
-    def _build(
-        self, below: "Below", batches: list[Batch], trainer: L.Trainer, key: str
-    ) -> tuple[Rows, dict[str, Any]]:
+    def _build(self, below: "Below", batches: list[Batch], trainer: L.Trainer, key: str) -> tuple[Rows, dict[str, Any]]:
         if self.kind == "disk":
             try:
                 entry = self.store.new(key)
@@ -151,12 +147,14 @@ class Below(L.LightningModule):
         loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
         trainer.predict(self, loader, return_predictions=False)
 
-    def predict_step(self, batch: Batch, batch_index: int) -> None:
+    def predict_step(self, batch: Batch, batch_index: int) -> list[int]:
         ids, length = self.tuner.inputs(batch)
         self.flops += self.count.of(ids, length)
         x = self(ids, length)
         extents = self.tuner.extent(length) if self.ragged else torch.full_like(length, x.shape[1])
-        self.keep(batch.row.tolist(), [row[:n].cpu().clone() for row, n in zip(x, extents.tolist(), strict=True)])
+        numbers: list[int] = batch.row.tolist()
+        self.keep(numbers, [row[:n].cpu().clone() for row, n in zip(x, extents.tolist(), strict=True)])
+        return numbers  # Lightning warns of nothing
 
 
 def key_of(tuner: "FineTuner", batches: Sequence[Batch], precision: str, weights: str, ragged: bool) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class FineTuner(L.LightningModule):
-    """A GPT and, where there is one, a head. A way of fine-tuning adds `above`, and `loss`.
+    """A GPT and, where there is one, a head. A way of fine-tuning adds `places`, `output` and `loss`.
 
     trainable         what is unfrozen (see trainable.py); the rest does not move by a bit
     lora              the rank and scaling of the adapters, for trainable="lora"
@@ -77,11 +77,34 @@ class FineTuner(L.LightningModule):
 
     def below(self, ids: Tensor, length: Tensor) -> Tensor:
         """What lies below the first trained block: ids (B, T) -> (B, T, C), a constant unless that is block 0. Where no
-        block is trained, (B, Q, C): after the final norm, only what the head reads."""
+        block is trained, (B, Q, C): only what the output layer reads."""
         bf16 = torch.autocast(ids.device.type, torch.bfloat16) if self.frozen_precision == "bf16" else nullcontext()
         with bf16:
-            x = self.gpt.prefix(ids, self.first_live)
-            return self.read(self.gpt.final_norm(x), length) if self.only_head else x
+            if not self.only_head:
+                return self.gpt.prefix(ids, self.first_live)
+            last = max(0, self.first_live - 1)
+            return self.read(self.gpt.prefix(ids, last), last, length)
+
+    def above(self, x: Tensor, length: Tensor) -> Tensor:
+        """Logits from what `below` gives of messages of length (B,)."""
+        return self.output(x if self.only_head else self.read(x, self.first_live, length))
+
+    def output(self, hidden: Tensor) -> Tensor:
+        """Logits from final hidden states (B, Q, C)."""
+        raise NotImplementedError
+
+    def places(self, length: Tensor, width: int) -> Tensor | None:
+        """Which of `width` tokens the output layer reads, (B, Q); None for the mean over all of them."""
+        raise NotImplementedError
+
+    def read(self, x: Tensor, k: int, length: Tensor) -> Tensor:
+        """Blocks k.. and the final norm, at the places that are read: (B, T, C) -> (B, Q, C)."""
+        index = self.places(length, x.shape[1])
+        if index is None:
+            return self.gpt.suffix(x, k).mean(1, keepdim=True)
+        if any("lora_" in name for name in self.trained):  # suffix_at multiplies with the bare weights of a layer
+            return self.gpt.suffix(x, k).gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+        return self.gpt.suffix_at(x, k, index)
 
     @property
     def only_head(self) -> bool:
@@ -90,22 +113,8 @@ class FineTuner(L.LightningModule):
 
     @property
     def reads_below(self) -> str:
-        """What of the hidden states `below` keeps; empty for all of them."""
+        """What `below` keeps of the hidden states; empty for all of them."""
         return ""
-
-    def read(self, hidden: Tensor, length: Tensor) -> Tensor:
-        """Of hidden states (B, T, C) after the final norm, those that the output layer reads: (B, Q, C)."""
-        raise NotImplementedError
-
-    def above(self, x: Tensor, length: Tensor) -> Tensor:
-        """Logits from what `below` gives."""
-        raise NotImplementedError
-
-    def hidden_at(self, x: Tensor, index: Tensor) -> Tensor:
-        """Final hidden states at index (B, Q) alone, from what `below` gives (B, T, C): (B, Q, C)."""
-        if any("lora_" in name for name in self.trained):  # suffix_at multiplies with the bare weights of a layer
-            return self.gpt.suffix(x, self.first_live).gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
-        return self.gpt.suffix_at(x, self.first_live, index)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         known = self.features.get(batch.part)

@@ -73,23 +73,17 @@ class Instruct(FineTuner):
     def extent(self, length: Tensor) -> Tensor:
         return length + self.answers.shape[1] - 1
 
-    def places(self, length: Tensor) -> Tensor:
+    def places(self, length: Tensor, width: int) -> Tensor:
         """Where the answers' tokens are predicted, (B, A), after prompts of length (B,)."""
         return length[:, None] - 1 + torch.arange(self.answers.shape[1], device=length.device)
+
+    def output(self, hidden: Tensor) -> Tensor:
+        """Logits (B, A, V) of the answer's tokens."""
+        return self.logits(hidden)
 
     @property
     def reads_below(self) -> str:
         return "answers" if self.only_head else ""
-
-    def read(self, hidden: Tensor, length: Tensor) -> Tensor:
-        """(B, T, C) -> (B, A, C)."""
-        return hidden.gather(1, self.places(length)[..., None].expand(-1, -1, hidden.shape[-1]))
-
-    def above(self, x: Tensor, length: Tensor) -> Tensor:
-        """Logits (B, A, V) of what follows the first `length` (B,) tokens of prompts with answers (B, T + A - 1)."""
-        if self.only_head:
-            return self.logits(x)
-        return self.logits(self.hidden_at(x, self.places(length)))
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Prompts, and after each one the tokens of its answer but for the last: (B, T + A - 1), and (B,)."""
