@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -180,7 +181,8 @@ def held_out(cfg: DictConfig) -> list[Tensor]:
     if given["tokens"] < 2:
         raise InputError(f"held_out.tokens={given['tokens']} must be at least 2")
     window = min(256, cfg.gpt.context_length)
-    return in_order(pack(given["path"], "~/.cache/two-ways").ids[: given["tokens"]], window, batch_size=32)
+    cache = os.environ.get("TWO_WAYS_CACHE", "~/.cache/two-ways")  # as in conf
+    return in_order(pack(given["path"], cache).ids[: given["tokens"]], window, batch_size=32)
 
 
 def trainer(cfg: DictConfig, callbacks: list[Callback] | None = None, **given: Any) -> L.Trainer:

@@ -1,6 +1,7 @@
 """What several test files share. No network is needed; real data beside the checkout is used if present."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ torch.set_num_threads(1)  # tiny models lose more to waiting threads than they g
 
 TINY = GPTConfig(n_layer=3, n_head=2, n_embd=16, context_length=64)
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept from run to run is kept in a folder of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TWO_WAYS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

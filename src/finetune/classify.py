@@ -81,9 +81,9 @@ class Classifier(FineTuner):
         return self.head(hidden[:, 0])
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = self(batch.ids, batch.length, batch.features).float()  # (B, K)
+        logits = self(batch.ids, batch.length, self.known(batch)).float()  # (B, K)
         loss = F.cross_entropy(logits, batch.label, ignore_index=self.ignore_index)
         return loss, logits.detach().argmax(-1) == batch.label
 
     def predict_step(self, batch: Batch, batch_index: int, dataloader_index: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        return batch.row.cpu(), self(batch.ids, batch.length, batch.features).float().cpu(), batch.label.cpu()
+        return batch.row.cpu(), self(batch.ids, batch.length, self.known(batch)).float().cpu(), batch.label.cpu()

@@ -41,7 +41,7 @@ class Flops:
         self.points: dict[int, int] = {}
 
     def of(self, ids: Tensor, length: Tensor, features: Tensor | None = None) -> int:
-        """Of `model(ids, length, features)`, ids (B, T); features have T rows too, or a number that is always the same."""
+        """Of `model(ids, length, features)`, ids (B, T); features have T rows too, or always as many."""
         B, T = ids.shape
         for n in (2, 3, 4):
             if n not in self.points:

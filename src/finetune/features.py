@@ -1,4 +1,4 @@
-"""What the frozen blocks make of each message, computed once: ids -> FineTuner.below -> rows that every epoch reads back.
+"""What the frozen blocks make of each message, computed once: ids -> FineTuner.frozen -> rows for every epoch.
 
 Blocks below the first trained one are a constant function of the ids while training, so that this is exact. Rows are
 kept in memory, or on disk (store.py) for every later run that needs the same.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
@@ -34,7 +35,7 @@ class Features:
         self.rows, self.sliced = rows, sliced
 
     def of(self, batch: Batch) -> Tensor:
-        """Those of a batch that is still in host memory, (B, T, C); what stands behind a row is zero, and never read."""
+        """Those of a batch that is still in host memory, (B, T, C); behind a row stand zeros, which nobody reads."""
         found = pad_sequence([self.rows[row] for row in batch.row.tolist()], batch_first=True)
         return found[:, : batch.ids.shape[1]] if self.sliced else found
 
@@ -72,8 +73,8 @@ class Cache:
                 return  # what becomes of a message depends on those beside it
             if (size := _bytes_of(tuner, messages)) > self.max_bytes:
                 print(
-                    f"the features of {part} take {size / 1e9:.1f} GB, more than cache.max_gb: frozen blocks are computed "
-                    "in every epoch",
+                    f"the features of {part} take {size / 1e9:.1f} GB, more than cache.max_gb: frozen blocks are "
+                    "computed in every epoch",
                     flush=True,
                 )
                 continue
@@ -109,8 +110,8 @@ class Cache:
                     return found
             except OSError as error:
                 print(
-                    f"the feature cache {self.store.folder} cannot be written ({error.strerror or error}): features are "
-                    "kept in memory, for this run alone; make room, or set cache.folder",
+                    f"the feature cache {self.store.folder} cannot be written ({error.strerror or error}): "
+                    "features are kept in memory, for this run alone; make room, or set cache.folder",
                     flush=True,
                 )
                 self.kind = "memory"
@@ -148,12 +149,12 @@ class Below(L.LightningModule):
         trainer.predict(self, loader, return_predictions=False)
 
     def predict_step(self, batch: Batch, batch_index: int) -> list[int]:
-        ids, length = self.tuner.inputs(batch)
-        self.flops += self.count.of(ids, length)
-        x = self(ids, length)
-        extents = self.tuner.extent(length) if self.ragged else torch.full_like(length, x.shape[1])
+        x, extents = self.tuner.frozen(batch)
+        # as if all answers followed each other behind a prompt
+        self.flops += self.count.of(F.pad(batch.ids, (0, self.tuner.extra)), batch.length)
+        sizes = extents.tolist() if self.ragged else [x.shape[1]] * len(x)
         numbers: list[int] = batch.row.tolist()
-        self.keep(numbers, [row[:n].cpu().clone() for row, n in zip(x, extents.tolist(), strict=True)])
+        self.keep(numbers, [row[:n].cpu().clone() for row, n in zip(x, sizes, strict=True)])
         return numbers  # Lightning warns of nothing
 
 
@@ -192,8 +193,8 @@ def _weights(tuner: "FineTuner") -> str:
 def _bytes_of(tuner: "FineTuner", messages: Messages) -> int:
     """How much memory features take at most."""
     wide = messages.width or (max(map(len, messages.ids)) if messages.padding == "batch" else None)
-    lengths = torch.tensor([1 if tuner.only_head else wide or len(ids) for ids in messages.ids])
-    return int(tuner.extent(lengths).sum()) * tuner.gpt.config.n_embd * 4
+    rows = sum(1 if tuner.only_head else wide or len(ids) for ids in messages.ids) + tuner.extra * len(messages)
+    return rows * tuner.gpt.config.n_embd * 4
 
 
 def _bytes(rows: Rows) -> int:

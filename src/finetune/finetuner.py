@@ -1,6 +1,6 @@
 """What both ways of fine-tuning share: what is trained, by which optimizer, and what a checkpoint holds."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Self
 
 import lightning as L
@@ -42,7 +42,8 @@ class FineTuner(L.LightningModule):
         if frozen_precision not in ("run", "bf16"):
             raise InputError(f"task.frozen_precision={frozen_precision} is unknown: use run or bf16")
         self.frozen_precision = frozen_precision
-        self.features: dict[str, "Features"] = {}
+        self.features: dict[str, Features] = {}
+        self.extra = 0  # rows of a message that `frozen` has besides its own
         self.seed = torch.initial_seed()  # what the run was seeded with
         self.gpt, self.head = gpt, head
         self.strict_loading = False  # a checkpoint holds the trained parameters alone, which on_load_checkpoint checks
@@ -67,9 +68,14 @@ class FineTuner(L.LightningModule):
         """What `forward` is given for a batch in training."""
         return batch.ids, batch.length
 
-    def extent(self, length: Tensor) -> Tensor:
-        """How many tokens of `inputs` are no padding, from the length (B,) of messages."""
-        return length
+    def frozen(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """All that `below` makes of a batch, (B, T, C), and how many rows (B,) of it are no padding."""
+        x = self.below(*self.inputs(batch))
+        return x, batch.length.clamp(max=x.shape[1])
+
+    def known(self, batch: Batch) -> Tensor | None:
+        """What `above` takes of a batch, from its features: what `frozen` gave."""
+        return batch.features
 
     def forward(self, ids: Tensor, length: Tensor, features: Tensor | None = None) -> Tensor:
         """Logits of ids (B, T), or of what `below` has made of them."""
@@ -78,12 +84,14 @@ class FineTuner(L.LightningModule):
     def below(self, ids: Tensor, length: Tensor) -> Tensor:
         """What lies below the first trained block: ids (B, T) -> (B, T, C), a constant unless that is block 0. Where no
         block is trained, (B, Q, C): only what the output layer reads."""
-        bf16 = torch.autocast(ids.device.type, torch.bfloat16) if self.frozen_precision == "bf16" else nullcontext()
-        with bf16:
-            if not self.only_head:
-                return self.gpt.prefix(ids, self.first_live)
-            last = max(0, self.first_live - 1)
-            return self.read(self.gpt.prefix(ids, last), last, length)
+        with self.arithmetic():
+            x = self.gpt.prefix(ids, self.before_read)
+            return self.read(x, self.before_read, length) if self.only_head else x
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """That of the frozen blocks."""
+        bf16 = self.frozen_precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
     def above(self, x: Tensor, length: Tensor) -> Tensor:
         """Logits from what `below` gives of messages of length (B,)."""
@@ -105,6 +113,11 @@ class FineTuner(L.LightningModule):
         if any("lora_" in name for name in self.trained):  # suffix_at multiplies with the bare weights of a layer
             return self.gpt.suffix(x, k).gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
         return self.gpt.suffix_at(x, k, index)
+
+    @property
+    def before_read(self) -> int:
+        """The first block that is computed only where it is read, or trained."""
+        return max(0, self.first_live - 1) if self.only_head else self.first_live
 
     @property
     def only_head(self) -> bool:

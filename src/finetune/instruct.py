@@ -6,7 +6,7 @@ Only the answer's tokens and the <|endoftext|> after it count in the loss. A cla
 its whole answer (scored), and by what the model writes when left to itself (generated).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from src.data.prompt import Task
 from src.errors import InputError
 from src.finetune.finetuner import FineTuner
 from src.finetune.optimize import Optimizer
-from src.gpt.generate import Reader
+from src.gpt.generate import Blocks, Reader
 from src.gpt.lora import LoRA
 from src.gpt.model import GPT
 
@@ -64,14 +64,19 @@ class Instruct(FineTuner):
         self.answers: Tensor
         self.asked: Tensor
         self.register_buffer("answers", padded, persistent=False)
+        of = {number: task.classes for task in tasks for number in task.classes}
+        most = max(map(len, of.values()))
+        self.extra = most * (A - 1)
+        self.classes: Tensor  # those of each class's task, (K, most); a task with fewer repeats its last one
+        self.slot: Tensor  # the place of each class in its task, (K,)
+        classes = [(of[n] + [of[n][-1]] * most)[:most] for n in range(K)]
+        self.register_buffer("classes", torch.tensor(classes), persistent=False)
+        self.register_buffer("slot", torch.tensor([of[n].index(n) for n in range(K)]), persistent=False)
         self.register_buffer("asked", asked, persistent=False)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (..., V) of hidden states (..., C)."""
         return self.head(hidden) if self.head is not None else self.gpt.logits(hidden)
-
-    def extent(self, length: Tensor) -> Tensor:
-        return length + self.answers.shape[1] - 1
 
     def places(self, length: Tensor, width: int) -> Tensor:
         """Where the answers' tokens are predicted, (B, A), after prompts of length (B,)."""
@@ -83,7 +88,7 @@ class Instruct(FineTuner):
 
     @property
     def reads_below(self) -> str:
-        return "answers" if self.only_head else ""
+        return f"{'only answers' if self.only_head else 'all'} {self.answers.tolist()} {self.classes.tolist()}"
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Prompts, and after each one the tokens of its answer but for the last: (B, T + A - 1), and (B,)."""
@@ -92,9 +97,46 @@ class Instruct(FineTuner):
         places = batch.length[:, None] + torch.arange(answer.shape[1], device=answer.device)
         return longer.scatter(1, places, answer), batch.length
 
+    def frozen(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Rows of each prompt, or its last one where only the output layer is trained, and behind them the rows of
+        every answer that its task has, but for their last tokens."""
+        if self.only_head:
+            x = [self.below(*self.inputs(batch._replace(label=number))) for number in self.alternatives(batch)]
+            return torch.cat([x[0][:, :1], *(rows[:, 1:] for rows in x)], 1), torch.ones_like(batch.length) + self.extra
+        (B, T), device = batch.ids.shape, batch.ids.device
+        blocks = Blocks(self.gpt, self.first_live, T + self.extra)
+        with self.arithmetic():
+            prompt = blocks.read(batch.ids, torch.arange(T, device=device).expand(B, T))
+            answers = []
+            for number in self.alternatives(batch):
+                ids = self.answers[number][:, :-1].clamp(min=0)  # (B, A - 1)
+                answers.append(blocks.read(ids, batch.length[:, None] + torch.arange(ids.shape[1], device=device)))
+        behind = torch.cat(answers, 1)  # (B, extra, C)
+        places = batch.length[:, None] + torch.arange(self.extra, device=device)
+        whole = F.pad(prompt, (0, 0, 0, self.extra)).scatter(1, places[..., None].expand_as(behind), behind)
+        return whole, batch.length + self.extra
+
+    def known(self, batch: Batch, slot: int | None = None) -> Tensor | None:
+        """The rows of each prompt and of one answer, (B, T + A - 1, C): its own, or that in a place of its task."""
+        if batch.features is None:
+            return None
+        own = self.slot[batch.label] if slot is None else torch.full_like(batch.label, slot)
+        A = self.answers.shape[1]
+        prompt = torch.ones_like(batch.length) if self.only_head else batch.length
+        place = torch.arange(A if self.only_head else batch.ids.shape[1] + A - 1, device=own.device).expand(
+            len(own), -1
+        )
+        place = torch.where(place < prompt[:, None], place, place + own[:, None] * (A - 1))
+        place = place.clamp(max=batch.features.shape[1] - 1)  # what stands behind an answer is never seen
+        return batch.features.gather(1, place[..., None].expand(-1, -1, batch.features.shape[-1]))
+
+    def alternatives(self, batch: Batch) -> Iterable[Tensor]:
+        """Class numbers (B,), one of each message's task after the other; a task with fewer repeats its last one."""
+        return self.classes[batch.label].unbind(1)
+
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         targets = self.answers[batch.label]  # (B, A)
-        logits = self(*self.inputs(batch), batch.features).float()
+        logits = self(*self.inputs(batch), self.known(batch)).float()
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
         written = (logits.detach().argmax(-1) == targets) | (targets == IGNORED)
         return loss, written.all(1)
@@ -102,9 +144,29 @@ class Instruct(FineTuner):
     def predict_step(
         self, batch: Batch, batch_index: int, dataloader_index: int = 0
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        scores, said = self.answered(batch) if batch.features is None else self.answered_above(batch)
+        return batch.row.cpu(), scores.cpu(), batch.label.cpu(), said.cpu()
+
+    def answered(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-probability of each class's answer (B, K), and the class whose answer is written (B,), -1 for none."""
         reader = Reader(self.gpt, batch.ids, batch.length, self.answers.shape[1], self.logits)
-        scores = self.scores(reader, batch.label)
-        return batch.row.cpu(), scores.cpu(), batch.label.cpu(), self.said(reader, batch.label)
+        return self.scores(reader, batch.label), self.said(reader, batch.label)
+
+    def answered_above(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The same from features. An answer of which every token is the most probable one is what greedy decoding
+        writes; only messages that have no such answer are read anew, to see what is written."""
+        scores = torch.full((len(batch.label), len(self.answers)), -torch.inf, device=batch.label.device)
+        said = torch.full_like(batch.label, -1)
+        for slot, number in enumerate(self.alternatives(batch)):
+            targets = self.answers[number]  # (B, A)
+            log_p = self(*self.inputs(batch), self.known(batch, slot)).float().log_softmax(-1)  # (B, A, V)
+            of_targets = log_p.gather(2, targets.clamp(min=0)[..., None])[..., 0] * (targets != IGNORED)
+            scores.scatter_(1, number[:, None], of_targets.sum(1, keepdim=True))
+            said = torch.where(((log_p.argmax(-1) == targets) | (targets == IGNORED)).all(1), number, said)
+        if len(rest := (said < 0).nonzero().flatten()):
+            left = batch._replace(ids=batch.ids[rest], length=batch.length[rest], label=batch.label[rest])
+            said[rest] = self.answered(left)[1]
+        return scores, said
 
     def scores(self, reader: Reader, label: Tensor) -> Tensor:
         """Log-probability of each class's whole answer, (B, K); -inf for classes of another task than the label's."""
@@ -123,4 +185,4 @@ class Instruct(FineTuner):
             task = task_of[number]
             place = self.say(ids, task)
             said.append(task.classes[place] if place >= 0 else -1)
-        return torch.tensor(said)
+        return torch.tensor(said, device=label.device)

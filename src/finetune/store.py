@@ -23,7 +23,7 @@ Rows = dict[int, Tensor]  # number of a message -> (T, C)
 SHARD_BYTES = 256 * 2**20  # held in memory at most before a file is written
 
 
-class Damaged(Exception):
+class DamagedError(Exception):
     """An entry that is not what was written."""
 
 
@@ -42,7 +42,7 @@ class Store:
             shards = [_read(file) for file in files]
         except FileNotFoundError:
             return None
-        except Damaged as error:
+        except DamagedError as error:
             print(f"the feature cache {entry} is damaged ({error}): it is made anew", flush=True)
             shutil.rmtree(entry, ignore_errors=True)
             return None
@@ -125,9 +125,9 @@ def _read(file: Path) -> tuple[Rows, str]:
             tensors = {name: opened.get_tensor(name) for name in ("values", "numbers", "sizes")}
             metadata = opened.metadata()
     except SafetensorError as error:
-        raise Damaged(str(error)) from None
+        raise DamagedError(str(error)) from None
     if _digest(tensors) != metadata.get("sha256"):
-        raise Damaged(f"{file.name} has another sha256 than when it was written")
+        raise DamagedError(f"{file.name} has another sha256 than when it was written")
     rows = tensors["values"].split(tensors["sizes"].tolist())
     return dict(zip(tensors["numbers"].tolist(), rows, strict=True)), metadata["facts"]
 

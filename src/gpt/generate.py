@@ -69,6 +69,22 @@ class Cache:
         return self.k, self.v, seen
 
 
+class Blocks:
+    """The first k blocks of a GPT, with the keys and values of what they have read; `size` positions at most."""
+
+    def __init__(self, gpt: GPT, k: int, size: int) -> None:
+        self.gpt, self.blocks = gpt, gpt.blocks[:k]
+        self.caches = [Cache(size) for _ in range(k)]
+
+    def read(self, ids: Tensor, position: Tensor) -> Tensor:
+        """Hidden states (B, T, C) of ids (B, T) that stand at `position` (B, T), after what was read before."""
+        x = self.gpt.token_embedding(ids) + self.gpt.position_embedding(position)
+        for block, cache in zip(self.blocks, self.caches, strict=True):
+            cache.position = position
+            x = block(x, cache)
+        return x
+
+
 class Reader:
     """What a GPT made of the prompts ids (B, T), whose first length (B,) tokens are no padding.
 
@@ -84,7 +100,7 @@ class Reader:
     ) -> None:
         longest = check(gpt.config, length.tolist(), room)
         self.gpt, self.length, self.logits = gpt, length, logits or gpt.logits
-        self.caches = [Cache(longest + room) for _ in gpt.blocks]
+        self.blocks = Blocks(gpt, len(gpt.blocks), longest + room)
         rows, places = (torch.arange(n, device=ids.device) for n in (len(ids), longest))
         hidden = self._read(ids[:, :longest], places.expand(len(ids), -1))  # (B, T, C)
         self.next = self.logits(hidden[rows, length - 1])  # (B, V), of the first new token: for all continuations
@@ -121,9 +137,4 @@ class Reader:
         return written
 
     def _read(self, ids: Tensor, position: Tensor) -> Tensor:
-        """Hidden states (B, T, C) of ids (B, T) that stand at `position` (B, T), after what the caches hold."""
-        x = self.gpt.token_embedding(ids) + self.gpt.position_embedding(position)
-        for block, cache in zip(self.gpt.blocks, self.caches, strict=True):
-            cache.position = position
-            x = block(x, cache)
-        return self.gpt.final_norm(x)
+        return self.gpt.final_norm(self.blocks.read(ids, position))
