@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup train report test test-all lint format clean
+.PHONY: help setup train report bench test test-all lint format clean
 .DEFAULT_GOAL := help
 
 help: ## show what there is to make
@@ -22,6 +22,11 @@ train: $(READY) ## fine-tune the offline default: no download, no account, no GP
 
 report: $(READY) ## tables and figures of all studies, from the run folders
 	$(RUN) -m src.report format=md,tex,csv,figures,html
+
+bench: $(READY) ## speed beside transformers, prediction, growth: on an idle machine, about an hour
+	$(RUN) -m benchmarks.job
+	$(RUN) -m benchmarks.predict
+	$(RUN) -m benchmarks.growth
 
 test: $(READY) ## all tests but the slow ones
 	$(RUN) -m pytest -m 'not slow'

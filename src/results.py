@@ -165,7 +165,7 @@ def metrics_table(title: str, metrics: dict[str, dict[str, float]], sizes: dict[
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # fits 80 characters
     table.add_column("split")
     for name in ("messages", *next(iter(metrics.values()))):
         table.add_column({"generated_accuracy": "written", "valid_rate": "valid"}.get(name, name), justify="right")

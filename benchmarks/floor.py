@@ -1,0 +1,101 @@
+"""python -m benchmarks.floor [+experiment=<name>] [key=value ...]     the settings of src.train, task=classify
+
+The operations that a job cannot do without, as JSON, when each piece of work is done once:
+
+    features   embeddings and frozen blocks, forward, once for every message of every split
+    train      the live blocks and the head, forward and backward, for every training message in every epoch
+    evaluate   the same, forward: validation after every epoch, and at the end every split
+
+at the tokens that the position needs: the message alone where no padding is read, else the padded width. The last block
+works at the read position only (GPT.suffix_at). Counted by torch's flop counter on the meta device, a multiply-add
+being two; attention is counted without what a causal mask would spare; the optimizer is not counted.
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from benchmarks.setting import config
+from src.command import one_sentence
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import nn
+
+    from src.gpt.model import GPT
+
+NODES = (8, 16, 24)  # lengths, evenly apart
+
+
+class Work(NamedTuple):
+    """Operations of a job's parts."""
+
+    features: int
+    train: int
+    evaluate: int
+
+
+def work(cfg: "DictConfig") -> Work:
+    """Count what the run of `cfg` needs."""
+    from src import build
+
+    data = build.data(cfg)
+    model = build.model(cfg, data.labels)
+    assert model.head is not None
+    gpt, head, k = model.gpt.to("meta"), model.head.to("meta"), model.first_live
+    whole = cfg.task.position in ("last", "mean")  # reads padding
+    lengths = {
+        part: Counter((whole and data.width) or len(row) for row in messages.ids)
+        for part, messages in data.splits.items()
+    }
+    epochs = cfg.trainer.max_epochs
+    every = lengths["train"] + lengths["validation"] + lengths["test"]
+    evaluated = every + Counter({T: n * epochs for T, n in lengths["validation"].items()})
+    return Work(
+        features=total(every, lambda length: prefix(gpt, k, length)),
+        train=epochs * total(lengths["train"], lambda length: suffix(gpt, head, k, length, backward=True)),
+        evaluate=total(evaluated, lambda length: suffix(gpt, head, k, length, backward=False)),
+    )
+
+
+def total(lengths: "Counter[int]", operations: Callable[[int], int]) -> int:
+    """The sum of `operations(T)` over messages of length T: of degree two in T, so that three counts give all."""
+    first, second, third = (operations(T) for T in NODES)
+    slope, bend = second - first, third - 2 * second + first
+    steps = {T: (T - NODES[0]) / (NODES[1] - NODES[0]) for T in lengths}
+    return round(sum(n * (first + (s := steps[T]) * slope + s * (s - 1) / 2 * bend) for T, n in lengths.items()))
+
+
+def prefix(gpt: "GPT", k: int, length: int) -> int:
+    """Operations of embeddings and blocks 0..k-1 on one message of `length` tokens."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        gpt.prefix(torch.zeros(1, length, dtype=torch.long, device="meta"), k)
+    return counter.get_total_flops()
+
+
+def suffix(gpt: "GPT", head: "nn.Module", k: int, length: int, backward: bool) -> int:
+    """Operations of blocks k..n-1 and the head, read at one position of `length`, with or without the backward pass."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = torch.empty(1, length, gpt.config.n_embd, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+        logits = head(gpt.suffix_at(x, k, torch.zeros(1, 1, dtype=torch.long, device="meta")))
+        if backward:
+            logits.sum().backward()
+    return counter.get_total_flops()
+
+
+def main() -> None:
+    """Print the counts."""
+    print(json.dumps(work(config(sys.argv[1:]))._asdict()))
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main()

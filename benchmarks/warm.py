@@ -1,0 +1,12 @@
+"""python -m benchmarks.warm
+
+Imports what both sides import, so that none of the jobs measured after it pays for reading libraries from the disk.
+"""
+
+if __name__ == "__main__":
+    from transformers import GPT2ForSequenceClassification, Trainer
+
+    from src import build
+    from src.finetune import measure
+
+    print(GPT2ForSequenceClassification, Trainer, build, measure)
