@@ -35,12 +35,13 @@ def train(cfg: DictConfig) -> Run:
     """Fine-tune as `cfg` says, choose the best epoch on validation, measure every split once, write the run folder."""
     started = perf_counter()
     from src import build, results, tracking
-    from src.finetune.cost import Cost
+    from src.finetune.cost import Cost, forget_peak_memory
     from src.finetune.curve import Curve
     from src.finetune.forgetting import Forgetting
     from src.finetune.measure import predict
     from src.progress import SayHowToResume
 
+    forget_peak_memory()
     build.check_root(cfg)
     folder = results.find(cfg.runs, cfg.resume) if cfg.resume else None
     cfg = results.load_config(folder) if folder else cfg

@@ -5,7 +5,8 @@ meta device, where frozen parameters get no gradient and so cost nothing. A mult
 """
 
 import resource
-import sys
+from contextlib import suppress
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from src.data.batch import Batch
 from src.finetune.finetuner import FineTuner
+
+STATUS = Path("/proc/self/status")  # Linux
 
 
 def count_flops(model: nn.Module, *inputs: Tensor) -> int:
@@ -114,8 +117,20 @@ class Cost(L.Callback):
 
 
 def peak_memory_bytes() -> int:
-    """The most memory used so far: allocated on the GPU where there is one, else resident in this process."""
+    """The most memory used since `forget_peak_memory`: allocated on the GPU where there is one, else resident in this
+    process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+    if STATUS.is_file():
+        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes, since the process began
+
+
+def forget_peak_memory() -> None:
+    """Begin anew, for a process that runs several trainings; where the system cannot, the peak of all of them stays."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif STATUS.is_file():
+        with suppress(PermissionError):
+            STATUS.with_name("clear_refs").write_text("5")  # see proc(5)

@@ -67,10 +67,10 @@ class Cache:
         started = perf_counter()
         if self.kind == "off" or tuner.first_live == 0:
             return
-        weights = _weights(tuner)
+        weights, below = _weights(tuner), Below(tuner)
         for part, messages in parts.items():
-            if messages.padding == "batch" and not tuner.gpt.config.causal:
-                return  # what becomes of a message depends on those beside it
+            if messages.padding == "batch" and (tuner.only_head or not tuner.gpt.config.causal):
+                return  # what becomes of a message, or where it is read, depends on those beside it
             if (size := _bytes_of(tuner, messages)) > self.max_bytes:
                 print(
                     f"the features of {part} take {size / 1e9:.1f} GB, more than cache.max_gb: frozen blocks are "
@@ -78,16 +78,15 @@ class Cache:
                     flush=True,
                 )
                 continue
-            tuner.features[part] = self._of(tuner, part, messages, trainer, weights).to(trainer.strategy.root_device)
+            tuner.features[part] = self._of(below, part, messages, trainer, weights).to(trainer.strategy.root_device)
         self.seconds = perf_counter() - started
 
-    def _of(self, tuner: "FineTuner", part: str, messages: Messages, trainer: L.Trainer, weights: str) -> Features:
-        whole, ragged = messages, messages.padding in ("free", "none")
+    def _of(self, below: "Below", part: str, messages: Messages, trainer: L.Trainer, weights: str) -> Features:
+        whole, below.ragged = messages, messages.padding in ("free", "none")
         if messages.padding == "batch":  # under a causal mask a row as wide as the longest holds all narrower ones
             whole = Messages(messages.ids, messages.labels, max(map(len, messages.ids)), part=part)
-        below = Below(tuner, ragged)
         batches = [whole[rows] for rows in reading_batches(whole, 1)]
-        key = key_of(tuner, batches, str(trainer.precision), weights, ragged)
+        key = key_of(below.tuner, batches, trainer, weights, below.ragged)
         found = self.store.open(key) if self.kind == "disk" else None
         if found:
             self.reused.append(part)
@@ -131,9 +130,9 @@ class Cache:
 class Below(L.LightningModule):
     """What a FineTuner has below its first trained block, and the operations that it took. ragged: without padding."""
 
-    def __init__(self, tuner: "FineTuner", ragged: bool) -> None:
+    def __init__(self, tuner: "FineTuner") -> None:
         super().__init__()
-        self.tuner, self.ragged = tuner, ragged
+        self.tuner, self.ragged = tuner, False
         self.flops, self.count = 0, Flops(self)
         self.keep: Callable[[Sequence[int], Sequence[Tensor]], None]
 
@@ -158,7 +157,7 @@ class Below(L.LightningModule):
         return numbers  # Lightning warns of nothing
 
 
-def key_of(tuner: "FineTuner", batches: Sequence[Batch], precision: str, weights: str, ragged: bool) -> str:
+def key_of(tuner: "FineTuner", batches: Sequence[Batch], trainer: L.Trainer, weights: str, ragged: bool) -> str:
     """A hash of all that features depend on."""
     config = tuner.gpt.config
     facts = {
@@ -168,8 +167,8 @@ def key_of(tuner: "FineTuner", batches: Sequence[Batch], precision: str, weights
         "causal": config.causal,
         "reads": tuner.reads_below,
         "ragged": ragged,
-        "precision": [precision, tuner.frozen_precision],
-        "device": tuner.device.type,
+        "precision": [str(trainer.precision), tuner.frozen_precision],
+        "device": trainer.strategy.root_device.type,  # the model comes there later
         "torch": torch.__version__,
     }
     whole = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())

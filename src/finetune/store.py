@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from time import time
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 Rows = dict[int, Tensor]  # number of a message -> (T, C)
 
 SHARD_BYTES = 256 * 2**20  # held in memory at most before a file is written
+UNFINISHED, DAY = ".unfinished-", 86_400
 
 
 class DamagedError(Exception):
@@ -40,7 +42,7 @@ class Store:
             os.utime(entry)  # used just now
             files = sorted(entry.iterdir())
             shards = [_read(file) for file in files]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except DamagedError as error:
             print(f"the feature cache {entry} is damaged ({error}): it is made anew", flush=True)
@@ -57,11 +59,14 @@ class Store:
     def new(self, key: str) -> "Entry":
         """An entry to be filled. Raises OSError where the folder cannot be written."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        return Entry(self, key, Path(tempfile.mkdtemp(prefix=".", dir=self.folder)))
+        return Entry(self, key, Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=self.folder)))
 
     def evict(self, keep: str) -> None:
-        """Remove the least recently used entries until the rest fits, but not `keep`."""
-        entries = [(path.stat().st_mtime, path) for path in self.folder.iterdir() if not path.name.startswith(".")]
+        """Remove the least recently used entries until the rest fits, but not `keep`, nor what is no entry."""
+        for path in self.folder.glob(f"{UNFINISHED}*"):
+            if time() - _used(path) > DAY:  # of a process that was killed
+                shutil.rmtree(path, ignore_errors=True)
+        entries = [(_used(path), path) for path in self.folder.glob("[0-9a-f]" * 64)]
         total = sum(_size(path) for _, path in entries)
         for _, path in sorted(entries):
             if total <= self.max_bytes:
@@ -82,11 +87,11 @@ class Entry:
 
     def add(self, numbers: Sequence[int], rows: Sequence[Tensor]) -> None:
         """Take rows (T, C) with their numbers."""
+        if self.bytes >= SHARD_BYTES:
+            self._flush({})
         self.numbers += numbers
         self.rows += rows
         self.bytes += sum(row.numel() * row.element_size() for row in rows)
-        if self.bytes >= SHARD_BYTES:
-            self._flush({})
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Put the entry under its key, with what is to be known of it."""
@@ -108,7 +113,8 @@ class Entry:
             "numbers": torch.tensor(self.numbers),
             "sizes": torch.tensor([len(row) for row in self.rows]),
         }
-        metadata = {"sha256": _digest(tensors), "facts": json.dumps(facts)}
+        said = json.dumps(facts)
+        metadata = {"sha256": _digest(tensors, said), "facts": said}
         try:
             save_file(tensors, self.unfinished / f"{self.files:05}.safetensors", metadata)
         except SafetensorError as error:
@@ -123,20 +129,28 @@ def _read(file: Path) -> tuple[Rows, str]:
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in ("values", "numbers", "sizes")}
-            metadata = opened.metadata()
+            metadata = opened.metadata() or {}
     except SafetensorError as error:
         raise DamagedError(str(error)) from None
-    if _digest(tensors) != metadata.get("sha256"):
+    if _digest(tensors, said := metadata.get("facts", "")) != metadata.get("sha256"):
         raise DamagedError(f"{file.name} has another sha256 than when it was written")
     rows = tensors["values"].split(tensors["sizes"].tolist())
-    return dict(zip(tensors["numbers"].tolist(), rows, strict=True)), metadata["facts"]
+    return dict(zip(tensors["numbers"].tolist(), rows, strict=True)), said
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    whole = hashlib.sha256()
-    for name in sorted(tensors):
-        whole.update(tensors[name].contiguous().view(torch.uint8).numpy())
+def _digest(tensors: dict[str, Tensor], facts: str) -> str:
+    whole = hashlib.sha256(facts.encode())
+    for name, tensor in sorted(tensors.items()):
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        whole.update(tensor.contiguous().view(torch.uint8).numpy())
     return whole.hexdigest()
+
+
+def _used(entry: Path) -> float:
+    try:
+        return entry.stat().st_mtime
+    except FileNotFoundError:  # another process has just removed it
+        return 0.0
 
 
 def _size(entry: Path) -> int:
