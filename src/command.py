@@ -6,12 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
+from time import perf_counter
 from typing import Any, NoReturn, TypeVar
 
 from src.errors import InputError
 
 T = TypeVar("T")
 CONF = Path(__file__).parents[1] / "conf"
+_BEGAN = [perf_counter()]  # this module comes before everything that takes long to import
+
+
+def began() -> float:
+    """When the command was given, by perf_counter, for the first job of a process; now, for a later one."""
+    return _BEGAN.pop() if _BEGAN else perf_counter()
 
 
 @contextmanager

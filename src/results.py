@@ -193,7 +193,9 @@ def show(result: dict[str, Any], run: Path) -> None:
     console.print(
         f"trained {task['trainable_parameters']:,} parameters ({task['trainable']}, {share:.1%} of the GPT) in "
         f"{cost['train_seconds']:.1f} s, {cost['train_flops'] / 1e12:.1f} TFLOP; "
-        f"set-up {cost['setup_seconds']:.1f} s, evaluation {cost['evaluate_seconds']:.1f} s"
+        f"set-up {cost['setup_seconds']:.1f} s, frozen blocks {cost['features_seconds']:.1f} s"
+        f"{' (read back)' if cost['features_reused'] else ''}, first step after {cost['first_step_seconds']:.1f} s, "
+        f"evaluation {cost['evaluate_seconds']:.1f} s"
     )
     console.print(f"run folder: {run} (result.json, predictions.csv, checkpoints)", soft_wrap=True, highlight=False)
     for offline in run.glob("wandb/offline-run-*"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from src.command import hydra_main
+from src.command import began, hydra_main
 
 if TYPE_CHECKING:  # heavy imports wait until a run begins: --help and a misspelt key answer at once
     from pathlib import Path
@@ -33,7 +33,7 @@ class Run(NamedTuple):
 
 def train(cfg: DictConfig) -> Run:
     """Fine-tune as `cfg` says, choose the best epoch on validation, measure every split once, write the run folder."""
-    started = perf_counter()
+    started = began()
     from src import build, results, tracking
     from src.finetune.cost import Cost, forget_peak_memory
     from src.finetune.curve import Curve
@@ -73,6 +73,7 @@ def train(cfg: DictConfig) -> Run:
         result["curve"] = curve.points
         result["cost"] = cost.summary(cache.flops.get("train", 0)) | cache.facts()
         result["cost"] |= {"setup_seconds": setup_seconds, "evaluate_seconds": evaluate_seconds}
+        result["cost"]["first_step_seconds"] = (cost.first_step or started) - started
         results.write(folder, result, data.texts("test"), predictions["test"])
         tracking.finish(logger, result, data.texts("test"), predictions["test"])
     finally:

@@ -65,7 +65,7 @@ class Cost(L.Callback):
         self.train_seconds = self.validation_seconds = 0.0
         self.train_flops = self.train_tokens = 0
         self._flops: Flops | None = None
-        self._since = 0.0
+        self._since = self.first_step = 0.0  # by perf_counter
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._since = perf_counter()
@@ -78,6 +78,9 @@ class Cost(L.Callback):
         self._flops = self._flops or Flops(module)
         self.train_flops += self._flops.of(ids, length, batch.features)
         self.train_tokens += ids.numel()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.first_step = self.first_step or perf_counter()
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
