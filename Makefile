@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup train report bench test test-all lint format clean
+.PHONY: help setup train report archive bench test test-all lint format clean
 .DEFAULT_GOAL := help
 
 help: ## show what there is to make
@@ -20,8 +20,15 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY) ## fine-tune the offline default: no download, no account, no GPU
 	$(RUN) -m src.train +experiment=last_block
 
-report: $(READY) ## tables and figures of all studies, from the run folders
+report: export SMS_SPAM ?= data/SMSSpamCollection
+report: export HELD_OUT ?= data/held_out.jsonl.zst
+report: $(READY) ## tables and figures of all studies, from the run folders and those in experiments/runs.tar.xz
+	tar -xJf experiments/runs.tar.xz --skip-old-files
 	$(RUN) -m src.report format=md,tex,csv,figures,html
+
+archive: ## put the finished run folders, without checkpoints, into experiments/runs.tar.xz
+	find runs -maxdepth 2 -name result.json -printf '%h\n' | sort | sed 's|$$|/config.yaml|; p; s|config.yaml$$|result.json|; p; s|result.json$$|predictions.csv|' \
+		| XZ_OPT=-9e tar -cJf experiments/runs.tar.xz --sort=name --owner=0 --group=0 --numeric-owner -T -
 
 bench: $(READY) ## speed beside transformers, prediction, growth: on an idle machine, about an hour
 	$(RUN) -m benchmarks.job

@@ -4,7 +4,6 @@ Fine-tunes a GPT to classify messages, by a head or by instruction, and measures
 `resume=<run id>`.
 """
 
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig
@@ -33,7 +32,6 @@ class Run(NamedTuple):
 
 def train(cfg: DictConfig) -> Run:
     """Fine-tune as `cfg` says, choose the best epoch on validation, measure every split once, write the run folder."""
-    started = began()
     from src import build, results, tracking
     from src.finetune.cost import Cost, forget_peak_memory
     from src.finetune.curve import Curve
@@ -41,6 +39,7 @@ def train(cfg: DictConfig) -> Run:
     from src.finetune.measure import predict
     from src.progress import SayHowToResume
 
+    started = began()
     forget_peak_memory()
     build.check_root(cfg)
     folder = results.find(cfg.runs, cfg.resume) if cfg.resume else None
@@ -54,26 +53,21 @@ def train(cfg: DictConfig) -> Run:
     tracking.check(cfg)
     folder, is_new = (folder, False) if folder else (results.create(cfg), True)
     logger = tracking.start(cfg, folder, remove_on_failure=is_new)
-    cost, curve = Cost(), Curve()
+    cost, curve = Cost(started), Curve()
     callbacks = [cost, curve, SayHowToResume(folder), *build.callbacks(cfg, folder)]
     trainer = build.trainer(cfg, callbacks, logger=logger, default_root_dir=folder)
-    setup_seconds = perf_counter() - started
 
     try:
         forgetting = Forgetting(trainer, model.gpt, held_out)
         cache.prepare(model, data.splits, trainer)
         trainer.fit(model, data, ckpt_path=results.last_checkpoint(folder), weights_only=True)
 
-        evaluation_started = perf_counter()
         build.load_best(model, folder)
         predictions = {part: predict(trainer, model, data.evaluation_loader(part)) for part in data.splits}
-        evaluate_seconds = cost.validation_seconds + perf_counter() - evaluation_started
 
         result = summarize(cfg, folder, data, model, predictions) | forgetting.facts()
-        result["curve"] = curve.points
-        result["cost"] = cost.summary(cache.flops.get("train", 0)) | cache.facts()
-        result["cost"] |= {"setup_seconds": setup_seconds, "evaluate_seconds": evaluate_seconds}
-        result["cost"]["first_step_seconds"] = (cost.first_step or started) - started
+        spent = cost.summary(cache.seconds, cache.flops.get("train", 0)) | cache.facts()
+        result |= {"curve": curve.points, "cost": spent}
         results.write(folder, result, data.texts("test"), predictions["test"])
         tracking.finish(logger, result, data.texts("test"), predictions["test"])
     finally:

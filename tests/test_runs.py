@@ -146,7 +146,10 @@ def test_result_json_has_exactly_these_keys(run: Run) -> None:
         "gpt": none("name weights parameters"),
         "task": none("kind trainable position trainable_parameters"),
         "metrics": dict.fromkeys(("train", "validation", "test"), none("accuracy f1 mcc auroc ece loss")),
-        "cost": none("setup_seconds train_seconds evaluate_seconds train_flops train_tokens peak_memory_bytes"),
+        "cost": none(
+            "setup_seconds first_step_seconds train_seconds evaluate_seconds train_flops train_tokens peak_memory_bytes "
+            "features_seconds features_reused features_flops"
+        ),
         "environment": none("device precision torch lightning python"),
     }
     assert result == run.result

@@ -59,13 +59,17 @@ class Flops:
 
 
 class Cost(L.Callback):
-    """Adds up the cost of training; kept in checkpoints, so that a resumed run goes on counting."""
+    """Adds up the cost of training; kept in checkpoints, so that a resumed run goes on counting.
 
-    def __init__(self) -> None:
+    began: when the command was given, by perf_counter
+    """
+
+    def __init__(self, began: float = 0.0) -> None:
         self.train_seconds = self.validation_seconds = 0.0
         self.train_flops = self.train_tokens = 0
         self._flops: Flops | None = None
-        self._since = self.first_step = 0.0  # by perf_counter
+        self._since = 0.0
+        self.began = self.ready = self.first_step = self.fitted = began
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._since = perf_counter()
@@ -79,8 +83,15 @@ class Cost(L.Callback):
         self.train_flops += self._flops.of(ids, length, batch.features)
         self.train_tokens += ids.numel()
 
+    def on_fit_start(self, *_: Any) -> None:
+        self.ready = perf_counter()
+
     def on_train_batch_end(self, *_: Any) -> None:
-        self.first_step = self.first_step or perf_counter()
+        if self.first_step == self.began:
+            self.first_step = perf_counter()
+
+    def on_fit_end(self, *_: Any) -> None:
+        self.fitted = perf_counter()
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -100,11 +111,15 @@ class Cost(L.Callback):
         seconds, self._since = now - self._since, now
         return seconds
 
-    def summary(self, frozen_flops: int = 0) -> dict[str, Any]:
-        """Seconds of training without validation, operations and tokens (with padding) of its batches, peak memory.
+    def summary(self, features_seconds: float = 0.0, frozen_flops: int = 0) -> dict[str, Any]:
+        """Operations and tokens (with padding) of training, peak memory, and seconds: from the command to the training
+        without what features took, to the end of the first step, of training without validation, of evaluation.
 
         frozen_flops: operations of the frozen blocks where they were not made in every step."""
         return {
+            "setup_seconds": self.ready - self.began - features_seconds,
+            "first_step_seconds": self.first_step - self.began,
+            "evaluate_seconds": self.validation_seconds + perf_counter() - self.fitted,
             "train_seconds": self.train_seconds,
             "train_flops": self.train_flops + frozen_flops,
             "train_tokens": self.train_tokens,

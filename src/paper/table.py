@@ -107,6 +107,9 @@ def measured(rows: Sequence[Row]) -> list[Column]:
             "validation_accuracy", "validation (%)", validation, with_deviation(validation, deviations["validation"])
         ),
         column("validation_deviation", "", deviations["validation"]),
+        column(
+            "validation_loss", "its loss", [row.mean("metrics", "validation", "loss") for row in rows], "{:.3f}".format
+        ),
         *sometimes(rows),
     ]
 
