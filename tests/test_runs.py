@@ -147,8 +147,8 @@ def test_result_json_has_exactly_these_keys(run: Run) -> None:
         "task": none("kind trainable position trainable_parameters"),
         "metrics": dict.fromkeys(("train", "validation", "test"), none("accuracy f1 mcc auroc ece loss")),
         "cost": none(
-            "setup_seconds first_step_seconds train_seconds evaluate_seconds train_flops train_tokens peak_memory_bytes "
-            "features_seconds features_reused features_flops"
+            "setup_seconds first_step_seconds train_seconds evaluate_seconds train_flops train_tokens "
+            "peak_memory_bytes features_seconds features_reused features_flops"
         ),
         "environment": none("device precision torch lightning python"),
     }
@@ -624,8 +624,22 @@ def test_wandb_without_a_network_is_refused_on_one_line(
 
 LISTED = {
     "experiments": sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")),
-    "top": ["data", "gpt", "held_out", "logger", "name", "patience", "resume", "runs", "seed", "task", "trainer"],
-    "task": ["head", "ignore_index", "kind", "lora", "optimizer", "position", "prompt", "template", "trainable"],
+    "top": [
+        "cache",
+        "data",
+        "gpt",
+        "held_out",
+        "logger",
+        "name",
+        "patience",
+        "resume",
+        "runs",
+        "seed",
+        "task",
+        "trainer",
+    ],
+    "task": ["frozen_precision", "head", "ignore_index", "kind", "lora"]
+    + ["optimizer", "position", "prompt", "template", "trainable"],
     "gpt": ["large", "medium", "mini", "small", "xl"],
 }
 NO_OPTION = r"In 'train': Could not find '{0}' Available options in '{1}': (.*?)( Config search path: .*)?"
@@ -723,7 +737,7 @@ def test_help_of_a_run_s_commands_is_their_usage(command: Command, module: str) 
 
 def test_a_misspelt_key_is_refused_by_the_real_command_which_leaves_nothing(tmp_path: Path) -> None:
     answer = in_a_new_process("src.train", "task.trainabel=all", cwd=tmp_path)
-    keys = "kind, trainable, position, head, prompt, template, lora, optimizer, ignore_index"
+    keys = "kind, trainable, position, head, prompt, template, frozen_precision, lora, optimizer, ignore_index"
     assert answer == (2, "", f"error: there is no setting task.trainabel: task has {keys}\n")
     assert list(tmp_path.iterdir()) == []
 

@@ -175,7 +175,7 @@ def key_of(tuner: "FineTuner", batches: Sequence[Batch], trainer: L.Trainer, wei
     for batch in batches:
         for tensor in (*tuner.inputs(batch), batch.row):
             whole.update(f"{tuple(tensor.shape)}".encode())
-            whole.update(tensor.contiguous().numpy())
+            whole.update(tensor.contiguous().numpy().data)
     return whole.hexdigest()
 
 
@@ -185,7 +185,7 @@ def _weights(tuner: "FineTuner") -> str:
     for name, parameter in tuner.named_parameters():
         if name.startswith("gpt.") and name not in tuner.trained:
             whole.update(name.encode())
-            whole.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+            whole.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return whole.hexdigest()
 
 

@@ -142,7 +142,7 @@ def _digest(tensors: dict[str, Tensor], facts: str) -> str:
     whole = hashlib.sha256(facts.encode())
     for name, tensor in sorted(tensors.items()):
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        whole.update(tensor.contiguous().view(torch.uint8).numpy())
+        whole.update(tensor.contiguous().view(torch.uint8).numpy().data)
     return whole.hexdigest()
 
 
