@@ -638,8 +638,18 @@ LISTED = {
         "task",
         "trainer",
     ],
-    "task": ["frozen_precision", "head", "ignore_index", "kind", "lora"]
-    + ["optimizer", "position", "prompt", "template", "trainable"],
+    "task": [
+        "frozen_precision",
+        "head",
+        "ignore_index",
+        "kind",
+        "lora",
+        "optimizer",
+        "position",
+        "prompt",
+        "template",
+        "trainable",
+    ],
     "gpt": ["large", "medium", "mini", "small", "xl"],
 }
 NO_OPTION = r"In 'train': Could not find '{0}' Available options in '{1}': (.*?)( Config search path: .*)?"
