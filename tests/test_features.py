@@ -250,7 +250,6 @@ def test_an_instructed_model_says_the_same_from_features(strategy: str, tmp_path
     assert set(said(found)) >= {-1, 1, 2, 4}
 
 
-@pytest.mark.xfail(reason="FineTuner's frozen blocks start in training mode", strict=True)
 @pytest.mark.parametrize("make", [classifier, instruct])
 def test_dropout_in_trained_blocks_is_the_same(make: Callable[..., FineTuner], tmp_path: Path) -> None:
     parts = split("free", 2 if make is classifier else 5)
@@ -345,15 +344,7 @@ def test_half_precision_is_the_same_from_features(padding: str, precision: str, 
 
 @pytest.mark.parametrize(
     "precision",
-    [
-        "bf16-mixed",
-        pytest.param(
-            "bf16-true",
-            marks=pytest.mark.xfail(
-                reason="Instruct.answered_above makes scores in torch's default dtype", raises=RuntimeError, strict=True
-            ),
-        ),
-    ],
+    ["bf16-mixed", "bf16-true"],
 )
 def test_an_instructed_model_answers_in_half_precision(precision: str, tmp_path: Path) -> None:
     messages, tuner, trainer = split("free", 5)["validation"], instruct(), quiet_trainer(precision=precision)

@@ -63,6 +63,7 @@ class FineTuner(L.LightningModule):
         )
         self.nonfinite_loss: Tensor
         self.register_buffer("nonfinite_loss", torch.zeros((), dtype=torch.bool), persistent=False)
+        self.train()  # Lightning takes the modes as they are
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What `forward` is given for a batch in training."""

@@ -155,7 +155,8 @@ class Instruct(FineTuner):
     def answered_above(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The same from features. An answer of which every token is the most probable one is what greedy decoding
         writes; only messages that have no such answer are read anew, to see what is written."""
-        scores = torch.full((len(batch.label), len(self.answers)), -torch.inf, device=batch.label.device)
+        shape = len(batch.label), len(self.answers)
+        scores = torch.full(shape, -torch.inf, dtype=torch.float32, device=batch.label.device)
         said = torch.full_like(batch.label, -1)
         for slot, number in enumerate(self.alternatives(batch)):
             targets = self.answers[number]  # (B, A)
@@ -171,7 +172,7 @@ class Instruct(FineTuner):
     def scores(self, reader: Reader, label: Tensor) -> Tensor:
         """Log-probability of each class's whole answer, (B, K); -inf for classes of another task than the label's."""
         asked = self.asked[label]  # (B, K)
-        scores = torch.full(asked.shape, -torch.inf, device=label.device)
+        scores = torch.full(asked.shape, -torch.inf, dtype=torch.float32, device=label.device)
         for number in asked.any(0).nonzero().flatten():
             answer = self.answers[number]
             scores[:, number] = reader.log_probability(answer[answer != IGNORED])
