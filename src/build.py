@@ -190,6 +190,7 @@ def trainer(cfg: DictConfig, callbacks: list[Callback] | None = None, **given: A
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the messages are in memory already
     warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen blocks
     warnings.filterwarnings("ignore", ".*on_before_batch_transfer.*")  # where features come in
     warnings.filterwarnings("ignore", ".*(treespec, LeafSpec).*")  # Lightning's own, with torch 2.13
     given |= {"callbacks": [*(callbacks or []), *progress.shown()], "enable_model_summary": False}
