@@ -790,18 +790,34 @@ def test_rows_outlive_the_eviction_of_their_entry(tmp_path: Path) -> None:
 def test_features_that_are_too_large_are_computed_in_every_epoch(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """24 messages of 12 tokens with 16 channels take 18,432 bytes; the other parts take less."""
+    """24 messages of 12 tokens with 16 channels take 18,432 bytes, the other parts 5,376 and 6,912."""
     parts, tuner = split(), classifier()
     expected = outcome(classifier(), parts, steps=12)
     capsys.readouterr()
     found = outcome(tuner, parts, cache_in(tmp_path, kind, 18_431), steps=12)
     assert capsys.readouterr().out == (
-        "the features of train take 0.0 GB, more than cache.max_gb: frozen blocks are computed in every epoch\n"
+        "the features of train take 0.0 GB, more than cache.max_gb leaves: frozen blocks are computed in every epoch\n"
     )
     assert set(tuner.features) == {"validation", "test"}
     assert losses_apart(found, expected) < 1e-6
-    cache_in(tmp_path, "memory", 18_432).prepare(tuner, parts, quiet_trainer())
-    assert set(tuner.features) == set(parts)
+    for most, kept in ((30_719, {"train", "validation"}), (30_720, set(parts))):  # of all parts together
+        tuner.features.clear()
+        cache_in(tmp_path, "memory", most).prepare(tuner, parts, quiet_trainer())
+        assert set(tuner.features) == kept
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_features_of_some_messages_are_not_kept(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.data.batch.TOKENS", 12)
+    parts, tuner = split(), classifier()
+    with pytest.raises(InputError) as error:
+        cache_in(tmp_path, kind).prepare(tuner, parts, quiet_trainer(limit_predict_batches=2))
+    assert str(error.value) == (
+        "the frozen blocks saw 2 of 24 batches of messages: leave out trainer.limit_predict_batches, and give "
+        "trainer.devices=1"
+    )
+    assert tuner.features == {}
+    assert kind == "memory" or list((tmp_path / "features").iterdir()) == []
 
 
 # batches that are not trained on

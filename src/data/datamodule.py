@@ -216,7 +216,9 @@ def padding_of(padding: str, is_read: bool) -> str:
     """What data.padding means to a batch (see Messages)."""
     if padding == "none":
         return "none"
-    return {"batch": "batch"}.get(padding, "fixed") if is_read else "free"
+    if not is_read:
+        return "free"
+    return "batch" if padding == "batch" else "fixed"
 
 
 def evaluation_loader(messages: Messages, batch_size: int, num_workers: int = 0) -> DataLoader[Batch]:

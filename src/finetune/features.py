@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from src.data.batch import Batch, Messages, reading_batches
+from src.errors import InputError
 from src.finetune.cost import Flops
 from src.finetune.store import Rows, Store
 
@@ -67,17 +68,18 @@ class Cache:
         started = perf_counter()
         if self.kind == "off" or tuner.first_live == 0:
             return
-        weights, below = _weights(tuner), Below(tuner)
+        weights, below, taken = _weights(tuner), Below(tuner), 0
         for part, messages in parts.items():
             if messages.padding == "batch" and (tuner.only_head or not tuner.gpt.config.causal):
                 return  # what becomes of a message, or where it is read, depends on those beside it
-            if (size := _bytes_of(tuner, messages)) > self.max_bytes:
+            if taken + (size := _bytes_of(tuner, messages)) > self.max_bytes:
                 print(
-                    f"the features of {part} take {size / 1e9:.1f} GB, more than cache.max_gb: frozen blocks are "
-                    "computed in every epoch",
+                    f"the features of {part} take {size / 1e9:.1f} GB, more than cache.max_gb leaves: frozen blocks "
+                    "are computed in every epoch",
                     flush=True,
                 )
                 continue
+            taken += size
             tuner.features[part] = self._of(below, part, messages, trainer, weights).to(trainer.strategy.root_device)
         self.seconds = perf_counter() - started
 
@@ -133,7 +135,7 @@ class Below(L.LightningModule):
     def __init__(self, tuner: "FineTuner") -> None:
         super().__init__()
         self.tuner, self.ragged = tuner, False
-        self.flops, self.count = 0, Flops(self)
+        self.flops, self.done, self.count = 0, 0, Flops(self)
         self.keep: Callable[[Sequence[int], Sequence[Tensor]], None]
 
     def forward(self, ids: Tensor, length: Tensor) -> Tensor:
@@ -143,15 +145,21 @@ class Below(L.LightningModule):
         self, trainer: L.Trainer, batches: list[Batch], keep: Callable[[Sequence[int], Sequence[Tensor]], None]
     ) -> None:
         """Hand the numbers and rows of each batch to `keep`."""
-        self.keep, self.flops = keep, 0
+        self.keep, self.flops, self.done = keep, 0, 0
         loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
         trainer.predict(self, loader, return_predictions=False)
+        if self.done < len(batches):
+            raise InputError(
+                f"the frozen blocks saw {self.done} of {len(batches)} batches of messages: leave out "
+                "trainer.limit_predict_batches, and give trainer.devices=1"
+            )
 
     def predict_step(self, batch: Batch, batch_index: int) -> list[int]:
         x, extents = self.tuner.frozen(batch)
         # as if all answers followed each other behind a prompt
         self.flops += self.count.of(F.pad(batch.ids, (0, self.tuner.extra)), batch.length)
         sizes = extents.tolist() if self.ragged else [x.shape[1]] * len(x)
+        self.done += 1
         numbers: list[int] = batch.row.tolist()
         self.keep(numbers, [row[:n].cpu().clone() for row, n in zip(x, sizes, strict=True)])
         return numbers  # Lightning warns of nothing

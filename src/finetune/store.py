@@ -42,16 +42,14 @@ class Store:
             os.utime(entry)  # used just now
             files = sorted(entry.iterdir())
             shards = [_read(file) for file in files]
+            rows = {number: row for found, _ in shards for number, row in found.items()}
+            facts = json.loads(shards[-1][1]) if shards else {}
+            if len(rows) != facts.get("rows"):
+                raise DamagedError("a file is missing")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except DamagedError as error:
             print(f"the feature cache {entry} is damaged ({error}): it is made anew", flush=True)
-            shutil.rmtree(entry, ignore_errors=True)
-            return None
-        rows = {number: row for found, _ in shards for number, row in found.items()}
-        facts = json.loads(shards[-1][1]) if shards else {}
-        if len(rows) != facts.get("rows"):
-            print(f"the feature cache {entry} is damaged (a file is missing): it is made anew", flush=True)
             shutil.rmtree(entry, ignore_errors=True)
             return None
         return rows, facts
