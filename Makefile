@@ -36,10 +36,10 @@ bench: $(READY) ## speed beside transformers, prediction, growth: on an idle mac
 	$(RUN) -m benchmarks.growth
 
 test: $(READY) ## all tests but the slow ones
-	$(RUN) -m pytest -m 'not slow'
+	$(RUN) -m pytest -n auto -m 'not slow'
 
 test-all: $(READY) ## all tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto
 
 lint: $(READY) ## ruff and mypy
 	$(RUN) -m ruff check .
