@@ -60,26 +60,34 @@ def draw(chart: Chart) -> "Figure":
     n, matrix = len(chart.panels), chart.panels[0].matrix is not None
     across = min(ACROSS, n)
     down = -(-n // across)
-    names = [one.name for one in chart.panels[0].series if one.name]
+    names = dict.fromkeys(one.name for panel in chart.panels for one in panel.series if one.name)
     alone = n == 1 and not matrix
-    inches = (6.0, max(3.6, 0.5 + 0.16 * len(names))) if alone else (0.4 + 2 * across, 0.5 + 1.95 * down)
+    side = 2.8 if n == 2 and not matrix else 2.0
+    beside = max(1, min(len(names), int(side * across / 1.6)))  # names in a line of the legend
+    below = 0.17 * -(-len(names) // beside)
+    inches = (6.0, max(3.6, 0.5 + 0.16 * len(names))) if alone else (0.4 + side * across, 0.5 + side * down + below)
     figure = Figure(figsize=inches, layout="constrained")
     grid = figure.subplots(down, across, squeeze=False, sharex=not matrix, sharey=not matrix)
     for i, (axes, panel) in enumerate(zip(grid.flat, chart.panels, strict=False)):
         draw_matrix(axes, panel.matrix) if panel.matrix else draw_series(axes, chart, panel)
         axes.set_title(wrapped(f"{chart.title}\n{panel.title}".strip(), 60) if alone else wrapped(panel.title, 28))
-        axes.tick_params(labelbottom=matrix or i + across >= n)  # the lowest of each column
+        if lowest := i + across >= n:  # of its column; a label for the whole figure would lie on the legend
+            axes.set_xlabel(chart.x_label)
+        axes.tick_params(labelbottom=matrix or lowest)
     for axes in grid.flat[n:]:
         axes.set_visible(False)
     if alone:
-        grid[0, 0].set(xlabel=chart.x_label, ylabel=chart.y_label)
+        grid[0, 0].set_ylabel(chart.y_label)
     else:
         figure.suptitle(chart.title)
-        figure.supxlabel(chart.x_label)
-        figure.supylabel(chart.y_label)
+        figure.supylabel(chart.y_label, fontsize="medium")
     if names:
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper" if alone else "outside lower right", fontsize=7)
+        place: dict[str, Any] = {"loc": "outside right upper"}
+        if not alone:
+            place = {"loc": "outside lower center", "ncols": beside, "frameon": False}
+        drawn = [axes.get_legend_handles_labels() for axes in grid.flat]
+        handles = {label: handle for one in drawn for handle, label in zip(*one, strict=True)}
+        figure.legend(handles.values(), handles.keys(), fontsize=7, **place)
     return figure
 
 
@@ -97,8 +105,10 @@ def draw_series(axes: "Axes", chart: Chart, panel: Panel) -> None:
         axes.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
     if chart.log_x:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
+        places = [x for other in chart.panels for one in other.series for x in one.x]
+        wide = max(places) > 20 * min(places)  # then 1, 2, 5 would run into each other in a small panel
+        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide and len(chart.panels) > 1 else (1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:,g}")
         axes.minorticks_off()
     if chart.ticks:
         axes.set_xticks([place for place, _ in chart.ticks], [label for _, label in chart.ticks])

@@ -455,12 +455,71 @@ def test_rows_on_different_data_are_compared_within_their_data(tmp_path: Path) -
     found = rows.read(study.read(path), tmp_path / "runs")
     shown = made(found)
     assert texts(shown, "difference") == ["reference", "-33.33", "reference", "-33.33"]
-    assert "tested on 2 different sets of messages and are compared only within one" in " ".join(shown.notes)
+    assert shown.notes[2] == (
+        "A row is compared with the one marked as reference that was tested on the same messages, with the same "
+        "padding."
+    )
     assert texts(made(found, "position=first"), "difference") == ["+33.33", "reference", "+33.33", "reference"]
     one = made(found, "task.position=first,padding=batch")  # the other set keeps its first row
     assert texts(one, "difference") == ["reference", "-33.33", "+33.33", "reference"]
-    with pytest.raises(InputError, match="names longest, last and longest, first, on the same test messages"):
-        differences.references(found, "padding=longest")
+
+
+def by_fraction(folder: Path) -> list[rows.Row]:
+    """Two parts of the messages x two positions x two strategies, all tested on the same 100 messages."""
+    settings = {"data.fraction": [0.1, 1.0], "task.position": ["last", "first"], "task.trainable": ["all", "lora"]}
+    path = write_study(folder, "parts", settings)
+    for i, point in enumerate(study.points(study.read(path))):
+        write_run(folder, point, answers(100, 50 + 5 * i))
+    return rows.read(study.read(path), folder / "runs")
+
+
+def test_ways_are_compared_where_they_were_trained_on_the_same_part_of_the_messages(tmp_path: Path) -> None:
+    found = by_fraction(tmp_path)
+    against = differences.references(found)
+    assert against == [found[0]] * 4 + [found[4]] * 4
+    shown = differences.compared(found, against)
+    assert [one and round(100 * one.difference) for one in shown] == [None, 5, 10, 15, None, 5, 10, 15]
+    assert made(found).notes[2].endswith("that was tested on the same messages, with the same fraction.")
+
+
+def test_a_reference_may_name_a_row_for_each_of_the_other_settings(tmp_path: Path) -> None:
+    found = by_fraction(tmp_path)
+    against = differences.references(found, "position=first")
+    assert against == [found[i] for i in (2, 3, 2, 3, 6, 7, 6, 7)]
+    assert differences.references(found, "trainable=all,fraction=1.0") == [found[i] for i in (4, 4, 6, 6) * 2]
+    assert differences.references(found, "fraction=1.0, first, lora") == [found[7]] * 8
+    notes = made(found, "position=first").notes
+    assert notes[2].endswith("that was tested on the same messages, with the same fraction and trainable.")
+
+
+def test_one_model_of_several_tasks_is_compared_with_that_of_one_task_on_its_messages(tmp_path: Path) -> None:
+    path = write_study(tmp_path, "tasks", {"experiment": ["generalist", "specialist_spam"], "seed": [1, 2]})
+    ham, spam, mixed = ["ham", "spam"], answers(40, 30), answers(60, 42, 3)
+    for point in study.points(study.read(path)):
+        if point.values["experiment"] == "specialist_spam":
+            write_run(tmp_path, point, spam, labels=ham)
+        else:  # its first 40 messages are those of the other
+            write_run(tmp_path, point, mixed, labels=[f"spam/{label}" for label in ham])
+    found = rows.read(study.read(path), tmp_path / "runs")
+    general, special = found
+    assert general.covers(special)
+    assert not special.covers(general)
+    assert differences.references(found) == [general, general]
+    _, shown = differences.compared(found, [general, general])
+    assert shown is not None
+    assert shown.difference == pytest.approx(30 / 40 - sum(mixed[:40]) / 40)
+    assert shown.p == compare.paired_p(special.right, np.array([mixed[:40]] * 2))
+    assert differences.references(found[::-1]) == [special, general]
+
+
+def test_messages_that_stand_twice_are_told_apart(tmp_path: Path) -> None:
+    (row,) = one_seed(tmp_path, {"last": [True, False, True]})
+    run = row.runs[0]
+    again = rows.Row(
+        "again", {}, 1, [rows.Run(run.result, [*run.predictions, run.predictions[0] | {"predicted": "spam"}])]
+    )
+    assert len(again.places) == 4
+    assert again.right_on(again).tolist() == [[True, False, True, False]]
 
 
 def test_a_reference_that_is_no_row_or_has_not_run_is_refused(found: list[rows.Row]) -> None:
@@ -608,12 +667,27 @@ def test_fraction_draws_a_line_for_each_of_the_other_settings(tmp_path: Path) ->
         right = round(60 + 30 * point.values["data.fraction"]) - 10 * (point.values["task.position"] == "first")
         write_run(tmp_path, point, answers(100, right))
     drawn = chart(rows.read(study.read(path), tmp_path / "runs"), "fraction")
-    assert drawn.ticks == [(0.1, "10%\n100"), (0.5, "50%\n500"), (1.0, "100%\n1,000")]
     last, first = drawn.panels[0].series
     assert (last.name, last.y, last.joined) == ("last", [63, 75, 90], 3)
     assert (first.name, first.y, first.joined) == ("first", [53, 65, 80], 3)
-    assert [round(x, 1) for x in last.x] == [round(x, 1) for x in first.x] == [0.1, 0.5, 1.0]
+    for one in (last, first):
+        assert one.x == pytest.approx([100, 500, 1000], rel=0.011)  # of 1,000 messages
     assert all(a < b for a, b in zip(last.x, first.x, strict=True))  # beside each other, no bar upon another
+    spent = chart(rows.read(study.read(path), tmp_path / "runs"), "cost").panels[0].series
+    assert [(one.name, one.joined) for one in spent] == [("last", 3), ("first", 3)]
+
+
+def test_each_set_of_data_has_its_panel_where_a_series_looks_the_same(tmp_path: Path) -> None:
+    settings = {"data": ["bundled", "sms_spam"], "data.fraction": [0.1, 1.0], "task.position": ["last", "first"]}
+    path = write_study(tmp_path, "data", settings)
+    for point in study.points(study.read(path)):
+        if (point.values["data"], point.values["task.position"]) != ("sms_spam", "last"):
+            write_run(tmp_path, point, answers(100, 80), messages=point.values["data"])
+    for kind in ("fraction", "cost"):
+        bundled, uci = chart(rows.read(study.read(path), tmp_path / "runs"), kind).panels
+        assert (bundled.title, uci.title) == ("bundled", "sms_spam")
+        assert [(one.name, one.style) for one in bundled.series] == [("last", 0), ("first", 1)]
+        assert [(one.name, one.style) for one in uci.series] == [("first", 1)]
 
 
 def test_learning_curves_are_mean_and_range_over_seeds(found: list[rows.Row]) -> None:
@@ -650,9 +724,9 @@ def test_the_confusion_matrix_is_scikit_learns(tmp_path: Path) -> None:
 def test_cost_has_a_point_for_each_row_that_was_trained(found: list[rows.Row]) -> None:
     drawn = chart(found, "cost").panels[0].series
     assert [(one.name, one.x, one.joined) for one in drawn] == [
-        ("last_layer", [3.0], 0),
-        ("last_block", [3.0], 0),
-        ("all", [3.0], 0),
+        ("last_layer", [3.0], 1),
+        ("last_block", [3.0], 1),
+        ("all", [3.0], 1),
     ]
 
 

@@ -2,15 +2,17 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
-from src.paper.rows import Row, Run, namer, shown
+from src.paper.rows import PART, Row, Run, namer, shown
 
 # of Okabe and Ito's colours, which all eyes tell apart; their yellow is too pale for lines
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 BINS = 15
+DATA = "data"
+ACCURACY = "test accuracy (%)"
 DEPTHS = {"last_layer": 0, "last_block": 1, "last_two_blocks": 2}
 
 
@@ -75,14 +77,30 @@ def charts(rows: Sequence[Row]) -> list[Chart]:
     return [chart for chart in made if chart is not None]
 
 
-def lines(rows: Sequence[Row], key: str) -> dict[str, list[Row]]:
-    """Rows that differ in `key` alone, under the name of what they share."""
-    others = [{k: v for k, v in row.values.items() if k != key} for row in rows]
+def lines(rows: Sequence[Row], *keys: str) -> dict[str, list[Row]]:
+    """Rows that differ in `keys` alone, under the name of what they share."""
+    others = [{k: v for k, v in row.values.items() if k not in keys} for row in rows]
     name = namer(others, "")
     found: dict[str, list[Row]] = {}
     for row, shared in zip(rows, others, strict=True):
         found.setdefault(name(shared), []).append(row)
     return found
+
+
+def panels(rows: Sequence[Row], key: str, place: Callable[[Row], float | None], step: float, log: bool) -> list[Panel]:
+    """A panel for each set of data; in it, of rows that differ in `key` alone, a series at their places on the x axis
+    (None for nowhere), moved by `step` beside the others. A series looks the same in every panel."""
+    series = [*enumerate(lines(rows, DATA, key).items())]
+    found = []
+    for data in dict.fromkeys(row.values.get(DATA) for row in rows):
+        drawn = []
+        for style, (name, group) in series:
+            points = [(x, row) for row in group if row.values.get(DATA) == data and (x := place(row)) is not None]
+            if points:
+                joined = sum(row.values.get(key) != "lora" for _, row in points)  # it has no place among whole blocks
+                drawn.append(accuracies(name, style, points, joined))
+        found.append(Panel("" if data is None else shown(data), spread(drawn, step, log)))
+    return [panel for panel in found if panel.series]
 
 
 def accuracies(name: str, style: int, points: Sequence[tuple[float, Row]], joined: int) -> Series:
@@ -99,7 +117,7 @@ def accuracies(name: str, style: int, points: Sequence[tuple[float, Row]], joine
     )
 
 
-def spread(series: list[Series], step: float, log: bool = False) -> list[Series]:
+def spread(series: list[Series], step: float, log: bool) -> list[Series]:
     """Series moved a little to the side of each other, so that their bars do not hide one another."""
     shifts = [step * (i - (len(series) - 1) / 2) for i in range(len(series))]
     return [
@@ -111,23 +129,17 @@ def spread(series: list[Series], step: float, log: bool = False) -> list[Series]
 def depth(rows: Sequence[Row]) -> Chart | None:
     """Accuracy against how many blocks are unfrozen; everything and LoRA stand beyond the deepest."""
     key = "task.trainable"
-    values = {shown(row.values[key]) for row in rows if key in row.values}
-    places = unfrozen(values)
-    if len([value for value in values if value in places]) < 2:
+    places = unfrozen({shown(row.values[key]) for row in rows if key in row.values})
+    if len(places) < 2:
         return None
-    series = []
-    for style, (name, group) in enumerate(lines(rows, key).items()):
-        points = [(places[value], row) for row in group if (value := shown(row.values[key])) in places]
-        joined = sum(place != places.get("lora") for place, _ in points)  # LoRA has no place among whole blocks
-        series.append(accuracies(name, style, points, joined))
     named = {"last_layer": "head", "all": "all", "lora": "LoRA"}
     ticks = sorted({(place, named.get(value, str(int(place)))) for value, place in places.items()})
     return Chart(
         "depth",
         "Accuracy against unfrozen blocks",
         "unfrozen blocks",
-        "test accuracy (%)",
-        [Panel("", spread(series, 0.06))],
+        ACCURACY,
+        panels(rows, key, lambda row: places.get(shown(row.values.get(key))), 0.06, log=False),
         ticks=ticks,
     )
 
@@ -143,33 +155,11 @@ def unfrozen(strategies: set[str]) -> dict[str, float]:
 
 
 def fraction(rows: Sequence[Row]) -> Chart | None:
-    """Accuracy against the part of the training messages, a line for each of the other settings."""
-    key = "data.fraction"
-    parts = sorted({float(row.values[key]) for row in rows if key in row.values})
-    if len(parts) < 2:
+    """Accuracy against how many messages a row was trained on, a line for each of the other settings."""
+    if len({row.values[PART] for row in rows if PART in row.values}) < 2:
         return None
-    series = [
-        accuracies(name, style, [(float(row.values[key]), row) for row in group], len(group))
-        for style, (name, group) in enumerate(lines(rows, key).items())
-    ]
-    sizes = {part: {size(row) for row in rows if float(row.values[key]) == part} for part in parts}
-    alike = all(len(found) == 1 for found in sizes.values())
-    ticks = [(part, f"{100 * part:g}%" + (f"\n{min(sizes[part]):,}" if alike else "")) for part in parts]
-    label = "training messages" if alike else "part of the training messages"
-    return Chart(
-        "fraction",
-        "Accuracy against training messages",
-        label,
-        "test accuracy (%)",
-        [Panel("", spread(series, 0.02, log=True))],
-        log_x=True,
-        ticks=ticks,
-    )
-
-
-def size(row: Row) -> int:
-    """How many messages a row was trained on."""
-    return int(row.runs[0].result["data"]["sizes"]["train"])
+    drawn = panels(rows, PART, lambda row: row.mean("data", "sizes", "train"), 0.02, log=True)
+    return Chart("fraction", "Accuracy against training messages", "training messages", ACCURACY, drawn, log_x=True)
 
 
 def curves(rows: Sequence[Row], quantity: str, unit: float) -> Chart | None:
@@ -245,10 +235,7 @@ def matrix(runs: Sequence[Run]) -> Matrix:
 
 
 def cost(rows: Sequence[Row]) -> Chart | None:
-    """Accuracy against training operations, for rows that were trained."""
-    operations = [((row.mean("cost", "train_flops") or 0) / 1e12, row) for row in rows]
-    series = [accuracies(row.label, style, [(x, row)], 0) for style, (x, row) in enumerate(operations) if x > 0]
-    if not series:
-        return None
+    """Accuracy against training operations, for rows that were trained; a line over parts of the messages."""
+    drawn = panels(rows, PART, lambda row: (row.mean("cost", "train_flops") or 0) / 1e12 or None, 0, log=True)
     title = "Accuracy against the cost of training"
-    return Chart("cost", title, "TFLOP of training", "test accuracy (%)", [Panel("", series)], log_x=True)
+    return Chart("cost", title, "TFLOP of training", ACCURACY, drawn, log_x=True) if drawn else None

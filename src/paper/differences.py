@@ -1,11 +1,11 @@
-"""Rows against a reference row on the same test messages; what was measured on others is not compared with it."""
+"""Rows against reference rows on the same test messages; what was measured on others is not compared with them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from src.errors import InputError
 from src.paper.compare import SIGNIFICANT, holm, paired_p
-from src.paper.rows import Row, find
+from src.paper.rows import PART, Row, find
 
 
 @dataclass(frozen=True)
@@ -22,36 +22,44 @@ class Comparison:
         return self.corrected >= SIGNIFICANT
 
 
-def references(rows: Sequence[Row], wanted: str | None = None) -> dict[str, Row]:
-    """Test messages -> the row that others on them are compared with.
+def references(rows: Sequence[Row], wanted: str | None = None) -> list[Row | None]:
+    """Of each row the one that it is compared with, itself where it is a reference; None where it has not finished.
 
-    It is the row that `wanted` names, else the first that has finished. Raises InputError where `wanted` names no row,
-    none that has finished, or several on the same test messages.
+    A reference was tested on all of the row's test messages. `wanted` names it, or several of which it is the one that
+    agrees with the row in the settings that `wanted` leaves open. Else it is the first row that was trained on the same
+    part of the messages, so that ways to train are compared at equal data. Raises InputError where `wanted` names no
+    row, or none that has finished.
     """
-    chosen: dict[str, Row] = {}
     named = find(rows, wanted) if wanted is not None else []
-    for row in named:
-        if row.messages is not None and chosen.setdefault(row.messages, row) is not row:
-            both = f"{chosen[row.messages].label} and {row.label}"
-            raise InputError(
-                f"reference={wanted} names {both}, on the same test messages: give more key=value, to name one"
-            )
-    if named and not chosen:
+    if named and not any(row.runs for row in named):
         raise InputError(f"reference={wanted}: that row has no finished run to compare with; name another")
-    for row in rows:
-        if row.messages is not None:
-            chosen.setdefault(row.messages, row)
-    return chosen
+    return [agreeing(row, named) or first(row, rows) for row in rows]
 
 
-def compared(rows: Sequence[Row], reference: dict[str, Row]) -> list[Comparison | None]:
-    """Each row against the reference row on its test messages; None for a reference itself and for what is missing."""
+def agreeing(row: Row, named: Sequence[Row]) -> Row | None:
+    """The only one among `named` that can be compared with a row, or the one that agrees with it in what they vary."""
+    able = [one for one in named if one.covers(row)]
+    if len(able) > 1:
+        left_open = [key for key, value in able[0].values.items() if any(one.values[key] != value for one in able)]
+        able = [one for one in able if all(one.values[key] == row.values[key] for key in left_open)]
+    return able[0] if able else None
+
+
+def first(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The first among `rows` that can be compared with a row and was trained on the same part of the messages."""
+    able = (one for one in rows if one.covers(row) and one.values.get(PART) == row.values.get(PART))
+    return next(able, None)
+
+
+def compared(rows: Sequence[Row], against: Sequence[Row | None]) -> list[Comparison | None]:
+    """Each row against its reference, on the row's test messages; None for a reference and for what is missing."""
     pairs = {
-        i: reference[row.messages] for i, row in enumerate(rows) if row.messages and reference[row.messages] is not row
+        i: one for i, (row, one) in enumerate(zip(rows, against, strict=True)) if one is not None and one is not row
     }
-    p = {i: paired_p(rows[i].right, against.right) for i, against in pairs.items()}
+    same = {i: one.right_on(rows[i]) for i, one in pairs.items()}
+    p = {i: paired_p(rows[i].right, right) for i, right in same.items()}
     corrected = dict(zip(p, holm(list(p.values())), strict=True))
     return [
-        Comparison(pairs[i].label, row.accuracy - pairs[i].accuracy, p[i], corrected[i]) if i in pairs else None
+        Comparison(pairs[i].label, row.accuracy - float(same[i].mean()), p[i], corrected[i]) if i in pairs else None
         for i, row in enumerate(rows)
     ]

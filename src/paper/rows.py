@@ -4,7 +4,7 @@ A row's runs are found by the hash of the config that its points compose to. A r
 """
 
 import csv
-import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+PART = "data.fraction"
+
+Message = tuple[str, str, int]  # sha256 of the text, label, and how many like it came before
+
 
 @dataclass(frozen=True)
 class Run:
@@ -35,10 +39,15 @@ class Run:
         return [line["label"] == line["predicted"] for line in self.predictions]
 
     @cached_property
-    def messages(self) -> str:
-        """A hash of the test messages and labels in order: equal where runs can be compared message by message."""
-        lines = "".join(f"{line['text_sha256']} {line['label']}\n" for line in self.predictions)
-        return hashlib.sha256(lines.encode()).hexdigest()
+    def messages(self) -> list[Message]:
+        """The test messages in order. Where a mix of tasks calls a class <task>/<label>, the task is left out."""
+        seen = Counter[tuple[str, str]]()
+        found = []
+        for line in self.predictions:
+            message = (line["text_sha256"], line["label"].rpartition("/")[2])
+            found.append((*message, seen[message]))
+            seen[message] += 1
+        return found
 
     @cached_property
     def confidence(self) -> list[float] | None:
@@ -57,10 +66,14 @@ class Row:
     runs: list[Run] = field(default_factory=list)
     published: Published | None = None
 
-    @property
-    def messages(self) -> str | None:
-        """Which test messages it was measured on; None where nothing has finished."""
-        return self.runs[0].messages if self.runs else None
+    @cached_property
+    def places(self) -> dict[Message, int]:
+        """The test messages that it was measured on, and where each stands; none where nothing has finished."""
+        return {message: i for i, message in enumerate(self.runs[0].messages)} if self.runs else {}
+
+    def covers(self, other: "Row") -> bool:
+        """Whether both have finished and this one was tested on every test message of the other."""
+        return bool(other.runs) and other.places.keys() <= self.places.keys()
 
     @cached_property
     def right(self) -> "NDArray[np.bool_]":
@@ -68,6 +81,10 @@ class Row:
         import numpy as np
 
         return np.array([run.right for run in self.runs], dtype=bool)
+
+    def right_on(self, other: "Row") -> "NDArray[np.bool_]":
+        """`right` on the test messages of a row that this one covers, in their order."""
+        return self.right[:, [self.places[message] for message in other.places]]
 
     @cached_property
     def accuracy(self) -> float:
@@ -110,7 +127,7 @@ def read(asked: study.Study, runs: str | Path) -> list[Row]:
         if folder := folders.get(results.config_hash(cfg)):
             row.runs.append(read_run(folder))
     for row in rows.values():
-        if len({run.messages for run in row.runs}) > 1:
+        if any(run.messages != row.runs[0].messages for run in row.runs):
             ids = " and ".join(run.result["id"] for run in row.runs)
             raise InputError(
                 f"row {row.label} of {asked.name}: runs {ids} were tested on different messages, so that no mean is "

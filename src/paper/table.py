@@ -48,17 +48,17 @@ class Table:
     notes: list[str]
 
 
-def table(name: str, question: str, rows: Sequence[Row], reference: dict[str, Row]) -> Table:
-    """The table of a study, whose rows are compared with those that `references` has chosen."""
-    comparisons = compared(rows, reference)
+def table(name: str, question: str, rows: Sequence[Row], references: Sequence[Row | None]) -> Table:
+    """The table of a study; `references` are the rows that each of its rows is compared with (differences.py)."""
+    comparisons = compared(rows, references)
     columns = [
         *varying(rows),
         *measured(rows),
-        *against(rows, comparisons, reference),
+        *against(rows, comparisons),
         *costs(rows),
         *published(rows),
     ]
-    said = [*explained(comparisons), *sets_of_messages(reference), *peculiar(rows), *where(rows), *missing(rows)]
+    said = [*explained(comparisons), *chosen(rows, references), *peculiar(rows), *where(rows), *missing(rows)]
     return Table(name, " ".join(question.split()), columns, said)
 
 
@@ -128,13 +128,13 @@ def sometimes(rows: Sequence[Row]) -> list[Column]:
     return [one for one in found if any(value is not None for value in one.values)]
 
 
-def against(rows: Sequence[Row], found: list[Comparison | None], reference: dict[str, Row]) -> list[Column]:
+def against(rows: Sequence[Row], found: list[Comparison | None]) -> list[Column]:
     """The difference from the reference row, and how sure it is."""
-    chosen = {id(row) for row in reference.values()}
+    chosen = {one.reference for one in found if one is not None}
 
     def difference(row: Row, one: Comparison | None) -> str:
         if one is None:
-            return "reference" if id(row) in chosen else MISSING
+            return "reference" if row.label in chosen else MISSING
         return (f"{NOISE} " if one.within_noise else "") + f"{100 * one.difference:+.2f}"
 
     texts = [difference(row, one) for row, one in zip(rows, found, strict=True)]
@@ -198,15 +198,21 @@ def explained(found: list[Comparison | None]) -> list[str]:
     ]
 
 
-def sets_of_messages(reference: dict[str, Row]) -> list[str]:
-    """That rows on different test messages are not compared."""
-    if len(reference) < 2:
+def chosen(rows: Sequence[Row], references: Sequence[Row | None]) -> list[str]:
+    """Which of several reference rows a row is compared with."""
+    pairs = [(row, one) for row, one in zip(rows, references, strict=True) if one is not None and one is not row]
+    used = list(dict.fromkeys(one for _, one in pairs))
+    if len(used) < 2:
         return []
-    named = "; ".join(row.label for row in reference.values())
-    return [
-        f"The rows were tested on {len(reference)} different sets of messages and are compared only within one: each "
-        f"has its own reference row ({named})."
+    short = short_names(set(rows[0].values))
+    shared = [
+        short[key]
+        for key in rows[0].values
+        if len({shown(one.values[key]) for one in used}) > 1
+        and all(row.values[key] == one.values[key] for row, one in pairs)
     ]
+    equal = f", with the same {' and '.join(shared)}" if shared else ""
+    return [f"A row is compared with the one marked as reference that was tested on the same messages{equal}."]
 
 
 def peculiar(rows: Sequence[Row]) -> list[str]:
