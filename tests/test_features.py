@@ -337,10 +337,7 @@ def test_half_precision_is_the_same_from_features(padding: str, precision: str, 
     assert 0 < losses_apart(found, exact) < (0.1 if precision == "bf16-true" else 2e-2)
 
 
-@pytest.mark.parametrize(
-    "precision",
-    ["bf16-mixed", "bf16-true"],
-)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_an_instructed_model_answers_in_half_precision(precision: str, tmp_path: Path) -> None:
     messages, tuner, trainer = split("free", 5)["validation"], instruct(), quiet_trainer(precision=precision)
     expected = predict(trainer, tuner, evaluation_loader(messages, 4))
@@ -348,6 +345,22 @@ def test_an_instructed_model_answers_in_half_precision(precision: str, tmp_path:
     found = predict(trainer, tuner, evaluation_loader(messages, 4))
     possible = expected.log_probabilities > -math.inf
     assert (found.log_probabilities - expected.log_probabilities)[possible].abs().max() < 0.1  # of answers of -33
+
+
+def test_an_instructed_model_answers_with_frozen_blocks_in_half_precision(tmp_path: Path) -> None:
+    messages, trainer = split("free", 5)["validation"], quiet_trainer()
+
+    def answered(frozen: str, cache: Cache | None = None) -> torch.Tensor:
+        tuner = instruct(frozen_precision=frozen)
+        if cache:
+            cache.prepare(tuner, {"validation": messages}, trainer)
+        log_p = predict(trainer, tuner, evaluation_loader(messages, 4)).log_probabilities
+        return log_p[log_p > -math.inf]
+
+    exact, rounded = answered("run"), answered("bf16")
+    found = answered("bf16", cache_in(tmp_path, "memory"))
+    print((found - rounded).abs().max(), (exact - rounded).abs().max())
+    assert (found - rounded).abs().max() < (exact - rounded).abs().max() / 3
 
 
 @torch.no_grad()

@@ -104,13 +104,12 @@ class Instruct(FineTuner):
             x = [self.below(*self.inputs(batch._replace(label=number))) for number in self.alternatives(batch)]
             return torch.cat([x[0][:, :1], *(rows[:, 1:] for rows in x)], 1), torch.ones_like(batch.length) + self.extra
         (B, T), device = batch.ids.shape, batch.ids.device
-        blocks = Blocks(self.gpt, self.first_live, T + self.extra)
-        with self.arithmetic():
-            prompt = blocks.read(batch.ids, torch.arange(T, device=device).expand(B, T))
-            answers = []
-            for number in self.alternatives(batch):
-                ids = self.answers[number][:, :-1].clamp(min=0)  # (B, A - 1)
-                answers.append(blocks.read(ids, batch.length[:, None] + torch.arange(ids.shape[1], device=device)))
+        blocks = Blocks(self.gpt, self.first_live, T + self.extra, self.first_live, self.arithmetic)
+        prompt = blocks.read(batch.ids, torch.arange(T, device=device).expand(B, T))
+        answers = []
+        for number in self.alternatives(batch):
+            ids = self.answers[number][:, :-1].clamp(min=0)  # (B, A - 1)
+            answers.append(blocks.read(ids, batch.length[:, None] + torch.arange(ids.shape[1], device=device)))
         behind = torch.cat(answers, 1)  # (B, extra, C)
         places = batch.length[:, None] + torch.arange(self.extra, device=device)
         whole = F.pad(prompt, (0, 0, 0, self.extra)).scatter(1, places[..., None].expand_as(behind), behind)
@@ -149,7 +148,8 @@ class Instruct(FineTuner):
 
     def answered(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probability of each class's answer (B, K), and the class whose answer is written (B,), -1 for none."""
-        reader = Reader(self.gpt, batch.ids, batch.length, self.answers.shape[1], self.logits)
+        room = self.answers.shape[1]
+        reader = Reader(self.gpt, batch.ids, batch.length, room, self.logits, self.first_live, self.arithmetic)
         return self.scores(reader, batch.label), self.said(reader, batch.label)
 
     def answered_above(self, batch: Batch) -> tuple[Tensor, Tensor]:

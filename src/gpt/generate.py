@@ -8,6 +8,8 @@ before it, which no token ever sees. Nothing here makes gradients.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +51,9 @@ def sampler(temperature: float, top_k: int, seed: int) -> Callable[[Tensor], Ten
     return choose
 
 
+Arithmetic = Callable[[], AbstractContextManager[Any]]  # in what precision to compute, such as torch.autocast
+
+
 class Cache:
     """Keys and values of one block by position, (B, H, S, D); `position` (B, T) is where the next tokens stand."""
 
@@ -70,18 +75,21 @@ class Cache:
 
 
 class Blocks:
-    """The first k blocks of a GPT, with the keys and values of what they have read; `size` positions at most."""
+    """The first k blocks of a GPT, with the keys and values of what they have read; `size` positions at most. The
+    first `frozen` of them compute in `arithmetic`."""
 
-    def __init__(self, gpt: GPT, k: int, size: int) -> None:
+    def __init__(self, gpt: GPT, k: int, size: int, frozen: int = 0, arithmetic: Arithmetic = nullcontext) -> None:
         self.gpt, self.blocks = gpt, gpt.blocks[:k]
         self.caches = [Cache(size) for _ in range(k)]
+        self.arithmetic = [arithmetic] * frozen + [nullcontext] * (k - frozen)
 
     def read(self, ids: Tensor, position: Tensor) -> Tensor:
         """Hidden states (B, T, C) of ids (B, T) that stand at `position` (B, T), after what was read before."""
         x = self.gpt.token_embedding(ids) + self.gpt.position_embedding(position)
-        for block, cache in zip(self.blocks, self.caches, strict=True):
+        for block, cache, arithmetic in zip(self.blocks, self.caches, self.arithmetic, strict=True):
             cache.position = position
-            x = block(x, cache)
+            with arithmetic():
+                x = block(x, cache)
         return x
 
 
@@ -90,17 +98,25 @@ class Reader:
 
     room      how many tokens will follow a prompt at most
     logits    the output layer, hidden (..., C) -> (..., V); by default the GPT's own
+    frozen, arithmetic    see Blocks
     Prompts are read once and continued as often as one likes.
     Raises InputError for a GPT without a causal mask, an empty prompt, or a context that is too short.
     """
 
     @torch.no_grad()
     def __init__(
-        self, gpt: GPT, ids: Tensor, length: Tensor, room: int, logits: Callable[[Tensor], Tensor] | None = None
+        self,
+        gpt: GPT,
+        ids: Tensor,
+        length: Tensor,
+        room: int,
+        logits: Callable[[Tensor], Tensor] | None = None,
+        frozen: int = 0,
+        arithmetic: Arithmetic = nullcontext,
     ) -> None:
         longest = check(gpt.config, length.tolist(), room)
         self.gpt, self.length, self.logits = gpt, length, logits or gpt.logits
-        self.blocks = Blocks(gpt, len(gpt.blocks), longest + room)
+        self.blocks = Blocks(gpt, len(gpt.blocks), longest + room, frozen, arithmetic)
         rows, places = (torch.arange(n, device=ids.device) for n in (len(ids), longest))
         hidden = self._read(ids[:, :longest], places.expand(len(ids), -1))  # (B, T, C)
         self.next = self.logits(hidden[rows, length - 1])  # (B, V), of the first new token: for all continuations
