@@ -113,29 +113,29 @@ def draw_series(axes: "Axes", chart: Chart, panel: Panel) -> None:
     if chart.ticks:
         axes.set_xticks([place for place, _ in chart.ticks], [label for _, label in chart.ticks])
     for one in panel.series:
-        draw_one(axes, one)
+        draw_one(axes, one, [x * (1 + one.shift) if chart.log_x else x + one.shift for x in one.x])
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
 
 
-def draw_one(axes: "Axes", one: Series) -> None:
-    """One series: its line, its points, and its interval as bars or band."""
+def draw_one(axes: "Axes", one: Series, x: list[float]) -> None:
+    """One series at its places x: its line, its points, and its interval as bars or band."""
     colour, line = COLOURS[one.style % len(COLOURS)], LINES[one.style % len(LINES)]
     marker, name = MARKERS[one.style % len(MARKERS)], wrapped(one.name, 34) or None
     if one.band:
-        axes.plot(one.x, one.y, color=colour, linestyle=line, label=name)
-        axes.fill_between(one.x, one.low, one.high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(x, one.y, color=colour, linestyle=line, label=name)
+        axes.fill_between(x, one.low, one.high, color=colour, alpha=0.2, linewidth=0)
         return
-    axes.plot(one.x[: one.joined], one.y[: one.joined], color=colour, linestyle=line, linewidth=1)
+    axes.plot(x[: one.joined], one.y[: one.joined], color=colour, linestyle=line, linewidth=1)
     if one.sizes:
-        axes.scatter(one.x, one.y, s=[4 + 60 * size for size in one.sizes], color=colour, marker=marker, label=name)
+        axes.scatter(x, one.y, s=[4 + 60 * size for size in one.sizes], color=colour, marker=marker, label=name)
         return
     bars = [
         [y - low for y, low in zip(one.y, one.low, strict=True)],
         [h - y for y, h in zip(one.y, one.high, strict=True)],
     ]
     axes.errorbar(
-        one.x,
+        x,
         one.y,
         bars,
         color=colour,

@@ -26,6 +26,7 @@ class Series:
     y: list[float]
     low: list[float] = field(default_factory=list)
     high: list[float] = field(default_factory=list)
+    shift: float = 0.0  # how far it is drawn beside x, so that bars do not hide one another; on a log axis a share of x
     sizes: list[float] = field(default_factory=list)  # shares of all messages, shown by the size of a point
     joined: int = 0  # how many of the points, from the first, a line joins
     band: bool = False
@@ -87,9 +88,9 @@ def lines(rows: Sequence[Row], *keys: str) -> dict[str, list[Row]]:
     return found
 
 
-def panels(rows: Sequence[Row], key: str, place: Callable[[Row], float | None], step: float, log: bool) -> list[Panel]:
+def panels(rows: Sequence[Row], key: str, place: Callable[[Row], float | None], step: float = 0.0) -> list[Panel]:
     """A panel for each set of data; in it, of rows that differ in `key` alone, a series at their places on the x axis
-    (None for nowhere), moved by `step` beside the others. A series looks the same in every panel."""
+    (None for nowhere), drawn `step` beside the others. A series looks the same in every panel."""
     series = [*enumerate(lines(rows, DATA, key).items())]
     found = []
     for data in dict.fromkeys(row.values.get(DATA) for row in rows):
@@ -98,8 +99,9 @@ def panels(rows: Sequence[Row], key: str, place: Callable[[Row], float | None], 
             points = [(x, row) for row in group if row.values.get(DATA) == data and (x := place(row)) is not None]
             if points:
                 joined = sum(row.values.get(key) != "lora" for _, row in points)  # it has no place among whole blocks
-                drawn.append(accuracies(name, style, points, joined))
-        found.append(Panel("" if data is None else shown(data), spread(drawn, step, log)))
+                shift = step * (style - (len(series) - 1) / 2)
+                drawn.append(replace(accuracies(name, style, points, joined), shift=shift))
+        found.append(Panel("" if data is None else shown(data), drawn))
     return [panel for panel in found if panel.series]
 
 
@@ -117,15 +119,6 @@ def accuracies(name: str, style: int, points: Sequence[tuple[float, Row]], joine
     )
 
 
-def spread(series: list[Series], step: float, log: bool) -> list[Series]:
-    """Series moved a little to the side of each other, so that their bars do not hide one another."""
-    shifts = [step * (i - (len(series) - 1) / 2) for i in range(len(series))]
-    return [
-        replace(one, x=[x * (1 + shift) if log else x + shift for x in one.x])
-        for one, shift in zip(series, shifts, strict=True)
-    ]
-
-
 def depth(rows: Sequence[Row]) -> Chart | None:
     """Accuracy against how many blocks are unfrozen; everything and LoRA stand beyond the deepest."""
     key = "task.trainable"
@@ -139,7 +132,7 @@ def depth(rows: Sequence[Row]) -> Chart | None:
         "Accuracy against unfrozen blocks",
         "unfrozen blocks",
         ACCURACY,
-        panels(rows, key, lambda row: places.get(shown(row.values.get(key))), 0.06, log=False),
+        panels(rows, key, lambda row: places.get(shown(row.values.get(key))), 0.06),
         ticks=ticks,
     )
 
@@ -158,7 +151,7 @@ def fraction(rows: Sequence[Row]) -> Chart | None:
     """Accuracy against how many messages a row was trained on, a line for each of the other settings."""
     if len({row.values[PART] for row in rows if PART in row.values}) < 2:
         return None
-    drawn = panels(rows, PART, lambda row: row.mean("data", "sizes", "train"), 0.02, log=True)
+    drawn = panels(rows, PART, lambda row: row.mean("data", "sizes", "train"), 0.02)
     return Chart("fraction", "Accuracy against training messages", "training messages", ACCURACY, drawn, log_x=True)
 
 
@@ -236,6 +229,6 @@ def matrix(runs: Sequence[Run]) -> Matrix:
 
 def cost(rows: Sequence[Row]) -> Chart | None:
     """Accuracy against training operations, for rows that were trained; a line over parts of the messages."""
-    drawn = panels(rows, PART, lambda row: (row.mean("cost", "train_flops") or 0) / 1e12 or None, 0, log=True)
+    drawn = panels(rows, PART, lambda row: (row.mean("cost", "train_flops") or 0) / 1e12 or None)
     title = "Accuracy against the cost of training"
     return Chart("cost", title, "TFLOP of training", ACCURACY, drawn, log_x=True) if drawn else None
