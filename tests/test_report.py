@@ -618,6 +618,9 @@ def test_latex_is_a_booktabs_table_with_balanced_braces_and_full_rows(strange: t
     body = [line for line in text.splitlines() if line.endswith(r" \\")]
     assert len(body) == 3
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {columns - 1}
+    headings = [column.heading for column in strange.columns if column.heading]
+    left_out = {"runs", "validation (%)", "its loss", "GB"}
+    assert body[0] == " & ".join(render.tex(one) for one in headings if one not in left_out) + r" \\"
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")

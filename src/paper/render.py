@@ -25,6 +25,9 @@ LATEX = {
     **{sign: f"{{{sign}}}" for sign in "[*"},  # which mean something after the end of a row
 }
 
+# what a page has no room for; the other forms have it
+NOT_ON_PAPER = ("runs", "validation_accuracy", "validation_loss", "peak_memory_bytes")
+
 
 def markdown(table: Table) -> str:
     """A GitHub table with its notes."""
@@ -45,8 +48,9 @@ def plain(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """A booktabs table, to be read with \\input by a document that uses booktabs and graphicx."""
-    columns = [column for column in table.columns if column.heading]
+    """A booktabs table, to be read with \\input by a document that uses booktabs and graphicx; the columns that a
+    reader misses least are left out."""
+    columns = [column for column in table.columns if column.heading and column.name not in NOT_ON_PAPER]
     rows = zip(*(column.texts for column in columns), strict=True)
     name = "".join(sign if sign.isalnum() else "-" for sign in table.name)
     return "\n".join(
