@@ -153,7 +153,7 @@ def draw_matrix(axes: "Axes", matrix: Matrix) -> None:
     places, many = range(len(matrix.labels)), len(matrix.labels) > 3
     shares = [[count / max(1, sum(counts)) for count in counts] for counts in matrix.counts]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    names = [label if len(label) <= 10 else f"{label[:9]}…" for label in matrix.labels]
+    names = [label if len(label) <= 10 else f"{label[:4]}…{label[-5:]}" for label in matrix.labels]
     axes.set_xticks(places, names, rotation=90 if many else 0)
     axes.set_yticks(places, names)
     for i in places:

@@ -12,6 +12,7 @@ A study has flat, dotted `parameters`, and in `command`, after `src.train`, over
 import json
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
@@ -157,6 +158,21 @@ def config(point: Point, *more: str) -> DictConfig:
     """The composed config of a run, as src.train would see it."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", with_plus([*point.overrides, *more]))
+
+
+def configs(points: Sequence[Point]) -> list[DictConfig]:
+    """The composed configs of runs. Those that differ in the seed alone are composed once, which takes a sixth of a
+    second."""
+    composed: dict[tuple[str, ...], DictConfig] = {}
+    found = []
+    for point in points:
+        others = tuple(part for part in point.overrides if not part.startswith("seed="))
+        cfg = composed.get(others) or composed.setdefault(others, config(point))
+        if "seed" in point.values:
+            cfg = cfg.copy()
+            cfg.seed = point.values["seed"]
+        found.append(cfg)
+    return found
 
 
 def finished(runs: str | Path) -> dict[str, Path]:

@@ -384,6 +384,22 @@ def test_a_study_has_what_wandb_asks_of_a_sweep(path: Path) -> None:
         assert len(given["values"]) == len(set(map(str, given["values"]))) >= 1
 
 
+def test_configs_that_differ_in_the_seed_alone_are_composed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = {"task.position": ["last", "first"], "seed": [1, 2, 3], "gpt": ["mini"]}
+    path = tmp_path / "seeds.yaml"
+    given = {key: {"values": values} for key, values in parameters.items()}
+    path.write_text(json.dumps({"method": "grid", "parameters": given}), encoding="utf-8")
+    points = study.points(study.read(path))
+    expected = [study.config(point) for point in points]
+    compose, composed = study.config, list[study.Point]()
+    monkeypatch.setattr(study, "config", lambda point: composed.append(point) or compose(point))
+    assert study.configs(points) == expected
+    assert [cfg.seed for cfg in expected] == [1, 2, 3, 1, 2, 3]
+    assert len(composed) == 2
+
+
 def agent_command(folder: Path, command: list[str], values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The command line that W&B's agent runs for a point, built by the agent itself."""
     from wandb import wandb_agent

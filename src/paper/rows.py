@@ -119,10 +119,12 @@ def read(asked: study.Study, runs: str | Path) -> list[Row]:
     points, folders, known = study.points(asked, runs), study.finished(runs), published_rows()
     name = namer([point.values for point in points], asked.name)
     rows: dict[str, Row] = {}
-    for point in points:
+    for point, cfg in zip(points, study.configs(points), strict=True):
         values = {key: value for key, value in point.values.items() if key != "seed"}
-        label, cfg = name(values), study.config(point)
-        row = rows.setdefault(label, Row(label, values, published=repeated_by(cfg, known)))
+        label = name(values)
+        if label not in rows:
+            rows[label] = Row(label, values, published=repeated_by(cfg, known))
+        row = rows[label]
         row.wanted += 1
         if folder := folders.get(results.config_hash(cfg)):
             row.runs.append(read_run(folder))
