@@ -40,6 +40,9 @@ def config_hash(cfg: DictConfig) -> str:
     """A hash of all settings that can change a run's numbers."""
     relevant = {key: value for key, value in plain(cfg).items() if key not in NOT_IN_HASH}
     relevant.get("gpt", {}).pop("finetune", None)  # where other settings have their defaults from
+    data = relevant.get("data", {})
+    for source in (data, *data.get("sources", {}).values()):
+        source.pop("cache", None)  # where downloads are kept
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 

@@ -26,7 +26,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from src import build, results
+from src import build, results, study
 from src.errors import InputError
 from src.finetune.classify import Classifier
 from src.train import Run, train
@@ -227,6 +227,16 @@ def test_two_runs_of_one_second_get_two_folders(home: Path, tmp_path: Path, monk
 )
 def test_the_config_hash_changes_with_what_can_change_the_numbers(home: Path, override: str, same: bool) -> None:
     assert (results.config_hash(config(home, override)) == results.config_hash(config(home))) is same
+
+
+@pytest.mark.parametrize("data", ["sms_spam", "mix"])
+def test_the_config_hash_does_not_depend_on_where_downloads_are_kept(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = study.Point({}, (f"data={data}", "task=instruct"))
+    here = results.config_hash(study.config(point))
+    monkeypatch.setenv("TWO_WAYS_CACHE", str(tmp_path))
+    assert results.config_hash(study.config(point)) == here
 
 
 def test_a_seed_gives_its_numbers_again_and_another_seed_other_ones(run: Run, home: Path) -> None:
