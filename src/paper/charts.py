@@ -13,6 +13,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 BINS = 15
 DATA = "data"
 ACCURACY = "test accuracy (%)"
+MEAN = "mean over seeds, and its 95% interval over test messages"
+BEYOND = ("all", "lora")
 DEPTHS = {"last_layer": 0, "last_block": 1, "last_two_blocks": 2}
 
 
@@ -51,14 +53,16 @@ class Panel:
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure. `ticks` are (place, label) on the x axis where numbers would say less."""
+    """One figure; `note` says what is drawn. `ticks` are (place, label) on the x axis where numbers would say less."""
 
     kind: str
     title: str
     x_label: str
     y_label: str
     panels: list[Panel]
+    note: str = ""
     log_x: bool = False
+    own_scales: bool = False  # whether each panel has its own, where they show different data
     ticks: list[tuple[float, str]] = field(default_factory=list)
     diagonal: bool = False
 
@@ -98,7 +102,7 @@ def panels(rows: Sequence[Row], key: str, place: Callable[[Row], float | None], 
         for style, (name, group) in series:
             points = [(x, row) for row in group if row.values.get(DATA) == data and (x := place(row)) is not None]
             if points:
-                joined = sum(row.values.get(key) != "lora" for _, row in points)  # it has no place among whole blocks
+                joined = sum(row.values.get(key) not in BEYOND for _, row in points)  # these are no number of blocks
                 shift = step * (style - (len(series) - 1) / 2)
                 drawn.append(replace(accuracies(name, style, points, joined), shift=shift))
         found.append(Panel("" if data is None else shown(data), drawn))
@@ -133,6 +137,8 @@ def depth(rows: Sequence[Row]) -> Chart | None:
         "unfrozen blocks",
         ACCURACY,
         panels(rows, key, lambda row: places.get(shown(row.values.get(key))), 0.06),
+        MEAN,
+        own_scales=True,
         ticks=ticks,
     )
 
@@ -141,7 +147,7 @@ def unfrozen(strategies: set[str]) -> dict[str, float]:
     """Strategy -> its place on an axis of unfrozen blocks."""
     blocks = {s: int(match[1]) for s in strategies if (match := re.fullmatch(r"(\d+)_blocks", s))}
     places: dict[str, float] = {s: float(n) for s, n in (blocks | DEPTHS).items() if s in strategies}
-    for beyond in ("all", "lora"):
+    for beyond in BEYOND:
         if beyond in strategies:
             places[beyond] = max(places.values(), default=-1.0) + 1
     return places
@@ -152,7 +158,8 @@ def fraction(rows: Sequence[Row]) -> Chart | None:
     if len({row.values[PART] for row in rows if PART in row.values}) < 2:
         return None
     drawn = panels(rows, PART, lambda row: row.mean("data", "sizes", "train"), 0.02)
-    return Chart("fraction", "Accuracy against training messages", "training messages", ACCURACY, drawn, log_x=True)
+    title = "Accuracy against training messages"
+    return Chart("fraction", title, "training messages", ACCURACY, drawn, MEAN, log_x=True, own_scales=True)
 
 
 def curves(rows: Sequence[Row], quantity: str, unit: float) -> Chart | None:
@@ -163,8 +170,8 @@ def curves(rows: Sequence[Row], quantity: str, unit: float) -> Chart | None:
             series = [curve(kept, part, quantity, unit, style) for style, part in enumerate(("validation", "train"))]
             panels.append(Panel(row.label, series))
     label = {"loss": "loss (nats)", "accuracy": "accuracy (%)"}[quantity]
-    title = f"Learning curves: {quantity}, range over seeds"
-    return Chart(f"curves-{quantity}", title, "epoch", label, panels) if panels else None
+    title = f"Learning curves: {quantity}"
+    return Chart(f"curves-{quantity}", title, "epoch", label, panels, "mean and range over seeds") if panels else None
 
 
 def curve(kept: Sequence[list[dict[str, float]]], part: str, quantity: str, unit: float, style: int) -> Series:
@@ -194,7 +201,7 @@ def reliability(rows: Sequence[Row]) -> Chart | None:
         panels.append(Panel(f"{row.label}\nECE {ece:.3f}", [series]))
     if not panels:
         return None
-    return Chart("reliability", "Reliability, all seeds together", "confidence", "accuracy", panels, diagonal=True)
+    return Chart("reliability", "Reliability", "confidence", "accuracy", panels, "all seeds together", diagonal=True)
 
 
 def bins(confidence: Sequence[float], right: Sequence[bool]) -> Series:
@@ -216,7 +223,7 @@ def bins(confidence: Sequence[float], right: Sequence[bool]) -> Series:
 def confusion(rows: Sequence[Row]) -> Chart | None:
     """True against predicted labels, of all seeds together, a panel a row."""
     panels = [Panel(row.label, matrix=matrix(row.runs)) for row in rows]
-    return Chart("confusion", "Confusion, all seeds together", "predicted", "true", panels) if panels else None
+    return Chart("confusion", "Confusion", "predicted", "true", panels, "all seeds together") if panels else None
 
 
 def matrix(runs: Sequence[Run]) -> Matrix:
@@ -231,4 +238,6 @@ def cost(rows: Sequence[Row]) -> Chart | None:
     """Accuracy against training operations, for rows that were trained; a line over parts of the messages."""
     drawn = panels(rows, PART, lambda row: (row.mean("cost", "train_flops") or 0) / 1e12 or None)
     title = "Accuracy against the cost of training"
-    return Chart("cost", title, "TFLOP of training", ACCURACY, drawn, log_x=True) if drawn else None
+    if not drawn:
+        return None
+    return Chart("cost", title, "TFLOP of training", ACCURACY, drawn, MEAN, log_x=True, own_scales=True)

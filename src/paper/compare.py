@@ -2,8 +2,9 @@
 
 An accuracy of one run has Wilson's interval (Wilson 1927). Over several seeds the test messages are resampled, each
 with its mean over the seeds: the seeds share the messages, and seeds x messages would count these several times. Two
-runs on the same messages are compared by the exact test of McNemar (1947); with several seeds by resampling the
-messages' differences. Holm (1979) corrects for the number of comparisons. `right` is (S, N) booleans: seeds, messages.
+rows are compared on the same messages by the exact test that exchanges their answers to a message (Fisher 1935), which
+with one seed is McNemar's (1947). Holm (1979) corrects for the number of comparisons. All of it asks what other test
+messages would do, and not other seeds. `right` is (S, N) booleans: seeds, messages.
 """
 
 from collections.abc import Sequence
@@ -63,25 +64,23 @@ def resampled_means(values: "Numbers", draws: int = DRAWS, seed: int = 0) -> "Nu
 
 
 def paired_p(right: "Right", reference: "Right") -> float:
-    """Two-sided p that both are right equally often, from their answers to the same messages."""
-    if len(right) == len(reference) == 1:
-        return mcnemar(int((right & ~reference).sum()), int((reference & ~right).sum()))
-    # whole numbers, so that no rounding decides which side of zero a mean lies on
-    return paired_bootstrap(right.sum(0) * len(reference) - reference.sum(0) * len(right))
+    """Two-sided p that both are right equally often, from their answers to the same messages.
 
+    If they were, then each message's difference, over all seeds, could as well have the other sign. p is the share of
+    all 2^N choices of signs that give a sum at least as far from zero; counted exactly, where resampled differences
+    would give too small a p when few messages differ.
+    """
+    import numpy as np
 
-def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p of McNemar's test, from how many messages only one of the two got right."""
-    n = only_a + only_b
-    return min(1.0, 2 * sum(comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n)
-
-
-def paired_bootstrap(differences: "Numbers", draws: int = DRAWS, seed: int = 0) -> float:
-    """Two-sided p that the mean of `differences` (N,) is zero: twice the share of resampled means on zero's other side.
-    At least 2 / (draws + 1)."""
-    means = resampled_means(differences, draws, seed)
-    below, above = int((means <= 0).sum()), int((means >= 0).sum())
-    return min(1.0, 2 * (min(below, above) + 1) / (draws + 1))
+    differences = right.sum(0) * len(reference) - reference.sum(0) * len(right)
+    differences //= max(1, np.gcd.reduce(differences))
+    share = np.ones(1)  # of the choices with which the positive differences sum to 0, 1, 2, ...
+    for size, count in zip(*np.unique(np.abs(differences[differences != 0]), return_counts=True), strict=True):
+        positive = np.zeros(size * count + 1)
+        positive[::size] = [comb(int(count), k) / 2 ** int(count) for k in range(count + 1)]
+        share = np.convolve(share, positive)
+    gained, lost = differences[differences > 0].sum(), -differences[differences < 0].sum()
+    return min(1.0, 2 * float(share[: min(gained, lost) + 1].sum()))
 
 
 def holm(p: Sequence[float]) -> list[float]:

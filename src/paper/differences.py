@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import stdev
 
 from src.errors import InputError
 from src.paper.compare import SIGNIFICANT, holm, paired_p
@@ -10,15 +11,18 @@ from src.paper.rows import PART, Row, find
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row's test accuracy less that of its reference row, and p before and after Holm's correction."""
+    """A row's test accuracy less that of its reference row, its standard deviation over seeds that both have (None with
+    fewer than two), and p before and after Holm's correction."""
 
     reference: str
     difference: float
+    deviation: float | None
     p: float
     corrected: float
 
     @property
     def within_noise(self) -> bool:
+        """Whether other test messages could as well show the contrary."""
         return self.corrected >= SIGNIFICANT
 
 
@@ -33,7 +37,7 @@ def references(rows: Sequence[Row], wanted: str | None = None) -> list[Row | Non
     named = find(rows, wanted) if wanted is not None else []
     if named and not any(row.runs for row in named):
         raise InputError(f"reference={wanted}: that row has no finished run to compare with; name another")
-    return [agreeing(row, named) or first(row, rows) for row in rows]
+    return [agreeing(row, named) if named else first(row, rows) for row in rows]
 
 
 def agreeing(row: Row, named: Sequence[Row]) -> Row | None:
@@ -59,7 +63,15 @@ def compared(rows: Sequence[Row], against: Sequence[Row | None]) -> list[Compari
     same = {i: one.right_on(rows[i]) for i, one in pairs.items()}
     p = {i: paired_p(rows[i].right, right) for i, right in same.items()}
     corrected = dict(zip(p, holm(list(p.values())), strict=True))
-    return [
-        Comparison(pairs[i].label, row.accuracy - float(same[i].mean()), p[i], corrected[i]) if i in pairs else None
-        for i, row in enumerate(rows)
-    ]
+    found: list[Comparison | None] = [None] * len(rows)
+    for i, one in pairs.items():
+        difference = rows[i].accuracy - float(same[i].mean())
+        found[i] = Comparison(one.label, difference, deviation(rows[i], one), p[i], corrected[i])
+    return found
+
+
+def deviation(row: Row, reference: Row) -> float | None:
+    """The standard deviation of their difference over the seeds that both have."""
+    same = dict(zip(reference.seeds, reference.right_on(row).mean(1), strict=True))
+    each = [float(mine - same[seed]) for seed, mine in zip(row.seeds, row.right.mean(1), strict=True) if seed in same]
+    return stdev(each) if len(each) > 1 else None

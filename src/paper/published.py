@@ -11,8 +11,6 @@ from src.paper.compare import Interval, wilson
 
 TABLE = Path(__file__).parents[2] / "experiments" / "published.csv"
 TEST_MESSAGES = 300
-# where data come from and how they are loaded, not what they are
-NOT_THE_DATA = ("path", "cache", "num_workers")
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,11 @@ def repeated_by(cfg: Any, known: dict[str, Published]) -> Published | None:
 
 def decisive(cfg: Any) -> list[Any]:
     """The settings that a published figure depends on; precision and seed are left free."""
-    data = {key: value for key, value in results.plain(cfg.data).items() if key not in NOT_THE_DATA}
     trainer = [cfg.trainer[key] for key in ("max_epochs", "accumulate_grad_batches", "gradient_clip_val")]
-    return [results.plain(cfg.gpt), data, results.plain(cfg.task), trainer, cfg.patience]
+    return [
+        results.plain(cfg.gpt),
+        results.identity(results.plain(cfg.data)),
+        results.plain(cfg.task),
+        trainer,
+        cfg.patience,
+    ]

@@ -86,6 +86,11 @@ class Row:
         """`right` on the test messages of a row that this one covers, in their order."""
         return self.right[:, [self.places[message] for message in other.places]]
 
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each run."""
+        return [run.result["seed"] for run in self.runs]
+
     @cached_property
     def accuracy(self) -> float:
         """Test accuracy, the mean over seeds."""

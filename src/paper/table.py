@@ -30,11 +30,11 @@ class Column(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A number of result.json that only some runs have: its names, its place, and how it is shown."""
+    """A number that only some runs have: its names, what a row has of it, and how it is shown."""
 
     name: str
     heading: str
-    path: tuple[str, ...]
+    of: Callable[[Row], float | None]
     show: Callable[[float], str]
 
 
@@ -117,15 +117,29 @@ def measured(rows: Sequence[Row]) -> list[Column]:
 def sometimes(rows: Sequence[Row]) -> list[Column]:
     """Measures of the runs that write answers, do several tasks, or look at what the language model forgot."""
     tasks = sorted({task for row in rows for run in row.runs for task in run.result.get("tasks", {}).get("test", {})})
+
+    def at(*path: str) -> Callable[[Row], float | None]:
+        return lambda row: row.mean(*path)
+
     measures = [
-        *(Measure(f"test_{task}", f"{task} (%)", ("tasks", "test", task, "accuracy"), percent) for task in tasks),
-        Measure("generated_accuracy", "written (%)", ("metrics", "test", "generated_accuracy"), percent),
-        Measure("valid_rate", "valid (%)", ("metrics", "test", "valid_rate"), percent),
-        Measure("perplexity_before", "perplexity before", ("language", "before", "perplexity"), "{:.1f}".format),
-        Measure("perplexity_after", "after", ("language", "after", "perplexity"), "{:.1f}".format),
+        *(Measure(f"test_{task}", f"{task} (%)", at("tasks", "test", task, "accuracy"), percent) for task in tasks),
+        Measure("generated_accuracy", "written (%)", lambda row: of_messages(row, "generated_accuracy"), percent),
+        Measure("valid_rate", "valid (%)", lambda row: of_messages(row, "valid_rate"), percent),
+        Measure("perplexity_before", "perplexity before", at("language", "before", "perplexity"), "{:.1f}".format),
+        Measure("perplexity_after", "after", at("language", "after", "perplexity"), "{:.1f}".format),
     ]
-    found = [column(m.name, m.heading, [row.mean(*m.path) for row in rows], m.show) for m in measures]
+    found = [column(m.name, m.heading, [m.of(row) for row in rows], m.show) for m in measures]
     return [one for one in found if any(value is not None for value in one.values)]
+
+
+def of_messages(row: Row, share: str) -> float | None:
+    """The mean over seeds of a share of all test messages. Of several tasks, result.json has it for each, and the mean
+    of those that were taught."""
+    if not any("tasks" in run.result for run in row.runs):
+        return row.mean("metrics", "test", share)
+    sizes = row.runs[0].result["data"]["test_sizes"]
+    shares = {task: row.mean("tasks", "test", task, share) for task in sizes}
+    return sum(n * (shares[task] or 0.0) for task, n in sizes.items()) / sum(sizes.values())
 
 
 def against(rows: Sequence[Row], found: list[Comparison | None]) -> list[Column]:
@@ -135,11 +149,13 @@ def against(rows: Sequence[Row], found: list[Comparison | None]) -> list[Column]
     def difference(row: Row, one: Comparison | None) -> str:
         if one is None:
             return "reference" if row.label in chosen else MISSING
-        return (f"{NOISE} " if one.within_noise else "") + f"{100 * one.difference:+.2f}"
+        spread = "" if one.deviation is None else f" ± {percent(one.deviation)}"
+        return (f"{NOISE} " if one.within_noise else "") + f"{100 * one.difference:+.2f}{spread}"
 
     texts = [difference(row, one) for row, one in zip(rows, found, strict=True)]
     return [
         Column("difference", "difference", each(found, lambda one: one.difference), texts),
+        column("difference_deviation", "", each(found, lambda one: one.deviation)),
         column("reference", "", each(found, lambda one: one.reference)),
         column("p", "", each(found, lambda one: one.p)),
         column("p_holm", "p", each(found, lambda one: one.corrected), probability),
@@ -192,9 +208,10 @@ def explained(found: list[Comparison | None]) -> list[str]:
     return [
         "Accuracy: mean ± standard deviation over seeds. The interval is over test messages: Wilson's with one seed, "
         "by resampling the messages with several.",
-        "difference: points from the reference row, on the same test messages. p: exact McNemar test with one seed "
-        f"each, else a paired bootstrap over messages, after Holm for {comparisons} comparisons; {NOISE} marks a "
-        f"difference within noise (p of {SIGNIFICANT} or more).",
+        "difference: points from the reference row on the same test messages, mean ± standard deviation over seeds. p: "
+        "exact test that exchanges the two rows' answers to a message (McNemar's with one seed), after Holm for "
+        f"{comparisons} comparisons; {NOISE} marks a p of {SIGNIFICANT} or more. Interval and p say what other test "
+        "messages would do; where the deviation is as large as the difference, other seeds may say otherwise.",
     ]
 
 
@@ -219,7 +236,10 @@ def peculiar(rows: Sequence[Row]) -> list[str]:
     """What holds for some rows only."""
     found = []
     if any("tasks" in run.result for row in rows for run in row.runs):
-        found.append("Of several tasks, test is the accuracy over all test messages, validation the mean over tasks.")
+        found.append(
+            "Of several tasks, test, written and valid are over all test messages, those of a task that was left out "
+            "included; validation is the mean over the tasks that were taught."
+        )
     known = [row.published for row in rows if row.published]
     if known:
         wrong = "".join(f" Row {one.row}: {one.note}." for one in known if one.note)
