@@ -20,8 +20,6 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY) ## fine-tune the offline default: no download, no account, no GPU
 	$(RUN) -m src.train +experiment=last_block
 
-report: export SMS_SPAM ?= data/SMSSpamCollection
-report: export HELD_OUT ?= data/held_out.jsonl.zst
 report: $(READY) ## tables and figures of all studies, from the run folders and those in experiments/runs.tar.xz
 	tar -xJf experiments/runs.tar.xz --skip-old-files
 	$(RUN) -m src.report format=md,tex,csv,figures,html

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks import ours, process, record
 from benchmarks.setting import EXPERIMENTS, Setting, yes
-from src.command import one_sentence, options
+from src.command import one_sentence, options, whole
 
 FRACTIONS = (0.0625, 0.25, 1.0)
 BLOCKS = (1, 2, 6, 12)
@@ -54,7 +54,9 @@ def grow(given: Options, folder: Path) -> tuple[dict[str, Any], list[dict[str, A
     size = 512 if tiny else 2048
     machine = process.ask("benchmarks.machine", [f"precision={given.precision}", f"size={size}"])
     record.warn(machine)
-    setting = Setting(given.gpt, folder / "weights", given.spam, given.precision, int(given.epochs), tiny)
+    setting = Setting(
+        given.gpt, folder / "weights", given.spam, given.precision, whole("epochs", given.epochs, 1), tiny
+    )
     process.ask("benchmarks.weights", [f"folder={setting.weights}", f"gpt={given.gpt}", f"tiny={given.tiny}"])
     process.measured("benchmarks.warm", [], folder / "warm.log")
     by_messages = [job(setting, fraction, 1, folder / f"fraction-{fraction}") for fraction in FRACTIONS]

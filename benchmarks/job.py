@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import ours, process, record
 from benchmarks.setting import EXPERIMENTS, Setting, yes
-from src.command import one_sentence, options
+from src.command import one_sentence, options, whole
 from src.errors import InputError
 
 PEER_ROW = "16"  # whose work transformers' classifier does
@@ -64,7 +64,9 @@ def compare(given: Options, folder: Path) -> tuple[dict[str, Any], list[dict[str
         raise InputError(f"rows={unknown[0]} is unknown: use {', '.join(EXPERIMENTS)}")
     machine = process.ask("benchmarks.machine", [f"precision={given.precision}", f"size={512 if tiny else 2048}"])
     record.warn(machine)
-    base = Setting(given.gpt, folder / "weights", given.spam, "32-true", 1 if tiny else int(given.epochs), tiny)
+    base = Setting(
+        given.gpt, folder / "weights", given.spam, "32-true", 1 if tiny else whole("epochs", given.epochs, 1), tiny
+    )
     process.ask("benchmarks.weights", [f"folder={base.weights}", f"gpt={given.gpt}", f"tiny={given.tiny}"])
     floors = {row: process.ask("benchmarks.floor", base.ours(EXPERIMENTS[row])) for row in {*rows, PEER_ROW}}
     process.measured("benchmarks.warm", [], folder / "warm.log")
@@ -115,7 +117,7 @@ def add_ratios(machine: dict[str, Any], jobs: list[dict[str, Any]]) -> None:
 def time_table(jobs: list[dict[str, Any]]) -> record.Table:
     """Seconds, all of them, ratio and floor of each job."""
     names = ["row", "precision", "job", "wall s", "peer / this", *SECONDS.values()]
-    names += ["TFLOP", "floor s", "share of floor"]
+    names += ["needed TFLOP", "floor s", "share of floor"]
     rows = []
     for job in jobs:
         row = [job["row"], job["precision"], job["job"], f"{job['wall_seconds']:.1f}", f"{job['peer_over_this']:.1f}"]

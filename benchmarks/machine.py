@@ -18,8 +18,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from src.command import one_sentence, options
+from src.command import one_sentence, options, whole
+from src.errors import InputError
 
+PRECISIONS = {"32-true", "bf16-mixed", "bf16-true"}
 SLOW = 20e9  # operations a second: below, as for bf16 on a processor without it, a large product would take minutes
 
 
@@ -94,7 +96,9 @@ def _rate(product: Callable[[], object], size: int) -> float:
 def main() -> None:
     """Print facts and peaks."""
     given = options(Options, sys.argv[1:], __doc__ or "")
-    peaks = {precision: peak(precision, int(given.size)) for precision in given.precision.split(",")}
+    if unknown := set(given.precision.split(",")) - PRECISIONS:
+        raise InputError(f"precision={unknown.pop()} is unknown: use {', '.join(sorted(PRECISIONS))}")
+    peaks = {precision: peak(precision, whole("size", given.size, 1)) for precision in given.precision.split(",")}
     print(json.dumps(facts() | {"peak_flops_per_second": peaks}))
 
 

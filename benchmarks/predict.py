@@ -22,7 +22,7 @@ from unittest.mock import patch
 
 from benchmarks import machine, process, record
 from benchmarks.setting import SEED, config, data_settings, gpt_settings, yes
-from src.command import one_sentence, options
+from src.command import one_sentence, options, whole
 
 if TYPE_CHECKING:
     from src.finetune.classify import Classifier
@@ -61,7 +61,7 @@ class Ours:
         settings += ["gpt.weights=random", f"seed={SEED}", f"trainer.precision={given.precision}"]
         cfg = config([*settings, "task.position=last_real", "trainer.accelerator=cpu", f"runs={folder}", "cache=off"])
         data = build.data(cfg)
-        self.texts = [example.text for example in data.corpus.examples][: int(given.messages)]
+        self.texts = [example.text for example in data.corpus.examples][: whole("messages", given.messages, 1)]
         self.limit, self.run = data.limit, results.create(cfg)
         results.write_text(self.run / "result.json", json.dumps({"data": data.facts()}))
         self.model: Classifier = build.model(cfg, data.labels).eval()  # type: ignore[assignment]
@@ -172,7 +172,7 @@ def main() -> None:
         given.messages = "200"
     with tempfile.TemporaryDirectory(prefix="two-ways-") as folder:
         facts, jobs = compare(given, Path(folder))
-    tables = [table(jobs, int(given.messages), given.precision)]
+    tables = [table(jobs, whole("messages", given.messages, 1), given.precision)]
     record.write("predict", record.folder(yes("tiny", given.tiny)), facts, {"jobs": jobs}, tables, NOTES)
 
 

@@ -14,7 +14,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from uuid import uuid4
 
 BEAT = 5.0  # seconds between two signs of life
 STALE = 60.0  # seconds without one after which a holder counts as dead
+LOST = 75  # exit code of a process whose claim another has taken over
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,11 @@ class Claims:
 
     def failures(self) -> dict[str, str]:
         """Key -> why it could not be done."""
-        return {path.stem: path.read_text(encoding="utf-8") for path in self.folder.glob("*.failed")}
+        found = {}
+        for path in self.folder.glob("*.failed"):
+            with suppress(FileNotFoundError):  # another lets it be tried again just now
+                found[path.stem] = path.read_text(encoding="utf-8")
+        return found
 
     def forget_failure(self, key: str) -> None:
         """Let `key` be tried again."""
@@ -154,7 +159,7 @@ class Claim:
         def beat() -> None:
             while not done.wait(self.claims.beat):
                 if not self._touch():
-                    os._exit(1)
+                    os._exit(LOST)
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()

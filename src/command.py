@@ -44,6 +44,8 @@ def hydra_main(config_name: str, run: Callable[[Any], Any]) -> None:
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and the sentence below is ours
     sys.argv[1:] = with_plus(sys.argv[1:])
+    with one_sentence():
+        check_resume(sys.argv[1:])
 
     def job(cfg: Any) -> None:
         with one_sentence():  # inside the job: Hydra would put a line of its own before an error that leaves it
@@ -53,6 +55,13 @@ def hydra_main(config_name: str, run: Callable[[Any], Any]) -> None:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain(error, config_name))
+
+
+def check_resume(arguments: list[str]) -> None:
+    """Raises InputError for settings beside resume=, which would be ignored."""
+    others = [one for one in arguments if not one.startswith(("resume=", "runs=", "hydra", "-"))]
+    if others and any(one.startswith("resume=") for one in arguments):
+        raise InputError(f"{others[0]}: resume= takes all settings from the run; leave it out")
 
 
 def with_plus(arguments: list[str]) -> list[str]:
@@ -75,6 +84,13 @@ def explain(error: Exception, config_name: str) -> str:
         keys = ", ".join(map(str, known)) if isinstance(known, DictConfig) else "none"
         return f"there is no setting {cause.full_key}: {parent or 'the top level'} has {keys}"
     return " ".join(str(error).split()).partition(" Config search path")[0]
+
+
+def whole(name: str, text: str, least: int) -> int:
+    """The number that an option says. Raises InputError for anything else, and below `least`."""
+    if not text.isdecimal() or int(text) < least:
+        raise InputError(f"{name}={text} must be a whole number, at least {least}")
+    return int(text)
 
 
 def options(kind: type[T], arguments: list[str], usage: str) -> T:

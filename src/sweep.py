@@ -23,8 +23,8 @@ from time import sleep
 
 from src import results, study
 from src.board import Board
-from src.claims import Claims
-from src.command import one_sentence, options
+from src.claims import LOST, Claims
+from src.command import one_sentence, options, whole
 from src.errors import InputError
 from src.study import Study
 from src.worker import Given, Job, job_of, label, start
@@ -64,7 +64,8 @@ class Pool:
         """Whether a worker still has something to do."""
         for i, process in enumerate(self.processes):
             if process.exitcode:
-                self._bury(process, self._log(i))
+                if process.exitcode != LOST:
+                    self._bury(process, self._log(i))
                 self.processes[i] = self._start(i)
         return any(process.exitcode is None for process in self.processes)
 
@@ -95,7 +96,7 @@ class Watch:
         self.asked, self.jobs, self.given, self.claims = asked, jobs, given, claims
         self.total = (asked.run_cap or 0) if asked.method == "bayes" else len(jobs)
         self.shown = {job.key for job in jobs} & study.finished(given.runs).keys()
-        self.failed: list[str] = []
+        self.failed: dict[str, str] = {}
 
     def look(self, board: Board) -> None:
         """Show what has ended since the last look."""
@@ -109,7 +110,7 @@ class Watch:
                 board.finished(name, results.load_result(finished[key]))
             elif key in failures:
                 board.failed(name, failures[key])
-                self.failed.append(f"{name}: {failures[key]}")
+                self.failed[key] = f"{name}: {failures[key]}"
             self.shown |= {key} & (finished.keys() | failures.keys())
 
 
@@ -133,7 +134,8 @@ def sweep(asked: Study, jobs: Sequence[Job], given: Given) -> list[str]:
             watch.look(board)
     finally:
         pool.stop()
-    return watch.failed
+    # what failed here may have been done by another sweep since
+    return [line for key, line in watch.failed.items() if key not in study.finished(given.runs)]
 
 
 def plan(asked: Study, runs: Path, shard: str) -> list[Job]:
@@ -163,10 +165,7 @@ def main() -> None:
     words = options(Options, [argument for argument in sys.argv[1:] if argument not in named], __doc__ or "")
     if len(named) != 1:
         raise InputError(f"give one study, as experiments/<study>.yaml\n{__doc__}")
-    for name, least in (("workers", 1), ("retries", 0)):
-        if not re.fullmatch(r"\d+", text := getattr(words, name)) or int(text) < least:
-            raise InputError(f"{name}={text} must be a whole number, at least {least}")
-    given = Given(Path(words.runs), int(words.workers), int(words.retries))
+    given = Given(Path(words.runs), whole("workers", words.workers, 1), whole("retries", words.retries, 0))
     asked = study.read(named[0])
     if asked.method == "bayes" and (given.workers, words.shard) != (1, "1/1"):
         raise InputError("method: bayes learns from each run for the next: leave workers= and shard= out")

@@ -119,7 +119,7 @@ def _command_faults(command: Any) -> Iterator[Fault]:
             f'command: must hold "-m", "src.train", what all runs share as key=value, and "{MACRO}" last',
         )
         return
-    for i, part in enumerate(command):
+    for i, part in enumerate(command or []):
         key, equals, value = str(part).partition("=")
         if equals:
             for sentence in (*_key_faults(key), *_value_faults(key, value)):

@@ -28,7 +28,7 @@ from scipy import stats
 
 from src import bayes, results, study, sweep, worker
 from src.board import Board, duration
-from src.claims import Claim, Claims
+from src.claims import LOST, Claim, Claims
 from src.command import with_plus
 from src.errors import InputError
 from src.gpt.weights import GPT_MINI
@@ -332,7 +332,7 @@ parameters:
         ({"data.padding": ["none"]}, "data.padding=none needs data.batch_size=1, not 8"),
         ({"task.lora.scaling": ["beta"]}, "task.lora.scaling=beta is unknown: use alpha or alpha_over_rank"),
         ({"task.optimizer.lr": [-1]}, "task.optimizer.lr=-1: an optimizer needs lr > 0"),
-        ({"seed": ["x"]}, "seed=x: "),
+        ({"seed": ["x"]}, "seed=x must be a whole number"),
     ],
 )
 def test_a_rehearsal_builds_what_a_run_would(tmp_path: Path, given: dict[str, list[Any]], sentence: str) -> None:
@@ -975,6 +975,50 @@ def test_a_worker_that_dies_is_replaced_and_its_run_given_up_after_some_deaths(
     (sentence,) = given.claims().failures().values()
     assert sentence.startswith("its worker ended with exit code -9 (-9: killed, often for want of memory): see ")
     assert len(started) == 3
+
+
+def test_a_worker_that_lost_its_claim_is_replaced_and_blamed_for_nothing(
+    two_jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run is another's now, and a suspended machine can wake with all its claims lost."""
+
+    class Process:
+        pid, exitcode = os.getpid(), LOST
+
+    started: list[Process] = []
+    monkeypatch.setattr(sweep.Pool, "_start", lambda self, i: started.append(Process()) or started[-1])  # type: ignore[func-returns-value]
+    given = Given(tmp_path / "runs", 2, 0)
+    pool = sweep.Pool(Study("tiny", "", "grid", (), {}), two_jobs, given)
+    pool.at_work()
+    assert (len(started), given.claims().failures()) == (4, {})
+
+
+def test_what_failed_and_was_then_done_by_another_sweep_is_no_failure(
+    two_jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, done = Given(tmp_path / "runs", 1, 0), dict[str, Path]()
+
+    class Pool:
+        looks = 0
+
+        def __init__(self, *_: Any) -> None: ...
+
+        def at_work(self) -> bool:
+            self.looks += 1
+            if self.looks == 1:
+                for job in two_jobs:
+                    given.claims().fail(job.key, "no such data")
+            else:
+                done[two_jobs[0].key] = tmp_path
+            return self.looks < 3
+
+        def stop(self) -> None: ...
+
+    monkeypatch.setattr(sweep, "Pool", Pool)
+    monkeypatch.setattr(sweep, "LOOK", 0.0)
+    monkeypatch.setattr(study, "finished", lambda runs: done)
+    asked = Study("tiny", "", "grid", (), {})
+    assert sweep.sweep(asked, two_jobs, given) == [f"{two_jobs[1].label}: no such data"]
 
 
 def start_sweep(path: Path, runs: Path, *more: str) -> subprocess.Popen[str]:
