@@ -2,17 +2,18 @@
 
 import inspect
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from src.data.pack import in_order, pack
 from src.data.prompt import Prompt, Task, make_task, parse
 from src.data.tokens import END_OF_TEXT, decode
 from src.errors import InputError
-from src.finetune.checkpoint import LastCheckpoint
+from src.finetune.checkpoint import LastCheckpoint, Patience
 from src.finetune.classify import Classifier
 from src.finetune.features import KINDS, Cache
 from src.finetune.finetuner import FineTuner
@@ -37,7 +38,19 @@ from src.gpt.lora import LoRA
 from src.gpt.model import GPT, GPTConfig
 
 T = TypeVar("T")
+KINDS_OF_VALUES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "null"}
 SHARED_BY_A_MIX = ("fraction", "padding", "max_length", "batch_size", "num_workers")
+PARTIAL = (
+    "fast_dev_run",
+    "max_steps",
+    "max_time",
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_predict_batches",
+    "overfit_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+)
 ROOT_KEYS = {
     "name",
     "seed",
@@ -55,17 +68,38 @@ ROOT_KEYS = {
 
 
 def construct(make: Callable[..., T], section: str, values: Mapping[str, Any], **given: Any) -> T:
-    """`make(**values, **given)`. Raises InputError naming a key that `make` does not take, and those that it does."""
-    known = [name for name in inspect.signature(make).parameters if name not in given]
+    """`make(**values, **given)`. Raises InputError naming a key that `make` does not take, and those that it does, or a
+    value of another kind than `make` wants."""
+    parameters = inspect.signature(make).parameters
+    known = [name for name in parameters if name not in given]
     if unknown := [str(key) for key in values if key not in known]:
         raise InputError(f"there is no setting {section}.{unknown[0]}: {section} takes {', '.join(known)}")
+    for key, value in values.items():
+        check_kind(f"{section}.{key}", value, parameters[key].annotation)
     return make(**values, **given)
 
 
+def check_kind(key: str, value: Any, wanted: Any) -> None:
+    """Raises InputError for a value that is none of the plain kinds which are wanted; what is no plain kind is left to
+    those who take it."""
+    kinds = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
+    if not set(kinds) <= KINDS_OF_VALUES.keys():
+        return
+    fits: dict[Any, Any] = {bool: bool, int: int, float: (int, float), str: str, NoneType: NoneType}
+    if any(isinstance(value, fits[kind]) and (kind is bool or not isinstance(value, bool)) for kind in kinds):
+        return
+    raise InputError(f"{key}={value} must be {' or '.join(KINDS_OF_VALUES[kind] for kind in kinds)}")
+
+
 def check_root(cfg: DictConfig) -> None:
-    """Raises InputError for a top-level key that nothing reads, which `+key=` would add silently."""
+    """Raises InputError for a top-level key that nothing reads, which `+key=` would add silently, and for a value that
+    cannot be."""
     if unknown := sorted(set(map(str, cfg)) - ROOT_KEYS):
         raise InputError(f"there is no setting {unknown[0]}: the top level has {', '.join(sorted(ROOT_KEYS))}")
+    for key, wanted in {"name": str, "runs": str, "seed": int, "patience": int | None}.items():
+        check_kind(key, cfg[key], wanted)
+    if not 0 <= cfg.seed < 2**32:
+        raise InputError(f"seed={cfg.seed} must lie between 0 and {2**32 - 1}")
 
 
 def gpt(cfg: DictConfig) -> GPT:
@@ -74,6 +108,8 @@ def gpt(cfg: DictConfig) -> GPT:
     name, source = section.pop("name"), section.pop("weights")
     section.pop("finetune")
     config = construct(GPTConfig, "gpt", section)
+    if config.vocab_size <= END_OF_TEXT:
+        raise InputError(f"gpt.vocab_size={config.vocab_size} must hold GPT-2's {END_OF_TEXT + 1} tokens")
     return weights.build(name, source, config, cfg.seed)
 
 
@@ -88,6 +124,11 @@ def data(cfg: DictConfig, whole: bool = False) -> TextData:
     if cfg.task.kind != "instruct" or whole:
         raise InputError("data=mix asks several questions: it needs task=instruct, and is measured on its own splits")
     sources, shared = section.pop("sources"), {key: section.pop(key) for key in SHARED_BY_A_MIX}
+    defaults = inspect.signature(TextData).parameters
+    for name, source in sources.items():
+        for key in shared:
+            if source.pop(key, defaults[key].default) != defaults[key].default:
+                raise InputError(f"data.sources.{name}.{key} has no effect: all tasks of a mix share data.{key}")
     parts = {
         name: construct(TextData, f"data.sources.{name}", {**source, **shared}, **given)
         for name, source in sources.items()
@@ -154,6 +195,12 @@ def question(cfg: DictConfig, labels: Sequence[str], name: str | None = None) ->
 
 def model(cfg: DictConfig, labels: Sequence[str]) -> FineTuner:
     """The GPT with what its task puts around it."""
+    made = _model(cfg, labels)
+    made.frozen_sha256  # noqa: B018 - kept from now on: bf16-true converts the weights
+    return made
+
+
+def _model(cfg: DictConfig, labels: Sequence[str]) -> FineTuner:
     section = results.plain(cfg.task)
     kind, _ = section.pop("kind"), section.pop("template")
     given: dict[str, Any] = {"lora": construct(LoRA, "task.lora", section.pop("lora"))}
@@ -181,8 +228,7 @@ def held_out(cfg: DictConfig) -> list[Tensor]:
     if given["tokens"] < 2:
         raise InputError(f"held_out.tokens={given['tokens']} must be at least 2")
     window = min(256, cfg.gpt.context_length)
-    cache = os.environ.get("TWO_WAYS_CACHE", "~/.cache/two-ways")  # as in conf
-    return in_order(pack(given["path"], cache).ids[: given["tokens"]], window, batch_size=32)
+    return in_order(pack(given["path"], given["cache"]).ids[: given["tokens"]], window, batch_size=32)
 
 
 def trainer(cfg: DictConfig, callbacks: list[Callback] | None = None, **given: Any) -> L.Trainer:
@@ -192,19 +238,32 @@ def trainer(cfg: DictConfig, callbacks: list[Callback] | None = None, **given: A
     warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen blocks
     warnings.filterwarnings("ignore", ".*on_before_batch_transfer.*")  # where features come in
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # a run that goes on
     warnings.filterwarnings("ignore", ".*(treespec, LeafSpec).*")  # Lightning's own, with torch 2.13
     given |= {"callbacks": [*(callbacks or []), *progress.shown()], "enable_model_summary": False}
     given |= {"enable_progress_bar": sys.stderr.isatty()}
     try:
-        return construct(L.Trainer, "trainer", results.plain(cfg.trainer), **given)
-    except (ValueError, TypeError, RuntimeError) as error:
+        made = construct(L.Trainer, "trainer", results.plain(cfg.trainer), **given)
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"trainer: {' '.join(str(error).split())}") from None
+    if made.world_size > 1:
+        raise InputError(f"training runs on one device, not on {made.world_size}: give trainer.devices=1")
+    return made
 
 
 def check_trainer(cfg: DictConfig) -> None:
-    """Raises InputError for trainer arguments that Lightning refuses."""
+    """Raises InputError for trainer arguments that Lightning refuses, and for those that would leave out examples of a
+    split, or the validation after an epoch: a result is of all examples."""
+    if given := [key for key in PARTIAL if cfg.trainer.get(key) is not None]:
+        raise InputError(
+            f"trainer.{given[0]}: every epoch is trained and validated whole, and every split measured whole; leave it "
+            "out, and take data.fraction or trainer.max_epochs for a shorter run"
+        )
+    for key in ("max_epochs", "accumulate_grad_batches"):
+        if isinstance(cfg.trainer[key], int) and cfg.trainer[key] < 1:
+            raise InputError(f"trainer.{key}={cfg.trainer[key]} must be at least 1")
     trainer(cfg, logger=False, enable_checkpointing=False)
 
 
@@ -217,8 +276,6 @@ def check_pretraining(cfg: DictConfig) -> None:
         raise InputError(
             f"window={cfg.window} must lie between 1 and the GPT's context length, {cfg.gpt.context_length}"
         )
-    if cfg.gpt.vocab_size <= END_OF_TEXT:
-        raise InputError(f"gpt.vocab_size={cfg.gpt.vocab_size} must hold GPT-2's {END_OF_TEXT + 1} tokens")
     if not cfg.gpt.causal:
         raise InputError("gpt.causal=false would read the tokens that it is to predict")
     length = {"max_steps": cfg.max_steps, "budget_minutes": cfg.budget_minutes}
@@ -248,10 +305,7 @@ def pretrainer(cfg: DictConfig, epoch_batches: int, callbacks: list[Callback] | 
     steps = -1 if cfg.budget_minutes else cfg.max_steps or max(1, epoch_batches // accumulate)
     given |= {"max_steps": steps, "max_epochs": -1, "num_sanity_val_steps": 0}
     given |= {"val_check_interval": cfg.validate_every * accumulate, "check_val_every_n_epoch": None}
-    made = trainer(cfg, callbacks, **given)
-    if made.world_size > 1:
-        raise InputError(f"pretraining runs on one device, not on {made.world_size}: give trainer.devices=1")
-    return made
+    return trainer(cfg, callbacks, **given)
 
 
 def pretraining_callbacks(cfg: DictConfig, run: Path) -> list[Callback]:
@@ -267,7 +321,7 @@ def callbacks(cfg: DictConfig, run: Path) -> list[Callback]:
         folder, "best", monitor="validation/loss", save_weights_only=True, enable_version_counter=False
     )
     last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-    stop = [EarlyStopping("validation/loss", patience=cfg.patience)] if cfg.patience else []
+    stop = [Patience("validation/loss", patience=cfg.patience)] if cfg.patience else []
     return [*stop, best, last]
 
 
@@ -283,6 +337,6 @@ def load_best(model: FineTuner, run: Path) -> None:
 
 def restore(run: Path) -> FineTuner:
     """The trained model of a finished run, ready to predict."""
-    restored = model(results.load_config(run), results.load_result(run)["data"]["labels"])
+    restored = model(results.load_config(run), results.trained_on(run)["labels"])
     load_best(restored, run)
     return restored.eval()

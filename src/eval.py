@@ -1,7 +1,8 @@
 """python -m src.eval run=<id> [format=json] [runs=runs] [key=value ...]
 
 Measures a finished run again, on every split it knows. Further key=value pairs change the run's settings first:
-  data.name=table data.path=mine.csv   measures it on all of another file's messages, of the same classes
+  data.name=table data.path=mine.csv   measures it on all of another file's messages, of the same classes; with
+                                       data.text_column= and data.label_column= as in training
   trainer.precision=bf16-mixed         in another precision
 """
 
@@ -12,6 +13,9 @@ from dataclasses import dataclass
 from src import results
 from src.command import one_sentence, options
 from src.errors import InputError
+
+OTHER_DATA = ("data.name", "data.path", "data.text_column", "data.label_column")
+SAME_DATA = ("data.batch_size", "data.num_workers")
 
 
 @dataclass
@@ -26,21 +30,31 @@ class Options:
 def evaluate(
     run: str, runs: str = "runs", changes: list[str] | None = None
 ) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
-    """Metrics and sizes by split of a finished run; by `changes` to its data, of all of that data as one split."""
+    """Metrics and sizes by split of a finished run; where `changes` name other data, of all of that as one split."""
     from omegaconf import OmegaConf
 
     from src import build
     from src.finetune.measure import measure_splits, predict
 
     folder = results.find(runs, run)
-    trained_on = results.load_result(folder)["data"]
+    trained_on = results.trained_on(folder)
     cfg = results.load_config(folder)
-    if other := [change for change in changes or [] if not change.startswith(("data.", "trainer."))]:
-        raise InputError(f"{other[0]} cannot change a trained run: eval takes data.* and trainer.* settings")
+    given = {change.partition("=")[0]: change for change in changes or []}
+    known = (*OTHER_DATA, *SAME_DATA)
+    if other := [change for key, change in given.items() if key not in known and not key.startswith("trainer.")]:
+        raise InputError(
+            f"{other[0]} cannot change a trained run: eval takes {', '.join(known)} and trainer.* settings"
+        )
     OmegaConf.set_struct(cfg, False)  # another corpus may need keys that the run's has not; `build` checks them all
     cfg.merge_with_dotlist(changes or [])
-    foreign = any(change.startswith("data.") for change in changes or [])
+    foreign = bool(given.keys() & set(OTHER_DATA))
+    build.check_trainer(cfg)
     data = build.data(cfg, whole=foreign)
+    if not foreign and data.facts()["sha256"] != trained_on["sha256"]:
+        raise InputError(
+            f"the data of run {folder.name} have changed since it was trained, so that what was training may be test "
+            "now: bring them back, or give data.path=<the file> to measure it on all messages"
+        )
     data.read_as(trained_on["labels"], trained_on["max_length"], trained_on["width"])
     model = build.restore(folder)
     trainer = build.trainer(cfg, logger=False, enable_checkpointing=False)

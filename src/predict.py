@@ -9,6 +9,7 @@ in training; with data.padding=batch and a position that reads padding, what is 
 beside it.
 """
 
+import codecs
 import json
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from src import results
-from src.command import one_sentence, options
+from src.command import one_sentence, options, whole
 from src.errors import InputError
 
 
@@ -50,7 +51,7 @@ def messages(given: Options, stdin: "Iterator[bytes] | None" = None) -> list[str
     texts = []
     for number, line in enumerate(lines, 1):
         try:
-            texts.append(line.decode("utf-8").rstrip("\r\n"))
+            texts.append(line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode("utf-8").rstrip("\r\n"))
         except UnicodeDecodeError:
             raise InputError(f"{source}, line {number}: not UTF-8; save the file as UTF-8") from None
         if not texts[-1].strip():
@@ -70,7 +71,7 @@ def predict_texts(run: str, texts: list[str], runs: str = "runs", task: str | No
     from src.finetune.measure import predict
 
     folder = results.find(runs, run)
-    read = results.load_result(folder)["data"]
+    read = results.trained_on(folder)
     cfg = results.load_config(folder)
     model = build.restore(folder)
     prompt, classes = build.question(cfg, read["labels"], task)
@@ -101,12 +102,17 @@ def write(run: str, prompt: str, new_tokens: int, runs: str = "runs") -> str:
     from src.finetune.instruct import Instruct
     from src.gpt.generate import Reader
 
-    model = build.restore(results.find(runs, run))
+    folder = results.find(runs, run)
+    model = build.restore(folder)
     if not isinstance(model, Instruct):
         raise InputError(f"run {run} has a head over fixed labels and can write nothing: prompt= needs an instruct run")
-    ids = torch.tensor(encode([prompt]))
-    with torch.inference_mode():
-        reader = Reader(model.gpt, ids, torch.tensor([ids.shape[1]]), new_tokens, model.logits)
+    trainer = build.trainer(results.load_config(folder), logger=False, enable_checkpointing=False)
+    device, precision = trainer.strategy.root_device, trainer.precision_plugin
+    precision.convert_module(model).to(device)
+    ids = torch.tensor(encode([prompt]), device=device)
+    length = torch.tensor([ids.shape[1]], device=device)
+    with torch.inference_mode(), precision.forward_context():
+        reader = Reader(model.gpt, ids, length, new_tokens, model.logits, model.first_live, model.arithmetic)
         return decode(reader.write(new_tokens, END_OF_TEXT)[0])
 
 
@@ -116,9 +122,9 @@ def main() -> None:
     if given.format not in ("text", "jsonl"):
         raise InputError(f"format={given.format} is unknown: use text or jsonl")
     if given.prompt is not None:
-        if not given.new_tokens.isdecimal() or given.new_tokens == "0":
-            raise InputError(f"new_tokens={given.new_tokens} must be a number above 0")
-        print(write(given.run, given.prompt, int(given.new_tokens), given.runs))
+        if others := [name for name in ("text", "file", "task") if getattr(given, name) is not None]:
+            raise InputError(f"prompt= and {others[0]}= exclude each other: give one of them")
+        print(write(given.run, given.prompt, whole("new_tokens", given.new_tokens, 1), given.runs))
         return
     if given.text is None and given.file is None and sys.stdin.isatty():
         raise InputError("nothing to read: give text=..., file=... or pipe messages in, one a line")

@@ -57,6 +57,7 @@ def pretrain(cfg: DictConfig) -> "Path":
             trainer.validate(model, batches, verbose=False)  # the curve ends where training does
         model.to(trainer.strategy.root_device)  # which Lightning leaves
         result = summarize(cfg, folder, text, held_out, model, clock)
+        result["environment"] = results.environment(trainer.strategy.root_device, cfg.trainer.precision)
         write(folder, model.gpt, result)
         record(logger, result)
     finally:
@@ -123,7 +124,7 @@ def some(held_out: "Packed", cfg: DictConfig) -> list[Any]:
 def summarize(
     cfg: DictConfig, folder: "Path", text: "Packed", held_out: "Packed", model: "Language", clock: "Throughput"
 ) -> dict[str, Any]:
-    """The content of result.json: losses on the held-out text by source, what it took, and where."""
+    """The content of result.json: losses on the held-out text by source, and what it took."""
     from src import results
     from src.data.bigram import bigram
     from src.finetune.cost import peak_memory_bytes
@@ -151,9 +152,8 @@ def summarize(
             "train_seconds": clock.seconds,
             "train_flops": clock.flops,
             "train_tokens": clock.tokens,
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(model.device),
         },
-        "environment": results.environment(cfg),
         "curve": clock.curve,
     }
 

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,16 @@ from omegaconf import DictConfig, OmegaConf
 from src.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
     from rich.table import Table
 
     from src.finetune.measure import Predictions
 
 # where a run is kept and reported and what it reads back, not what it computes
 NOT_IN_HASH = ("name", "runs", "resume", "logger", "cache")
+# where data are kept and how they are loaded, not what they are; the bytes of sms_spam are pinned
+NOT_THE_DATA = ("cache", "num_workers")
+PINNED = "sms_spam"
 SHARES = ("accuracy", "generated_accuracy", "valid_rate")
 
 
@@ -40,10 +45,19 @@ def config_hash(cfg: DictConfig) -> str:
     """A hash of all settings that can change a run's numbers."""
     relevant = {key: value for key, value in plain(cfg).items() if key not in NOT_IN_HASH}
     relevant.get("gpt", {}).pop("finetune", None)  # where other settings have their defaults from
-    data = relevant.get("data", {})
-    for source in (data, *data.get("sources", {}).values()):
-        source.pop("cache", None)  # where downloads are kept
+    relevant.get("held_out", {}).pop("cache", None)
+    if "data" in relevant:
+        relevant["data"] = identity(relevant["data"])
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+def identity(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a data section that says what the data are."""
+    left_out = {*NOT_THE_DATA, *(["path"] if data.get("name") == PINNED else [])}
+    kept = {key: value for key, value in data.items() if key not in left_out}
+    if "sources" in kept:
+        kept["sources"] = {name: identity(source) for name, source in kept["sources"].items()}
+    return kept
 
 
 def create(cfg: DictConfig) -> Path:
@@ -74,6 +88,13 @@ def find(runs: str | Path, run: str) -> Path:
     )
 
 
+def unfinished(runs: str | Path, run: str) -> Path:
+    """The folder of a run to go on with. Raises InputError where there is nothing left to do."""
+    if has_finished(folder := find(runs, run)):
+        raise InputError(f"run {folder.name} has finished: there is nothing to go on with")
+    return folder
+
+
 def load_config(run: Path) -> DictConfig:
     """The resolved config of a run."""
     cfg = OmegaConf.load(run / "config.yaml")
@@ -84,10 +105,28 @@ def load_config(run: Path) -> DictConfig:
 
 def load_result(run: Path) -> dict[str, Any]:
     """The result.json of a run. Raises InputError if the run did not end."""
-    if not (run / "result.json").is_file():
-        raise InputError(f"run {run.name} has not finished: go on with python -m src.train resume={run.name}")
+    if not has_finished(run):
+        entry = "pretrain" if "corpus" in load_config(run) else "train"
+        raise InputError(f"run {run.name} has not finished: go on with python -m src.{entry} resume={run.name}")
     result: dict[str, Any] = json.loads((run / "result.json").read_text(encoding="utf-8"))
     return result
+
+
+def has_finished(run: Path) -> bool:
+    """Whether a run has a result."""
+    return (run / "result.json").is_file()
+
+
+def trained_on(run: Path) -> dict[str, Any]:
+    """What the result of a fine-tuned run says of its data. Raises InputError for a run of pretraining."""
+    result = load_result(run)
+    if "data" not in result:
+        raise InputError(
+            f"run {run.name} is a pretrained GPT, which knows no labels: fine-tune it with python -m src.train "
+            f"gpt.weights={run / 'model'}"
+        )
+    found: dict[str, Any] = result["data"]
+    return found
 
 
 def last_checkpoint(run: Path) -> Path | None:
@@ -147,17 +186,17 @@ def commit() -> str | None:
     return head + ("+" if dirty.strip() else "")
 
 
-def environment(cfg: DictConfig) -> dict[str, str]:
+def environment(device: "torch.device", precision: Any) -> dict[str, str]:
     """Where a run's numbers come from."""
     import platform
     from importlib.metadata import version
 
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+    cpu = f"cpu, {torch.get_num_threads()} threads"
     return {
-        "device": device,
-        "precision": str(cfg.trainer.precision),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "precision": str(precision),
         "torch": torch.__version__,
         "lightning": version("lightning"),
         "python": platform.python_version(),

@@ -1,9 +1,12 @@
-"""A run's numbers in Weights & Biases, offline unless told otherwise: the same as in its folder, never more.
+"""A run's numbers in Weights & Biases: the same as in its folder, and the texts of the test messages beside them.
+
+Offline unless told otherwise, by logger.offline=false or by one of W&B's sweep agents, which waits for the numbers.
 
 `start` gives the logger that Lightning feeds with config and learning curves, `finish` adds what is known at the end,
 `close` ends the run, so that several runs of one process (Hydra multirun) stay apart.
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,13 +36,14 @@ def start(cfg: DictConfig, run: Path, remove_on_failure: bool) -> "WandbLogger |
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
+    offline = cfg.logger.offline and not os.environ.get(wandb.env.SWEEP_ID)
     settings = wandb.Settings(silent=True, console="off", init_timeout=30)
     try:
         experiment = wandb.init(
             project=cfg.logger.project,
             entity=cfg.logger.entity,
             group=cfg.logger.group,
-            mode="offline" if cfg.logger.offline else "online",
+            mode="offline" if offline else "online",
             id=run.name,
             name=run.name,
             dir=run,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # heavy imports wait until a run begins: --help and a misspel
     from pathlib import Path
 
     import lightning as L
+    import torch
 
     from src.data.datamodule import TextData
     from src.finetune.finetuner import FineTuner
@@ -42,7 +43,7 @@ def train(cfg: DictConfig) -> Run:
     started = began()
     forget_peak_memory()
     build.check_root(cfg)
-    folder = results.find(cfg.runs, cfg.resume) if cfg.resume else None
+    folder = results.unfinished(cfg.runs, cfg.resume) if cfg.resume else None
     cfg = results.load_config(folder) if folder else cfg
 
     data, held_out = build.data(cfg), build.held_out(cfg)
@@ -58,15 +59,16 @@ def train(cfg: DictConfig) -> Run:
     trainer = build.trainer(cfg, callbacks, logger=logger, default_root_dir=folder)
 
     try:
-        forgetting = Forgetting(trainer, model.gpt, held_out)
+        forgetting = Forgetting(trainer, model, held_out)
         cache.prepare(model, data.splits, trainer)
         trainer.fit(model, data, ckpt_path=results.last_checkpoint(folder), weights_only=True)
 
         build.load_best(model, folder)
         predictions = {part: predict(trainer, model, data.evaluation_loader(part)) for part in data.splits}
 
-        result = summarize(cfg, folder, data, model, predictions) | forgetting.facts()
-        spent = cost.summary(cache.seconds, cache.flops.get("train", 0)) | cache.facts()
+        device = trainer.strategy.root_device
+        result = summarize(cfg, folder, data, model, predictions, device) | forgetting.facts()
+        spent = cost.summary(device, cache.seconds, cache.flops.get("train", 0)) | cache.facts()
         result |= {"curve": curve.points, "cost": spent}
         results.write(folder, result, data.texts("test"), predictions["test"])
         tracking.finish(logger, result, data.texts("test"), predictions["test"])
@@ -90,7 +92,12 @@ def parameter_counts(model: "FineTuner") -> tuple[int, int]:
 
 
 def summarize(
-    cfg: DictConfig, folder: "Path", data: "TextData", model: "FineTuner", predictions: "dict[str, Predictions]"
+    cfg: DictConfig,
+    folder: "Path",
+    data: "TextData",
+    model: "FineTuner",
+    predictions: "dict[str, Predictions]",
+    device: "torch.device",
 ) -> dict[str, Any]:
     """The content of result.json but for its cost."""
     from src import build, results
@@ -114,7 +121,7 @@ def summarize(
         },
         "metrics": metrics,
         **({"tasks": by_task} if by_task else {}),
-        "environment": results.environment(cfg),
+        "environment": results.environment(device, cfg.trainer.precision),
     }
 
 

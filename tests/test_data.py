@@ -586,22 +586,22 @@ def test_a_wrong_table_gets_its_sentence(tmp_path: Path, name: str, content: str
         corpora.table(path)
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (
-            "ham\tx\neggs\ty\n",
-            "{path}: every line must read ham or spam, a tab, the message; found the label 'eggs'",
-        ),
-        ("ham\tx\nspam\n", "{path}, line 2: the text is empty (1 such in all); remove the line"),
-        ("ham\tx\n", "{path} holds one class only, ham: classification needs at least two"),
-        (b"ham\tx\nspam\t\xff\n", "{path}, line 2: not UTF-8; save the file as UTF-8"),
-    ],
-)
-def test_a_wrong_collection_gets_its_sentence(tmp_path: Path, content: str | bytes, sentence: str) -> None:
-    path = write(tmp_path / "SMSSpamCollection", content)
-    with refused(sentence.format(path=path)):
+def test_another_file_than_the_collection_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "SMSSpamCollection", COLLECTION)
+    with refused(
+        f"data.path: {path} is not the UCI collection's SMSSpamCollection (sha256 {corpora.UCI_TEXT_SHA256}): unzip it "
+        f"from {corpora.UCI_URLS[0]}, or use data=table for messages of your own"
+    ):
         corpora.sms_spam(path, tmp_path, quoted=False)
+
+
+def test_the_collection_is_the_same_from_a_file_and_downloaded(
+    tmp_path: Path, pinned: bytes, server: ThreadingHTTPServer
+) -> None:
+    write(tmp_path / "site" / "real.zip", pinned)
+    path = write(tmp_path / "SMSSpamCollection", COLLECTION)
+    downloaded = corpora.sms_spam(None, tmp_path / "cache", quoted=True)
+    assert corpora.sms_spam(path, tmp_path, quoted=True) == downloaded
 
 
 @pytest.mark.parametrize(
@@ -681,12 +681,6 @@ def test_an_empty_message_in_a_parquet_file_with_named_rows_is_refused(tmp_path:
     pd.DataFrame({"text": ["a", ""], "label": ["x", "y"]}, index=["first", "second"]).to_parquet(path)
     with refused(f"{path}, line 2: the text is empty (1 such in all); remove the line"):
         corpora.table(path)
-
-
-def test_a_second_tab_in_the_collection_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "SMSSpamCollection", "ham\tx\nspam\ty\tz\n")
-    with pytest.raises(InputError, match=rf"{re.escape(str(path))}.*line 2"):
-        corpora.sms_spam(path, tmp_path, quoted=False)
 
 
 # batches

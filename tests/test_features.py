@@ -36,8 +36,8 @@ from src.data.prompt import make_task, parse
 from src.data.tokens import END_OF_TEXT, decode
 from src.errors import InputError
 from src.finetune.classify import Classifier
-from src.finetune.cost import Flops
-from src.finetune.features import Cache, key_of
+from src.finetune.cost import Cost, Flops, count_flops
+from src.finetune.features import Cache, free_bytes, key_of
 from src.finetune.finetuner import FineTuner
 from src.finetune.instruct import Instruct
 from src.finetune.language import Language, loss_of
@@ -53,6 +53,7 @@ CONF = Path(__file__).parents[1] / "conf"
 CONFIG = GPTConfig(n_layer=6, n_head=2, n_embd=16, context_length=64)
 STRATEGIES = ["last_layer", "last_block", "last_two_blocks", "3_blocks"]  # k = n, n-1, n-2, n/2
 MUCH = 1e9
+COUNTED = Flops.of
 
 
 @pytest.fixture(autouse=True)
@@ -485,14 +486,33 @@ def test_the_answers_count_for_an_instructed_model(strategy: str, tmp_path: Path
     assert prepared(model("no"), messages, tmp_path)
 
 
-def test_device_and_version_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_arithmetic_version_and_code_count(monkeypatch: pytest.MonkeyPatch) -> None:
     def key(device: str) -> str:
         trainer: Any = SimpleNamespace(precision="32-true", strategy=SimpleNamespace(root_device=torch.device(device)))
-        return key_of(classifier(), [changed()[[0, 1]]], trainer, "weights", False)
+        return key_of(classifier(), [changed()[[0, 1]]], trainer, False)
 
-    here, there = key("cpu"), key("cuda")
+    keys = [key("cpu")]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H200")
+    keys.append(key("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    keys.append(key("cuda"))
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    keys.append(key("cpu"))
     monkeypatch.setattr(torch, "__version__", "0.1")
-    assert len({here, there, key("cpu")}) == 3
+    keys.append(key("cpu"))
+    monkeypatch.setattr("src.finetune.features._code", lambda: "of another commit")
+    keys.append(key("cpu"))
+    assert len(set(keys)) == 6
+
+
+def test_a_gpu_keeps_features_in_half_of_what_training_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000_000, 20_000_000))
+    tuner = classifier()
+    trained = sum(p.numel() for p in tuner.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in tuner.parameters()) - trained
+    needed = 4 * frozen + 16 * trained  # bytes: a weight, its gradient and two moments
+    assert free_bytes(tuner, torch.device("cuda")) == (10_000_000 - needed) / 2
+    assert free_bytes(tuner, torch.device("cpu")) == 0
 
 
 # the store
@@ -819,18 +839,23 @@ def test_features_that_are_too_large_are_computed_in_every_epoch(
         assert set(tuner.features) == kept
 
 
-@pytest.mark.parametrize("kind", ["memory", "disk"])
-def test_features_of_some_messages_are_not_kept(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("src.data.batch.TOKENS", 12)
-    parts, tuner = split(), classifier()
-    with pytest.raises(InputError) as error:
-        cache_in(tmp_path, kind).prepare(tuner, parts, quiet_trainer(limit_predict_batches=2))
-    assert str(error.value) == (
-        "the frozen blocks saw 2 of 24 batches of messages: leave out trainer.limit_predict_batches, and give "
-        "trainer.devices=1"
+@pytest.mark.parametrize("strategy", ["last_layer", "last_block"])
+def test_operations_with_features_are_those_of_each_step(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An instructed model is given fewer rows than its features have: prompt and one answer, not all answers."""
+    monkeypatch.setattr(Flops, "of", COUNTED)
+    tuner, parts, cost, counted = instruct(strategy), split("free", 5), Cost(), list[int]()
+    cache_in(tmp_path).prepare(tuner, parts, quiet_trainer())
+    count = LambdaCallback(
+        on_train_batch_start=lambda trainer, module, batch, index: counted.append(
+            count_flops(module, *module.inputs(batch), module.known(batch))
+        )
     )
-    assert tuner.features == {}
-    assert kind == "memory" or list((tmp_path / "features").iterdir()) == []
+    batches = loader(parts["train"], ShuffledBatches(24, 4, seed=0), 0)
+    quiet_trainer(max_epochs=1, callbacks=[cost, count]).fit(tuner, batches)
+    assert (len(set(counted)) == 1) is (strategy == "last_layer")  # of which a message has as many rows, however long
+    assert cost.train_flops == sum(counted)
 
 
 # batches that are not trained on

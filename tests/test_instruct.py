@@ -22,7 +22,6 @@ from src.data.tokens import END_OF_TEXT, decode, encode
 from src.errors import InputError
 from src.eval import evaluate
 from src.finetune.classify import Classifier
-from src.finetune.forgetting import LanguageLoss
 from src.finetune.instruct import IGNORED, Instruct
 from src.finetune.measure import Predictions, mean, measure, measure_tasks
 from src.finetune.optimize import Optimizer
@@ -519,16 +518,21 @@ def loss_by_hand(model: GPT, output: Tensor, windows: list[Tensor]) -> float:
 
 
 @torch.no_grad()
-def test_forgetting_is_measured_with_the_output_layer_of_the_start(home: Path) -> None:
+@pytest.mark.parametrize(("task", "trainable"), [("classify", "all"), ("instruct", "all"), ("instruct", "last_layer")])
+def test_forgetting_is_measured_with_blocks_and_output_layer_as_they_are(task: str, trainable: str, home: Path) -> None:
     (home / "held_out.txt").write_text("the rain falls on the team at the bank. " * 30)
-    overrides = [f"held_out.path={home}/held_out.txt", "task.trainable=all", "task.optimizer.lr=1e-2"]
+    overrides = [f"held_out.path={home}/held_out.txt", f"task={task}", f"task.trainable={trainable}"]
+    overrides += ["task.optimizer.lr=1e-2"]
     with torch.enable_grad():
         run = train(config(home, *overrides))
     windows = build.held_out(config(home, *overrides))
     base = build.gpt(config(home, *overrides))
     before, after = (run.result["language"][when] for when in ("before", "after"))
     assert before["loss"] == pytest.approx(loss_by_hand(base, base.token_embedding.weight, windows), abs=1e-4)
-    assert after["loss"] == pytest.approx(loss_by_hand(run.model.gpt, base.token_embedding.weight, windows), abs=1e-4)
+    head = run.model.head if task == "instruct" else None
+    output = run.model.gpt.token_embedding if head is None else head
+    assert not torch.equal(output.weight, base.token_embedding.weight)
+    assert after["loss"] == pytest.approx(loss_by_hand(run.model.gpt, output.weight, windows), abs=1e-4)
     assert after["loss"] != before["loss"]
     assert before["perplexity"] == pytest.approx(math.exp(before["loss"]))
     assert before["tokens"] == sum(w[:, 1:].numel() for w in windows)
@@ -536,18 +540,9 @@ def test_forgetting_is_measured_with_the_output_layer_of_the_start(home: Path) -
 
 def test_a_new_head_forgets_nothing(home: Path) -> None:
     (home / "held_out.txt").write_text("the rain falls on the team at the bank. " * 30)
-    for task in ("classify", "instruct"):
-        run = train(config(home, f"task={task}", "task.trainable=last_layer", f"held_out.path={home}/held_out.txt"))
-        assert run.result["language"]["after"] == run.result["language"]["before"]
-        assert results.load_result(run.folder)["language"] == run.result["language"]
-
-
-def test_the_kept_output_layer_is_a_copy() -> None:
-    model = gpt()
-    kept = LanguageLoss(model).output
-    with torch.no_grad():
-        model.token_embedding.weight.add_(1)
-    assert torch.allclose(kept + 1, model.token_embedding.weight)
+    run = train(config(home, "task.trainable=last_layer", f"held_out.path={home}/held_out.txt"))
+    assert run.result["language"]["after"] == pytest.approx(run.result["language"]["before"], rel=1e-5)
+    assert results.load_result(run.folder)["language"] == run.result["language"]
 
 
 def test_a_bare_text_has_no_prompt() -> None:

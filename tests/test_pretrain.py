@@ -920,7 +920,7 @@ def test_one_pass_over_the_text_is_the_default(home: Home, monkeypatch: pytest.M
             "a prompt of 10 tokens and 24 new ones do not fit into the context of 32",
         ),
         (["prompts=['']"], "an empty prompt cannot be continued: give at least one token"),
-        (["trainer.devices=2"], "pretraining runs on one device, not on 2: give trainer.devices=1"),
+        (["trainer.devices=2"], "training runs on one device, not on 2: give trainer.devices=1"),
     ],
 )
 def test_what_cannot_be_pretrained_is_refused_before_there_is_a_folder(

@@ -9,6 +9,7 @@ import os
 import random
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -29,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from src import build, results, study
 from src.errors import InputError
 from src.finetune.classify import Classifier
+from src.gpt.weights import export
 from src.train import Run, train
 
 ROOT = Path(__file__).parents[1]
@@ -230,13 +232,19 @@ def test_the_config_hash_changes_with_what_can_change_the_numbers(home: Path, ov
 
 
 @pytest.mark.parametrize("data", ["sms_spam", "mix"])
-def test_the_config_hash_does_not_depend_on_where_downloads_are_kept(
+def test_the_config_hash_does_not_depend_on_where_pinned_data_are_kept_and_how_data_are_loaded(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    point = study.Point({}, (f"data={data}", "task=instruct"))
-    here = results.config_hash(study.config(point))
+    def hash_of(*more: str) -> str:
+        return results.config_hash(study.config(study.Point({}, (f"data={data}", "task=instruct", *more))))
+
+    here = hash_of()
     monkeypatch.setenv("TWO_WAYS_CACHE", str(tmp_path))
-    assert results.config_hash(study.config(point)) == here
+    monkeypatch.setenv("SMS_SPAM", str(tmp_path / "SMSSpamCollection"))
+    assert hash_of("data.num_workers=2") == here
+    assert hash_of("data.fraction=0.5") != here
+    monkeypatch.setenv("SENTIMENT", str(tmp_path / "other.tsv"))  # a table is known by its path alone
+    assert (hash_of() == here) is (data == "sms_spam")
 
 
 def test_a_seed_gives_its_numbers_again_and_another_seed_other_ones(run: Run, home: Path) -> None:
@@ -332,15 +340,55 @@ def test_patience_ends_a_run_whose_validation_loss_does_not_fall(home: Path) -> 
     assert run.trainer.current_epoch == 2
 
 
-def test_resuming_a_finished_run_trains_no_further(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_not_gone_on_with(home: Path) -> None:
     first = train(config(home))
-    before = (first.folder / "predictions.csv").read_bytes()
-    assert trained_epochs(capsys) == [1, 2]
-    again = train(config(home, f"resume={first.folder.name}", "trainer.max_epochs=9"))
+    before = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=f"^run {first.folder.name} has finished: there is nothing to go on with$"):
+        train(config(home, f"resume={first.folder.name}"))
+    assert {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_had_stopped_early_is_resumed_to_the_same(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Killed in its evaluation, after training had come to its end."""
+    changes = ("task.trainable=all", "task.optimizer.lr=0.1", "trainer.max_epochs=9", "patience=1")
+    straight = train(config(home, *changes))
+    epochs = trained_epochs(capsys)
+    assert len(epochs) < 9
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "load_best", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(home, *changes, f"runs={tmp_path}"))
+    assert trained_epochs(capsys) == epochs
+    (folder,) = tmp_path.iterdir()
+    resumed = train(config(home, f"runs={tmp_path}", f"resume={folder.name}"))
     assert trained_epochs(capsys) == []
-    assert again.folder == first.folder
-    assert (first.folder / "predictions.csv").read_bytes() == before
-    assert again.result["cost"]["train_tokens"] == first.result["cost"]["train_tokens"]
+    assert resumed.result["metrics"] == straight.result["metrics"]
+    assert resumed.result["curve"] == straight.result["curve"]
+
+
+def test_a_run_whose_gpt_has_changed_is_neither_used_nor_gone_on_with(home: Path, tmp_path: Path) -> None:
+    cfg = config(home, "task.trainable=last_layer")
+    export(build.gpt(cfg), file := tmp_path / "gpt")
+    run = train(config(home, "task.trainable=last_layer", f"gpt.weights={file}"))
+    assert build.restore(run.folder).frozen_sha256 == run.model.frozen_sha256
+    cfg.seed = 7
+    shutil.rmtree(file)
+    export(build.gpt(cfg), file)
+    sentence = (
+        "the GPT is another one than that which the run was trained on, and a checkpoint holds only what was trained: "
+        "put the weights back to which gpt.weights points"
+    )
+    with pytest.raises(InputError, match=f"^{sentence}$"):
+        build.restore(run.folder)
+    (run.folder / "result.json").unlink()
+    with pytest.raises(InputError, match=f"^{sentence}$"):
+        train(config(home, f"resume={run.folder}"))
 
 
 # ---- eval
@@ -396,6 +444,35 @@ def test_a_metric_that_cannot_be_had_is_null_in_json(home: Path, command: Comman
     assert strict_json(answer.out)["all"]["auroc"] is None
 
 
+EVAL_TAKES = (
+    "eval takes data.name, data.path, data.text_column, data.label_column, data.batch_size, data.num_workers and "
+    "trainer.* settings"
+)
+
+
+def test_eval_with_other_batches_measures_the_same_splits(run: Run, command: Command) -> None:
+    answer = command("eval", f"run={run.folder}", "data.batch_size=3", "format=json")
+    for part, metrics in strict_json(answer.out).items():
+        assert metrics["accuracy"] == run.result["metrics"][part]["accuracy"]
+    assert set(strict_json(answer.out)) == {"train", "validation", "test"}
+
+
+def test_eval_refuses_data_that_have_changed(home: Path, tmp_path: Path, command: Command) -> None:
+    """They would be split anew, so that what was trained on could be tested."""
+    path = tmp_path / "messages.tsv"
+    path.write_bytes((home / "messages.tsv").read_bytes())
+    folder = train(config(home, f"data.path={path}")).folder
+    assert command("eval", f"run={folder}").status == 0
+    path.write_text(path.read_text(encoding="utf-8") + "ham\tone more\n", encoding="utf-8")
+    answer = command("eval", f"run={folder}")
+    assert (answer.status, answer.error) == (
+        2,
+        f"error: the data of run {folder.name} have changed since it was trained, so that what was training may be "
+        "test now: bring them back, or give data.path=<the file> to measure it on all messages\n",
+    )
+    assert command("eval", f"run={folder}", f"data.path={path}").status == 0
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
@@ -403,9 +480,15 @@ def test_a_metric_that_cannot_be_had_is_null_in_json(home: Path, command: Comman
         (("run={run}", "format=xml"), "format=xml is unknown: use table or json"),
         (
             ("run={run}", "dat.path=x"),
-            "dat.path=x cannot change a trained run: eval takes data.* and trainer.* settings",
+            f"dat.path=x cannot change a trained run: {EVAL_TAKES}\n",
         ),
-        (("run={run}", "data.pth=x"), "there is no setting data.pth: data takes "),
+        (("run={run}", "data.fraction=0.5"), f"data.fraction=0.5 cannot change a trained run: {EVAL_TAKES}\n"),
+        (("run={run}", "+trainer.limit_predict_batches=1"), "+trainer.limit_predict_batches=1 cannot change a "),
+        (("run={run}", "trainer.limit_predict_batches=1"), "trainer.limit_predict_batches: every epoch is trained "),
+        (
+            ("run={run}", "data.name=bundled", "data.path=x"),
+            "data.path=x: data=bundled are the messages of this project; ",
+        ),
         (("run={run}", "trainer.precision=8-foo"), "trainer: Precision '8-foo' is invalid. "),
     ],
 )
@@ -507,6 +590,8 @@ def test_a_broken_line_is_named(run: Run, command: Command, tmp_path: Path) -> N
         (("text=a", "top=3"), "'top=3' is not understood: give key=value with one of "),
         (("hello",), "'hello' is not understood: give key=value with one of "),
         (("text=a", "format=xml"), "format=xml is unknown: use text or jsonl"),
+        (("prompt=a", "text=b"), "prompt= and text= exclude each other: give one of them"),
+        (("prompt=a", "new_tokens=0"), "new_tokens=0 must be a whole number, at least 1"),
     ],
 )
 def test_predict_answers_wrong_input_with_a_sentence(
@@ -515,6 +600,29 @@ def test_predict_answers_wrong_input_with_a_sentence(
     answer = command("predict", f"run={run.folder}", *given)
     options = "run, text, file, format, runs, task, prompt, new_tokens" if sentence.endswith("one of ") else ""
     assert answer == (2, "", f"error: {sentence}{options}\n")
+
+
+def test_a_mark_at_the_start_of_a_file_is_no_part_of_its_first_message(
+    run: Run, command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "messages.txt").write_bytes(b"\xef\xbb\xbfwin cash\n")  # as Windows writes UTF-8
+    by_file = command("predict", f"run={run.folder}", f"file={tmp_path / 'messages.txt'}")
+    assert by_file == command("predict", f"run={run.folder}", "text=win cash")
+
+
+@pytest.mark.parametrize(("module", "given"), [("predict", "text=a"), ("predict", "prompt=a"), ("eval", "")])
+def test_a_pretrained_gpt_is_not_asked_for_labels(tmp_path: Path, command: Command, module: str, given: str) -> None:
+    (tmp_path / "config.yaml").write_text("corpus: {path: x}\n")
+    (tmp_path / "result.json").write_text("{}")
+    answer = command(module, f"run={tmp_path}", *filter(None, [given]))
+    sentence = (
+        f"run {tmp_path.name} is a pretrained GPT, which knows no labels: fine-tune it with python -m src.train "
+        f"gpt.weights={tmp_path / 'model'}"
+    )
+    assert (answer.status, answer.error) == (2, f"error: {sentence}\n")
+    (tmp_path / "result.json").unlink()
+    answer = command(module, f"run={tmp_path}", *filter(None, [given]))
+    assert answer.error.endswith(f"has not finished: go on with python -m src.pretrain resume={tmp_path.name}\n")
 
 
 @pytest.mark.parametrize("module", ["predict", "eval"])
@@ -629,6 +737,24 @@ def test_wandb_without_a_network_is_refused_on_one_line(
     assert str(caught.value) == f"W&B: {why}; leave logger.offline=true to need neither account nor network"
 
 
+@pytest.mark.parametrize(("sweep", "mode"), [("", "offline"), ("abc123", "online")])
+def test_a_run_of_one_of_wandbs_agents_is_online(
+    sweep: str, mode: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep whose runs are offline stays empty, and its bayes learns nothing."""
+    given = dict[str, Any]()
+
+    def init(**settings: Any) -> None:
+        given.update(settings)
+        raise wandb.errors.CommError("enough")
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setenv("WANDB_SWEEP_ID", sweep)
+    with pytest.raises(InputError, match="enough"):
+        train(config(home, "logger=wandb", f"runs={tmp_path}"))
+    assert given["mode"] == mode
+
+
 # ---- the command line
 
 
@@ -694,6 +820,26 @@ PRECISIONS = (
 )
 
 
+WHOLE = (
+    "every epoch is trained and validated whole, and every split measured whole; leave it out, and take data.fraction "
+    "or trainer.max_epochs for a shorter run"
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["resume=nothing"], "nothing is no run: {runs}/nothing/config.yaml does not exist; the newest runs are none"),
+        (["resume=x", "seed=7"], "seed=7: resume= takes all settings from the run; leave it out"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_answered_with_a_sentence(
+    tmp_path: Path, command: Command, given: list[str], sentence: str
+) -> None:
+    answer = command("train", f"runs={tmp_path / 'runs'}", *given)
+    assert (answer.status, answer.error) == (2, f"error: {sentence.format(runs=tmp_path / 'runs')}\n")
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
@@ -701,7 +847,23 @@ PRECISIONS = (
         (["task.trainable=3_blocks"], "task.trainable=3_blocks unfreezes 3 blocks, this GPT has 2"),
         (["data.path=???"], "data.path is missing: give data.path=<value>"),
         (["trainer.precision=8-foo"], f"trainer: Precision '8-foo' is invalid. Allowed precision values: {PRECISIONS}"),
-        (["resume=nothing"], "nothing is no run: {runs}/nothing/config.yaml does not exist; the newest runs are none"),
+        (["seed=-1"], "seed=-1 must lie between 0 and 4294967295"),
+        (["name=123"], "name=123 must be a text"),
+        (["patience=soon"], "patience=soon must be a whole number or null"),
+        (["data.batch_size=abc"], "data.batch_size=abc must be a whole number"),
+        (["data.fraction=half"], "data.fraction=half must be a number"),
+        (["data.max_length=12.5"], "data.max_length=12.5 must be a whole number or null"),
+        (["data.balance=1"], "data.balance=1 must be true or false"),
+        (["task.optimizer.lr=high"], "task.optimizer.lr=high must be a number"),
+        (["task.lora.rank=x"], "task.lora.rank=x must be a whole number"),
+        (["gpt.n_layer=1.5"], "gpt.n_layer=1.5 must be a whole number"),
+        (["gpt.vocab_size=1000"], "gpt.vocab_size=1000 must hold GPT-2's 50257 tokens"),
+        (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches=0 must be at least 1"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs=0 must be at least 1"),
+        (["trainer.devices=2"], "training runs on one device, not on 2: give trainer.devices=1"),
+        (["+trainer.limit_val_batches=0"], f"trainer.limit_val_batches: {WHOLE}"),
+        (["+trainer.check_val_every_n_epoch=2"], f"trainer.check_val_every_n_epoch: {WHOLE}"),
+        (["+trainer.max_steps=5"], f"trainer.max_steps: {WHOLE}"),
         (["data.max_length=65"], "data.max_length=65 must lie between 1 and the GPT's context length, 64"),
         (["logger=none", "logger.kind=foo"], "logger.kind=foo is unknown: use logger=wandb or logger=none"),
         (["task.kind=foo"], "task.kind=foo is unknown: use classify or instruct"),

@@ -1,5 +1,6 @@
 """A LightningDataModule over one labelled corpus: corpora -> split -> tokens (-> prompt) -> batch, wired to loaders."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -76,7 +77,7 @@ class TextData(L.LightningDataModule):
             raise InputError(f"data.batch_size={batch_size} must be at least 1")
         if padding == "none" and batch_size != 1:
             raise InputError(f"data.padding=none needs data.batch_size=1, not {batch_size}")
-        self.corpus = self._read(name, path, text_column, label_column, Path(cache).expanduser())
+        self.corpus = self._read(name, path, text_column, label_column, Path(cache).expanduser(), whole)
         if whole:
             self.examples = {"all": self.corpus.examples}
         else:
@@ -93,16 +94,20 @@ class TextData(L.LightningDataModule):
             )
         return max_length or context_length
 
-    def _read(self, name: str, path: str | None, text: str | int, label: str | int, cache: Path) -> Corpus:
+    def _read(self, name: str, path: str | None, text: str | int, label: str | int, cache: Path, whole: bool) -> Corpus:
         if self.split_name not in ("book", "deduplicated"):
             raise InputError(f"data.split={self.split_name} is unknown: use book or deduplicated")
         if name not in ("bundled", "sms_spam", "table"):
             raise InputError(f"data.name={name} is unknown: use bundled, sms_spam or table")
         if name == "sms_spam":
             return corpora.sms_spam(path, cache, quoted=self.split_name == "book")
-        if self.split_name == "book":
+        if self.split_name == "book" and not whole:
             raise InputError(
                 f"data.split=book is the published split of sms_spam: use data.split=deduplicated for {name}"
+            )
+        if name == "bundled" and path is not None:
+            raise InputError(
+                f"data.path={path}: data=bundled are the messages of this project; use data=table for yours"
             )
         return corpora.bundled() if name == "bundled" else corpora.table(path, text, label)
 
@@ -113,8 +118,10 @@ class TextData(L.LightningDataModule):
             )
         if validation is not None and test is not None:
             self.split_name = "given files"
-            given = [corpora.table(path, text, label).examples for path in (validation, test)]
-            splits = Splits(self.corpus.examples, *given)
+            given = [self.corpus, *(corpora.table(path, text, label) for path in (validation, test))]
+            splits = Splits(*(corpus.examples for corpus in given))
+            together = hashlib.sha256("".join(corpus.sha256 for corpus in given).encode()).hexdigest()
+            self.corpus = replace(self.corpus, sha256=together)
         elif self.split_name == "book":
             splits = split.book(self.corpus.examples)
         else:

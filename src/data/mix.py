@@ -36,9 +36,8 @@ class MixData(TextData):
         self.seed = any_part.seed
         self.labels = tuple(f"{name}/{label}" for name, part in parts.items() for label in part.labels)
         self.limit = max(part.limit for part in parts.values())
-        self.width = None if any_part.width is None else max(part.width or 0 for part in parts.values())
+        self.width = None  # answers are written under a causal mask: nobody reads padding
         self.examples = {split: [e for p in self.asked(split) for e in parts[p].examples[split]] for split in SPLITS}
-        self.truncated = {split: sum(parts[p].truncated[split] for p in self.asked(split)) for split in SPLITS}
         self.splits = {split: self._merge(split) for split in SPLITS}
 
     def asked(self, split: str) -> list[str]:
@@ -52,11 +51,8 @@ class MixData(TextData):
             first = self.labels.index(f"{name}/{self.parts[name].labels[0]}")
             ids += messages.ids
             labels += [first + label for label in messages.labels]
-        widths = [self.parts[name].splits[split].width for name in self.parts]
         padding = next(iter(self.parts.values())).splits[split].padding
-        return Messages(
-            ids, labels, None if self.width is None else max(width or 0 for width in widths), padding, split
-        )
+        return Messages(ids, labels, self.width, padding, split)
 
     def facts(self) -> dict[str, Any]:
         """As of one corpus."""

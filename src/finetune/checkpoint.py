@@ -1,15 +1,22 @@
-"""The checkpoint that a killed pretraining run goes on from."""
+"""That a run which was killed goes on as if it had not been: where it is kept, and where it has stopped already."""
 
 import os
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+
+
+class Patience(EarlyStopping):
+    """Lightning's EarlyStopping, of which a run that had stopped and is resumed does not train another epoch."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `path` every `every` steps and after each validation, whole or not at all.
+    """Of pretraining: writes `path` every `every` steps and after each validation, whole or not at all.
 
     Lightning's own would lose the validation that is due at a saved step, would save between two steps of accumulated
     gradients once resumed, and leaves half a file if killed while it moves one from the temporary folder's disk.

@@ -80,7 +80,7 @@ class Cost(L.Callback):
         assert isinstance(module, FineTuner)
         ids, length = module.inputs(batch)
         self._flops = self._flops or Flops(module)
-        self.train_flops += self._flops.of(ids, length, batch.features)
+        self.train_flops += self._flops.of(ids, length, module.known(batch))
         self.train_tokens += ids.numel()
 
     def on_fit_start(self, *_: Any) -> None:
@@ -111,11 +111,12 @@ class Cost(L.Callback):
         seconds, self._since = now - self._since, now
         return seconds
 
-    def summary(self, features_seconds: float = 0.0, frozen_flops: int = 0) -> dict[str, Any]:
+    def summary(self, device: torch.device, features_seconds: float = 0.0, frozen_flops: int = 0) -> dict[str, Any]:
         """Operations and tokens (with padding) of training, peak memory, and seconds: from the command to the training
         without what features took, to the end of the first step, of training without validation, of evaluation.
 
-        frozen_flops: operations of the frozen blocks where they were not made in every step."""
+        device: of the training. frozen_flops: operations of the frozen blocks where they were not made in every step.
+        """
         return {
             "setup_seconds": self.ready - self.began - features_seconds,
             "first_step_seconds": self.first_step - self.began,
@@ -123,7 +124,7 @@ class Cost(L.Callback):
             "train_seconds": self.train_seconds,
             "train_flops": self.train_flops + frozen_flops,
             "train_tokens": self.train_tokens,
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(device),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -134,11 +135,10 @@ class Cost(L.Callback):
         vars(self).update(state)
 
 
-def peak_memory_bytes() -> int:
-    """The most memory used since `forget_peak_memory`: allocated on the GPU where there is one, else resident in this
-    process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory used since `forget_peak_memory`: allocated on a GPU, resident in this process for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     if STATUS.is_file():
         line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
@@ -149,6 +149,6 @@ def forget_peak_memory() -> None:
     """Begin anew, for a process that runs several trainings; where the system cannot, the peak of all of them stays."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    elif STATUS.is_file():
+    if STATUS.is_file():
         with suppress(PermissionError):
             STATUS.with_name("clear_refs").write_text("5")  # see proc(5)

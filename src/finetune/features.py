@@ -8,6 +8,8 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,6 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from src.data.batch import Batch, Messages, reading_batches
-from src.errors import InputError
 from src.finetune.cost import Flops
 from src.finetune.store import Rows, Store
 
@@ -40,10 +41,11 @@ class Features:
         found = pad_sequence([self.rows[row] for row in batch.row.tolist()], batch_first=True)
         return found[:, : batch.ids.shape[1]] if self.sliced else found
 
+    @property
+    def bytes(self) -> int:
+        return sum(row.numel() * row.element_size() for row in self.rows.values())
+
     def to(self, device: torch.device) -> "Features":
-        """The same there, if that takes less than half of its free memory."""
-        if device.type != "cuda" or _bytes(self.rows) > torch.cuda.mem_get_info(device)[0] / 2:
-            return self
         return Features({number: row.to(device) for number, row in self.rows.items()}, self.sliced)
 
 
@@ -68,7 +70,7 @@ class Cache:
         started = perf_counter()
         if self.kind == "off" or tuner.first_live == 0:
             return
-        weights, below, taken = _weights(tuner), Below(tuner), 0
+        below, taken, room = Below(tuner), 0, free_bytes(tuner, trainer.strategy.root_device)
         for part, messages in parts.items():
             if messages.padding == "batch" and (tuner.only_head or not tuner.gpt.config.causal):
                 return  # what becomes of a message, or where it is read, depends on those beside it
@@ -80,15 +82,19 @@ class Cache:
                 )
                 continue
             taken += size
-            tuner.features[part] = self._of(below, part, messages, trainer, weights).to(trainer.strategy.root_device)
+            found = self._of(below, part, messages, trainer)
+            if found.bytes <= room:
+                room -= found.bytes
+                found = found.to(trainer.strategy.root_device)
+            tuner.features[part] = found
         self.seconds = perf_counter() - started
 
-    def _of(self, below: "Below", part: str, messages: Messages, trainer: L.Trainer, weights: str) -> Features:
+    def _of(self, below: "Below", part: str, messages: Messages, trainer: L.Trainer) -> Features:
         whole, below.ragged = messages, messages.padding in ("free", "none")
         if messages.padding == "batch":  # under a causal mask a row as wide as the longest holds all narrower ones
             whole = Messages(messages.ids, messages.labels, max(map(len, messages.ids)), part=part)
         batches = [whole[rows] for rows in reading_batches(whole, 1)]
-        key = key_of(below.tuner, batches, trainer, weights, below.ragged)
+        key = key_of(below.tuner, batches, trainer, below.ragged)
         found = self.store.open(key) if self.kind == "disk" else None
         if found:
             self.reused.append(part)
@@ -135,7 +141,7 @@ class Below(L.LightningModule):
     def __init__(self, tuner: "FineTuner") -> None:
         super().__init__()
         self.tuner, self.ragged = tuner, False
-        self.flops, self.done, self.count = 0, 0, Flops(self)
+        self.flops, self.count = 0, Flops(self)
         self.keep: Callable[[Sequence[int], Sequence[Tensor]], None]
 
     def forward(self, ids: Tensor, length: Tensor) -> Tensor:
@@ -145,38 +151,46 @@ class Below(L.LightningModule):
         self, trainer: L.Trainer, batches: list[Batch], keep: Callable[[Sequence[int], Sequence[Tensor]], None]
     ) -> None:
         """Hand the numbers and rows of each batch to `keep`."""
-        self.keep, self.flops, self.done = keep, 0, 0
+        self.keep, self.flops = keep, 0
         loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
         trainer.predict(self, loader, return_predictions=False)
-        if self.done < len(batches):
-            raise InputError(
-                f"the frozen blocks saw {self.done} of {len(batches)} batches of messages: leave out "
-                "trainer.limit_predict_batches, and give trainer.devices=1"
-            )
 
     def predict_step(self, batch: Batch, batch_index: int) -> list[int]:
         x, extents = self.tuner.frozen(batch)
         # as if all answers followed each other behind a prompt
         self.flops += self.count.of(F.pad(batch.ids, (0, self.tuner.extra)), batch.length)
         sizes = extents.tolist() if self.ragged else [x.shape[1]] * len(x)
-        self.done += 1
         numbers: list[int] = batch.row.tolist()
         self.keep(numbers, [row[:n].cpu().clone() for row, n in zip(x, sizes, strict=True)])
         return numbers  # Lightning warns of nothing
 
 
-def key_of(tuner: "FineTuner", batches: Sequence[Batch], trainer: L.Trainer, weights: str, ragged: bool) -> str:
-    """A hash of all that features depend on."""
-    config = tuner.gpt.config
+def free_bytes(tuner: "FineTuner", device: torch.device) -> float:
+    """How much of a GPU's memory features may take: half of what training leaves; none of a CPU's, where they are."""
+    if device.type != "cuda":
+        return 0.0
+    size = {True: 0, False: 0}
+    for parameter in tuner.parameters():
+        size[parameter.requires_grad] += parameter.numel() * parameter.element_size()
+    on_device = next(tuner.parameters()).device.type == "cuda"
+    needed = size[False] + 4 * size[True]  # with each trained one its gradient and AdamW's two moments
+    return (torch.cuda.mem_get_info(device)[0] - needed + on_device * sum(size.values())) / 2
+
+
+def key_of(tuner: "FineTuner", batches: Sequence[Batch], trainer: L.Trainer, ragged: bool) -> str:
+    """A hash of all that features depend on: weights, messages, arithmetic, and the code that makes them."""
+    config, device = tuner.gpt.config, trainer.strategy.root_device  # the model comes there later
     facts = {
-        "weights": weights,
+        "code": _code(),
+        "weights": tuner.frozen_sha256,
         "k": tuner.first_live,
         "n_head": config.n_head,
         "causal": config.causal,
         "reads": tuner.reads_below,
         "ragged": ragged,
         "precision": [str(trainer.precision), tuner.frozen_precision],
-        "device": trainer.strategy.root_device.type,  # the model comes there later
+        "matmul": torch.get_float32_matmul_precision(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": torch.__version__,
     }
     whole = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
@@ -187,14 +201,13 @@ def key_of(tuner: "FineTuner", batches: Sequence[Batch], trainer: L.Trainer, wei
     return whole.hexdigest()
 
 
-def _weights(tuner: "FineTuner") -> str:
-    """sha256 of the parameters that `below` reads."""
-    whole = hashlib.sha256()
-    for name, parameter in tuner.named_parameters():
-        if name.startswith("gpt.") and name not in tuner.trained:
-            whole.update(name.encode())
-            whole.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return whole.hexdigest()
+@cache
+def _code() -> str:
+    """sha256 of the source that makes features: what an older version made is never read back."""
+    here = Path(__file__).parent
+    made_by = [here.parent / "gpt" / name for name in ("model.py", "generate.py")]
+    made_by += [here / f"{name}.py" for name in ("features", "finetuner", "classify", "instruct", "position")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in made_by)).hexdigest()
 
 
 def _bytes_of(tuner: "FineTuner", messages: Messages) -> int:
@@ -202,7 +215,3 @@ def _bytes_of(tuner: "FineTuner", messages: Messages) -> int:
     wide = messages.width or (max(map(len, messages.ids)) if messages.padding == "batch" else None)
     rows = sum(1 if tuner.only_head else wide or len(ids) for ids in messages.ids) + tuner.extra * len(messages)
     return rows * tuner.gpt.config.n_embd * 4
-
-
-def _bytes(rows: Rows) -> int:
-    return sum(row.numel() * row.element_size() for row in rows.values())

@@ -1,6 +1,8 @@
 """What both ways of fine-tuning share: what is trained, by which optimizer, and what a checkpoint holds."""
 
+import hashlib
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import lightning as L
@@ -26,7 +28,8 @@ class FineTuner(L.LightningModule):
     lora              the rank and scaling of the adapters, for trainable="lora"
     frozen_precision  of the blocks below the first trained one: run (that of the Trainer) or bf16
     features          part -> what these blocks have made of its messages (see features.py); empty: made in each step
-    Checkpoints hold the trained parameters only: the frozen ones are the GPT that the run started from.
+    Checkpoints hold the trained parameters only, and the hash of the frozen ones: those of the GPT that the run started
+    from.
     """
 
     def __init__(
@@ -101,6 +104,11 @@ class FineTuner(L.LightningModule):
     def output(self, hidden: Tensor) -> Tensor:
         """Logits from final hidden states (B, Q, C)."""
         raise NotImplementedError
+
+    @property
+    def vocabulary(self) -> Tensor:
+        """The output layer of the language model, (V, C)."""
+        return self.gpt.token_embedding.weight
 
     def places(self, length: Tensor, width: int) -> Tensor | None:
         """Which of `width` tokens the output layer reads, (B, Q); None for the mean over all of them."""
@@ -195,13 +203,29 @@ class FineTuner(L.LightningModule):
         else:
             clip(self, gradient_clip_val)
 
+    @cached_property
+    def frozen_sha256(self) -> str:
+        """Of the parameters that do not move."""
+        whole = hashlib.sha256()
+        for name, parameter in self.named_parameters():
+            if name not in self.trained:
+                whole.update(name.encode())
+                whole.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return whole.hexdigest()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in sorted(self.trained)}
+        checkpoint["frozen_sha256"] = self.frozen_sha256
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if (found := set(checkpoint["state_dict"])) != self.trained:
             wrong = sorted(found ^ self.trained)[0]
             raise InputError(
                 f"the checkpoint was trained with other settings: parameter {wrong} is in one of the two only"
+            )
+        if checkpoint["frozen_sha256"] != self.frozen_sha256:
+            raise InputError(
+                "the GPT is another one than that which the run was trained on, and a checkpoint holds only what was "
+                "trained: put the weights back to which gpt.weights points"
             )

@@ -1,7 +1,7 @@
 """What fine-tuning takes from the language model: its loss on held-out text, before and after.
 
-The body is measured with the output layer that the GPT started with, so that training the embedding, or swapping the
-output layer for a head, does not count as forgetting.
+Blocks and output layer are measured as they are: the token embedding, which `all` trains in either way, or the copy of
+it that an instruct model's `last_layer` trains. A classifier's head stands beside the output layer and does not count.
 """
 
 import math
@@ -11,30 +11,27 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from src.finetune.finetuner import FineTuner
 from src.finetune.language import chunked_cross_entropy
-from src.gpt.model import GPT
 
 
 class LanguageLoss(L.LightningModule):
-    """Sums the loss of every next token of windows (B, T+1), by the GPT's blocks as they are and the output layer kept
-    from when this was made."""
+    """Sums the loss of every next token of windows (B, T+1), by a fine-tuned GPT's blocks and output layer."""
 
-    def __init__(self, gpt: GPT) -> None:
+    def __init__(self, tuner: FineTuner) -> None:
         super().__init__()
-        self.gpt = gpt
-        self.output: Tensor
-        self.register_buffer("output", gpt.token_embedding.weight.detach().clone(), persistent=False)
+        self.tuner = tuner
 
     def predict_step(self, batch: Tensor, batch_index: int) -> tuple[float, int]:
-        hidden, targets = self.gpt(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()
-        return chunked_cross_entropy(hidden, self.output, targets).item() * len(targets), len(targets)
+        hidden, targets = self.tuner.gpt(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()
+        return chunked_cross_entropy(hidden, self.tuner.vocabulary, targets).item() * len(targets), len(targets)
 
 
 class Forgetting:
-    """Measures `gpt` on windows of text (B, T+1) when made, and again when asked; without windows it does nothing."""
+    """Measures `tuner` on windows of text (B, T+1) when made, and again when asked; without windows it does nothing."""
 
-    def __init__(self, trainer: L.Trainer, gpt: GPT, windows: list[Tensor]) -> None:
-        self.trainer, self.module, self.windows = trainer, LanguageLoss(gpt), windows
+    def __init__(self, trainer: L.Trainer, tuner: FineTuner, windows: list[Tensor]) -> None:
+        self.trainer, self.module, self.windows = trainer, LanguageLoss(tuner), windows
         self.before = self._measure() if windows else None
 
     def facts(self) -> dict[str, Any]:

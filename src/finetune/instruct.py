@@ -78,6 +78,10 @@ class Instruct(FineTuner):
         """Next-token logits (..., V) of hidden states (..., C)."""
         return self.head(hidden) if self.head is not None else self.gpt.logits(hidden)
 
+    @property
+    def vocabulary(self) -> Tensor:
+        return super().vocabulary if self.head is None else self.head.weight
+
     def places(self, length: Tensor, width: int) -> Tensor:
         """Where the answers' tokens are predicted, (B, A), after prompts of length (B,)."""
         return length[:, None] - 1 + torch.arange(self.answers.shape[1], device=length.device)

@@ -1,4 +1,4 @@
-"""Which hidden state stands for the message: (B, T, C) -> (B, C).
+"""Which of a message's hidden states (B, T, C) stands for it.
 
 first       position 0, which under a causal mask has seen one token only
 last        position T - 1, padding or not

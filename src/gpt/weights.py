@@ -1,6 +1,6 @@
 """GPT-2 weights on disk <-> a GPT. Files are safetensors in Hugging Face's layout; every key and shape is checked.
 
-`load` takes "random", "pretrained" or a path; `export` writes a folder that transformers' GPT2LMHeadModel reads.
+`build` takes "random", "pretrained" or a path; `export` writes a folder that transformers' GPT2LMHeadModel reads.
 """
 
 import hashlib
