@@ -22,7 +22,7 @@ from src.data.datamodule import evaluation_loader, loader
 from src.errors import InputError
 from src.finetune import position
 from src.finetune.classify import Classifier
-from src.finetune.cost import Cost, Flops, count_flops
+from src.finetune.cost import Cost, Flops, count_flops, forget_peak_memory, peak_memory_bytes
 from src.finetune.measure import Predictions, confusion, measure, predict
 from src.finetune.optimize import Optimizer, clip
 from src.finetune.trainable import first_live_block, trainable_names
@@ -677,3 +677,14 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
     trainer.save_checkpoint(path)
     quiet_trainer(max_epochs=3, callbacks=[resumed]).fit(classifier(), batches, ckpt_path=path, weights_only=True)
     assert (resumed.train_tokens, resumed.train_flops) == (straight.train_tokens, straight.train_flops)
+
+
+def test_a_training_is_not_charged_with_the_memory_of_one_before_it_in_the_process() -> None:
+    cpu, room = torch.device("cpu"), 100 * 2**20
+    forget_peak_memory()
+    before = peak_memory_bytes(cpu)
+    blocks = [torch.ones(20_000) for _ in range(5_000)]  # 400 MB in pieces that the allocator keeps
+    assert peak_memory_bytes(cpu) > before + 3 * room
+    del blocks
+    forget_peak_memory()
+    assert peak_memory_bytes(cpu) < before + room

@@ -4,6 +4,8 @@ Operations are counted, not estimated: torch's flop counter watches one forward 
 meta device, where frozen parameters get no gradient and so cost nothing. A multiply-add is two operations.
 """
 
+import ctypes
+import gc
 import resource
 from contextlib import suppress
 from pathlib import Path
@@ -147,6 +149,9 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def forget_peak_memory() -> None:
     """Begin anew, for a process that runs several trainings; where the system cannot, the peak of all of them stays."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc's: what an earlier training has freed goes back to the system
+        ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     if STATUS.is_file():
