@@ -108,7 +108,8 @@ def draw_series(axes: "Axes", chart: Chart, panel: Panel) -> None:
         axes.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
     if chart.log_x:
         axes.set_xscale("log")
-        places = [x for other in chart.panels for one in other.series for x in one.x]
+        drawn = [panel] if chart.own_scales else chart.panels
+        places = [x for other in drawn for one in other.series for x in one.x]
         wide = max(places) > 20 * min(places)  # then 1, 2, 5 would run into each other in a small panel
         axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide and len(chart.panels) > 1 else (1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:,g}")
