@@ -98,6 +98,8 @@ def check_root(cfg: DictConfig) -> None:
         raise InputError(f"there is no setting {unknown[0]}: the top level has {', '.join(sorted(ROOT_KEYS))}")
     for key, wanted in {"name": str, "runs": str, "seed": int, "patience": int | None}.items():
         check_kind(key, cfg[key], wanted)
+    if cfg.patience is not None and cfg.patience < 1:
+        raise InputError(f"patience={cfg.patience} must be at least 1, or null")
     if not 0 <= cfg.seed < 2**32:
         raise InputError(f"seed={cfg.seed} must lie between 0 and {2**32 - 1}")
 
@@ -195,12 +197,6 @@ def question(cfg: DictConfig, labels: Sequence[str], name: str | None = None) ->
 
 def model(cfg: DictConfig, labels: Sequence[str]) -> FineTuner:
     """The GPT with what its task puts around it."""
-    made = _model(cfg, labels)
-    made.frozen_sha256  # noqa: B018 - kept from now on: bf16-true converts the weights
-    return made
-
-
-def _model(cfg: DictConfig, labels: Sequence[str]) -> FineTuner:
     section = results.plain(cfg.task)
     kind, _ = section.pop("kind"), section.pop("template")
     given: dict[str, Any] = {"lora": construct(LoRA, "task.lora", section.pop("lora"))}

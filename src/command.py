@@ -59,8 +59,9 @@ def hydra_main(config_name: str, run: Callable[[Any], Any]) -> None:
 
 def check_resume(arguments: list[str]) -> None:
     """Raises InputError for settings beside resume=, which would be ignored."""
-    others = [one for one in arguments if not one.startswith(("resume=", "runs=", "hydra", "-"))]
-    if others and any(one.startswith("resume=") for one in arguments):
+    settings = [one for one in arguments if "=" in one and not one.startswith(("runs=", "hydra", "-"))]
+    others = [one for one in settings if not one.startswith("resume=")]
+    if others and set(settings) - {*others, "resume=", "resume=null"}:
         raise InputError(f"{others[0]}: resume= takes all settings from the run; leave it out")
 
 

@@ -47,7 +47,8 @@ def evaluate(
         )
     OmegaConf.set_struct(cfg, False)  # another corpus may need keys that the run's has not; `build` checks them all
     cfg.merge_with_dotlist(changes or [])
-    foreign = bool(given.keys() & set(OTHER_DATA))
+    moved = cfg.data.name == results.PINNED and given.keys() & set(OTHER_DATA) == {"data.path"}  # the same wherever
+    foreign = not moved and bool(given.keys() & set(OTHER_DATA))
     build.check_trainer(cfg)
     data = build.data(cfg, whole=foreign)
     if not foreign and data.facts()["sha256"] != trained_on["sha256"]:

@@ -28,6 +28,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from src import build, results, study
+from src.command import check_resume
+from src.data import corpora
 from src.errors import InputError
 from src.finetune.classify import Classifier
 from src.gpt.weights import export
@@ -376,7 +378,7 @@ def test_a_run_whose_gpt_has_changed_is_neither_used_nor_gone_on_with(home: Path
     cfg = config(home, "task.trainable=last_layer")
     export(build.gpt(cfg), file := tmp_path / "gpt")
     run = train(config(home, "task.trainable=last_layer", f"gpt.weights={file}"))
-    assert build.restore(run.folder).frozen_sha256 == run.model.frozen_sha256
+    assert torch.equal(build.restore(run.folder).frozen_norms, run.model.frozen_norms)
     cfg.seed = 7
     shutil.rmtree(file)
     export(build.gpt(cfg), file)
@@ -471,6 +473,21 @@ def test_eval_refuses_data_that_have_changed(home: Path, tmp_path: Path, command
         "test now: bring them back, or give data.path=<the file> to measure it on all messages\n",
     )
     assert command("eval", f"run={folder}", f"data.path={path}").status == 0
+
+
+def test_eval_measures_a_pinned_collection_as_it_was_split_wherever_it_lies(
+    home: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = (home / "messages.tsv").read_bytes().partition(b"\n")[2]
+    monkeypatch.setattr(corpora, "UCI_TEXT_SHA256", hashlib.sha256(content).hexdigest())
+    for place in ("here", "there"):
+        (tmp_path / place).write_bytes(content)
+    data = ["data=sms_spam_deduplicated", f"data.path={tmp_path / 'here'}", "logger=none", f"runs={tmp_path / 'runs'}"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        run = train(compose("train", [*TINY.split(), *data]))
+    (tmp_path / "here").unlink()
+    answer = command("eval", f"run={run.folder}", f"data.path={tmp_path / 'there'}", "format=json")
+    assert set(strict_json(answer.out)) == {"train", "validation", "test"}
 
 
 @pytest.mark.parametrize(
@@ -820,6 +837,11 @@ PRECISIONS = (
 )
 
 
+def test_an_empty_resume_is_none() -> None:
+    check_resume(["resume=null", "seed=7"])
+    check_resume(["resume=x", "runs=elsewhere", "--config-name", "train"])
+
+
 WHOLE = (
     "every epoch is trained and validated whole, and every split measured whole; leave it out, and take data.fraction "
     "or trainer.max_epochs for a shorter run"
@@ -850,6 +872,7 @@ def test_what_cannot_be_gone_on_with_is_answered_with_a_sentence(
         (["seed=-1"], "seed=-1 must lie between 0 and 4294967295"),
         (["name=123"], "name=123 must be a text"),
         (["patience=soon"], "patience=soon must be a whole number or null"),
+        (["patience=-1"], "patience=-1 must be at least 1, or null"),
         (["data.batch_size=abc"], "data.batch_size=abc must be a whole number"),
         (["data.fraction=half"], "data.fraction=half must be a number"),
         (["data.max_length=12.5"], "data.max_length=12.5 must be a whole number or null"),

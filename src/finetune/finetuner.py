@@ -28,8 +28,8 @@ class FineTuner(L.LightningModule):
     lora              the rank and scaling of the adapters, for trainable="lora"
     frozen_precision  of the blocks below the first trained one: run (that of the Trainer) or bf16
     features          part -> what these blocks have made of its messages (see features.py); empty: made in each step
-    Checkpoints hold the trained parameters only, and the hash of the frozen ones: those of the GPT that the run started
-    from.
+    Checkpoints hold the trained parameters only, and the norms of the frozen ones, which are the GPT's that the run
+    started from.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class FineTuner(L.LightningModule):
 
     @cached_property
     def frozen_sha256(self) -> str:
-        """Of the parameters that do not move."""
+        """Of the parameters that do not move, to the last bit."""
         whole = hashlib.sha256()
         for name, parameter in self.named_parameters():
             if name not in self.trained:
@@ -213,10 +213,17 @@ class FineTuner(L.LightningModule):
                 whole.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return whole.hexdigest()
 
+    @cached_property
+    def frozen_norms(self) -> Tensor:
+        """Of each parameter that does not move: another GPT has others, while random weights of one seed and weights
+        that were rounded to bf16 keep theirs, on whatever processor."""
+        frozen = [p for name, p in self.named_parameters() if name not in self.trained]
+        return torch.tensor([p.detach().double().norm().item() for p in frozen], dtype=torch.float64)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in sorted(self.trained)}
-        checkpoint["frozen_sha256"] = self.frozen_sha256
+        checkpoint["frozen_norms"] = self.frozen_norms
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if (found := set(checkpoint["state_dict"])) != self.trained:
@@ -224,7 +231,7 @@ class FineTuner(L.LightningModule):
             raise InputError(
                 f"the checkpoint was trained with other settings: parameter {wrong} is in one of the two only"
             )
-        if checkpoint["frozen_sha256"] != self.frozen_sha256:
+        if not torch.allclose(checkpoint["frozen_norms"], self.frozen_norms, rtol=1e-5):
             raise InputError(
                 "the GPT is another one than that which the run was trained on, and a checkpoint holds only what was "
                 "trained: put the weights back to which gpt.weights points"
