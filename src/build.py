@@ -24,6 +24,7 @@ from src.data.pack import in_order, pack
 from src.data.prompt import Prompt, Task, make_task, parse
 from src.data.tokens import END_OF_TEXT, decode
 from src.errors import InputError
+from src.finetune import allocator
 from src.finetune.checkpoint import LastCheckpoint, Patience
 from src.finetune.classify import Classifier
 from src.finetune.features import KINDS, Cache
@@ -106,6 +107,7 @@ def check_root(cfg: DictConfig) -> None:
 
 def gpt(cfg: DictConfig) -> GPT:
     """The GPT that a run starts from."""
+    allocator.keep_freed()  # before the first large block
     section = results.plain(cfg.gpt)
     name, source = section.pop("name"), section.pop("weights")
     section.pop("finetune")

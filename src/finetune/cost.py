@@ -4,7 +4,6 @@ Operations are counted, not estimated: torch's flop counter watches one forward 
 meta device, where frozen parameters get no gradient and so cost nothing. A multiply-add is two operations.
 """
 
-import ctypes
 import gc
 import resource
 from contextlib import suppress
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.data.batch import Batch
+from src.finetune import allocator
 from src.finetune.finetuner import FineTuner
 
 STATUS = Path("/proc/self/status")  # Linux
@@ -150,8 +150,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 def forget_peak_memory() -> None:
     """Begin anew, for a process that runs several trainings; where the system cannot, the peak of all of them stays."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # glibc's: what an earlier training has freed goes back to the system
-        ctypes.CDLL(None).malloc_trim(0)
+    allocator.give_back()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     if STATUS.is_file():
