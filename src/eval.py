@@ -14,8 +14,8 @@ from src import results
 from src.command import one_sentence, options
 from src.errors import InputError
 
-OTHER_DATA = ("data.name", "data.path", "data.text_column", "data.label_column")
-SAME_DATA = ("data.batch_size", "data.num_workers")
+OTHER_DATA = ("name", "path", "text_column", "label_column")
+SAME_DATA = ("batch_size", "num_workers")
 
 
 @dataclass
@@ -40,15 +40,15 @@ def evaluate(
     trained_on = results.trained_on(folder)
     cfg = results.load_config(folder)
     given = {change.partition("=")[0]: change for change in changes or []}
-    known = (*OTHER_DATA, *SAME_DATA)
+    known = [f"data.{key}" for key in (*OTHER_DATA, *SAME_DATA)]
     if other := [change for key, change in given.items() if key not in known and not key.startswith("trainer.")]:
         raise InputError(
             f"{other[0]} cannot change a trained run: eval takes {', '.join(known)} and trainer.* settings"
         )
     OmegaConf.set_struct(cfg, False)  # another corpus may need keys that the run's has not; `build` checks them all
     cfg.merge_with_dotlist(changes or [])
-    moved = cfg.data.name == results.PINNED and given.keys() & set(OTHER_DATA) == {"data.path"}  # the same wherever
-    foreign = not moved and bool(given.keys() & set(OTHER_DATA))
+    says = results.identity(results.plain(cfg.data))  # not where a pinned collection lies
+    foreign = any(f"data.{key}" in given for key in OTHER_DATA if key in says)
     build.check_trainer(cfg)
     data = build.data(cfg, whole=foreign)
     if not foreign and data.facts()["sha256"] != trained_on["sha256"]:

@@ -67,13 +67,12 @@ def draw(chart: Chart) -> "Figure":
     below = 0.17 * -(-len(names) // beside)
     inches = (6.0, max(3.6, 0.5 + 0.16 * len(names))) if alone else (0.4 + side * across, 0.5 + side * down + below)
     figure = Figure(figsize=inches, layout="constrained")
+    heading = f"{chart.title}\n{chart.note}".strip()
     shared = not (matrix or chart.own_scales)
     grid = figure.subplots(down, across, squeeze=False, sharex=shared, sharey=shared)
     for i, (axes, panel) in enumerate(zip(grid.flat, chart.panels, strict=False)):
         draw_matrix(axes, panel.matrix) if panel.matrix else draw_series(axes, chart, panel)
-        axes.set_title(
-            wrapped(f"{chart.title}\n{chart.note}\n{panel.title}".strip(), 60) if alone else wrapped(panel.title, 28)
-        )
+        axes.set_title(wrapped(f"{heading}\n{panel.title}".strip(), 60) if alone else wrapped(panel.title, 28))
         if lowest := i + across >= n:  # of its column; a label for the whole figure would lie on the legend
             axes.set_xlabel(chart.x_label)
         axes.tick_params(labelbottom=not shared or lowest)
@@ -82,7 +81,7 @@ def draw(chart: Chart) -> "Figure":
     if alone:
         grid[0, 0].set_ylabel(chart.y_label)
     else:
-        figure.suptitle(f"{chart.title}\n{chart.note}".strip())
+        figure.suptitle(heading)
         figure.supylabel(chart.y_label, fontsize="medium")
     if names:
         place: dict[str, Any] = {"loc": "outside right upper"}

@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 # where a run is kept and reported and what it reads back, not what it computes
 NOT_IN_HASH = ("name", "runs", "resume", "logger", "cache")
-# where data are kept and how they are loaded, not what they are; the bytes of sms_spam are pinned
-NOT_THE_DATA = ("cache", "num_workers")
-PINNED = "sms_spam"
+NOT_THE_DATA = ("cache", "num_workers")  # where data are kept and how they are loaded, not what they are
 SHARES = ("accuracy", "generated_accuracy", "valid_rate")
 
 
@@ -52,8 +50,8 @@ def config_hash(cfg: DictConfig) -> str:
 
 
 def identity(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a data section that says what the data are."""
-    left_out = {*NOT_THE_DATA, *(["path"] if data.get("name") == PINNED else [])}
+    """The part of a data section that says what the data are; the bytes of sms_spam are pinned, wherever they lie."""
+    left_out = {*NOT_THE_DATA, *(["path"] if data.get("name") == "sms_spam" else [])}
     kept = {key: value for key, value in data.items() if key not in left_out}
     if "sources" in kept:
         kept["sources"] = {name: identity(source) for name, source in kept["sources"].items()}

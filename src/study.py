@@ -80,8 +80,8 @@ class Study:
 def read(path: str | Path) -> Study:
     """The study in a sweep file. Raises InputError with all that is wrong with the file, line by line."""
     content, lines = load(Path(path))
-    command = content.get("command") or []
-    metric = content.get("metric") or {}
+    command = content.get("command", [])
+    metric = content.get("metric", {})
     lines |= {("command", part): lines["command", i] for i, part in enumerate(command)}
     return Study(
         name=content.get("name", Path(path).stem),

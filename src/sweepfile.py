@@ -38,6 +38,7 @@ def load(path: Path) -> tuple[dict[str, Any], Lines]:
         raise InputError(f"{path}, line {line}: this is no YAML: {error.problem}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}, line 1: a study has the keys {', '.join(TOP[:6])}")
+    content = {key: value for key, value in content.items() if value is not None}  # a key without a value says nothing
     faults = list(_repeated(tree, ()))
     lines = dict(_lines(tree, ()))
     refuse(path, lines, [*faults, *_faults(content)])
@@ -119,7 +120,7 @@ def _command_faults(command: Any) -> Iterator[Fault]:
             f'command: must hold "-m", "src.train", what all runs share as key=value, and "{MACRO}" last',
         )
         return
-    for i, part in enumerate(command or []):
+    for i, part in enumerate(command):
         key, equals, value = str(part).partition("=")
         if equals:
             for sentence in (*_key_faults(key), *_value_faults(key, value)):

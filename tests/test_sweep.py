@@ -977,6 +977,14 @@ def test_a_worker_that_dies_is_replaced_and_its_run_given_up_after_some_deaths(
     assert len(started) == 3
 
 
+def test_a_key_without_a_value_is_as_good_as_absent(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("method: grid\ncommand:\nmetric:\nparameters:\n  seed: {values: [1, 2]}\n")
+    found = study.read(path)
+    assert (found.shared, found.metric) == ((), Study.metric)
+    assert [point.overrides for point in study.points(found)] == [("seed=1",), ("seed=2",)]
+
+
 def test_a_worker_that_lost_its_claim_is_replaced_and_blamed_for_nothing(
     two_jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

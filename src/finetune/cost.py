@@ -82,7 +82,8 @@ class Cost(L.Callback):
         assert isinstance(module, FineTuner)
         ids, length = module.inputs(batch)
         self._flops = self._flops or Flops(module)
-        self.train_flops += self._flops.of(ids, length, module.known(batch))
+        # made for the first batch alone, from which all others are counted
+        self.train_flops += self._flops.of(ids, length, None if self._flops.points else module.known(batch))
         self.train_tokens += ids.numel()
 
     def on_fit_start(self, *_: Any) -> None:

@@ -218,7 +218,8 @@ class FineTuner(L.LightningModule):
         """Of each parameter that does not move: another GPT has others, while random weights of one seed and weights
         that were rounded to bf16 keep theirs, on whatever processor."""
         frozen = [p for name, p in self.named_parameters() if name not in self.trained]
-        return torch.tensor([p.detach().double().norm().item() for p in frozen], dtype=torch.float64)
+        norms = [torch.linalg.vector_norm(p.detach(), dtype=torch.float64).item() for p in frozen]
+        return torch.tensor(norms, dtype=torch.float64)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]

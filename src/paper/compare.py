@@ -51,15 +51,15 @@ def accuracy_interval(right: "Right") -> Interval:
     return Interval(float(low), float(high))
 
 
-def resampled_means(values: "Numbers", draws: int = DRAWS, seed: int = 0) -> "Numbers":
-    """Means (draws,) of N values drawn from `values` (N,) with replacement.
+def resampled_means(values: "Numbers") -> "Numbers":
+    """Means (DRAWS,) of N values drawn from `values` (N,) with replacement.
 
     Values that are equal are drawn together: how often each distinct one comes up is multinomial.
     """
     import numpy as np
 
     distinct, counts = np.unique(values, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), draws)
+    drawn = np.random.default_rng(0).multinomial(len(values), counts / len(values), DRAWS)
     return drawn @ distinct / len(values)
 
 

@@ -27,7 +27,8 @@ class Comparison:
 
 
 def references(rows: Sequence[Row], wanted: str | None = None) -> list[Row | None]:
-    """Of each row the one that it is compared with, itself where it is a reference; None where it has not finished.
+    """Of each row the one that it is compared with, itself where it is a reference; None where it has not finished, or
+    cannot be compared with any that `wanted` names.
 
     A reference was tested on all of the row's test messages. `wanted` names it, or several of which it is the one that
     agrees with the row in the settings that `wanted` leaves open. Else it is the first row that was trained on the same

@@ -57,10 +57,5 @@ def repeated_by(cfg: Any, known: dict[str, Published]) -> Published | None:
 def decisive(cfg: Any) -> list[Any]:
     """The settings that a published figure depends on; precision and seed are left free."""
     trainer = [cfg.trainer[key] for key in ("max_epochs", "accumulate_grad_batches", "gradient_clip_val")]
-    return [
-        results.plain(cfg.gpt),
-        results.identity(results.plain(cfg.data)),
-        results.plain(cfg.task),
-        trainer,
-        cfg.patience,
-    ]
+    gpt, data, task = (results.plain(section) for section in (cfg.gpt, cfg.data, cfg.task))
+    return [gpt, results.identity(data), task, trainer, cfg.patience]
