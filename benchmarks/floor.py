@@ -39,12 +39,16 @@ class Work(NamedTuple):
 
 def work(cfg: "DictConfig") -> Work:
     """Count what the run of `cfg` needs."""
+    import torch
+
     from src import build
 
     data = build.data(cfg)
-    model = build.model(cfg, data.labels)
+    cfg.gpt.weights = "random"
+    with torch.device("meta"):  # shapes without numbers
+        model = build.model(cfg, data.labels)
     assert model.head is not None
-    gpt, head, k = model.gpt.to("meta"), model.head.to("meta"), model.first_live
+    gpt, head, k = model.gpt, model.head, model.first_live
     whole = cfg.task.position in ("last", "mean")  # reads padding
     lengths = {
         part: Counter((whole and data.width) or len(row) for row in messages.ids)

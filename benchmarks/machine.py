@@ -1,7 +1,9 @@
-"""python -m benchmarks.machine precision=32-true,bf16-mixed [size=2048]
+"""python -m benchmarks.machine precision=32-true,bf16-mixed [size=2048] [device=cpu]
 
-What a measurement ran on, as JSON: processor, threads, versions, load, and for each precision the peak, the operations
-a second of a large matrix product. The peak is the best of what PyTorch offers for one: `a @ a`
+device=auto takes the GPU, where there is one, for the peak.
+
+What a measurement ran on, as JSON: processor or GPU, threads, versions, load, and for each precision the peak, the
+operations a second of a large matrix product. The peak is the best of what PyTorch offers for one: `a @ a`
 (src.finetune.throughput), a linear layer, and oneDNN's own linear layer, which on some processors is far faster.
 """
 
@@ -31,15 +33,16 @@ class Options:
 
     precision: str
     size: str = "2048"
+    device: str = "cpu"
 
 
-def facts() -> dict[str, Any]:
-    """Processor, threads, load, versions and date."""
+def facts(gpu: bool = False) -> dict[str, Any]:
+    """Processor or GPU, threads, load, versions and date."""
     import torch
 
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "cpu": cpu_model(),
+        "device": torch.cuda.get_device_name() if gpu else cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_at_start": round(os.getloadavg()[0], 2),
@@ -56,11 +59,15 @@ def cpu_model() -> str:
     return names[0] if names else platform.machine()
 
 
-def peak(precision: str, size: int) -> float:
+def peak(precision: str, size: int, gpu: bool = False) -> float:
     """Operations a second of the fastest product of two size x size matrices, each way tried five times."""
     import torch
 
     dtype = torch.bfloat16 if "bf16" in precision else torch.float32
+    if gpu:
+        from src.finetune.throughput import measured_peak
+
+        return measured_peak(torch.device("cuda"), dtype, size)
     small = _fastest(dtype, 256)
     return max(small, _fastest(dtype, size)) if small > SLOW else small
 
@@ -98,8 +105,13 @@ def main() -> None:
     given = options(Options, sys.argv[1:], __doc__ or "")
     if unknown := set(given.precision.split(",")) - PRECISIONS:
         raise InputError(f"precision={unknown.pop()} is unknown: use {', '.join(sorted(PRECISIONS))}")
-    peaks = {precision: peak(precision, whole("size", given.size, 1)) for precision in given.precision.split(",")}
-    print(json.dumps(facts() | {"peak_flops_per_second": peaks}))
+    if given.device not in ("cpu", "auto"):
+        raise InputError(f"device={given.device} is unknown: use cpu or auto")
+    import torch
+
+    gpu, size = given.device == "auto" and torch.cuda.is_available(), whole("size", given.size, 1)
+    peaks = {precision: peak(precision, size, gpu) for precision in given.precision.split(",")}
+    print(json.dumps(facts(gpu) | {"peak_flops_per_second": peaks}))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,14 @@ from src.errors import InputError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-EXPERIMENTS = {"1": "last_block", "16": "last_real_token"}  # row of the published table -> its experiment
+EXPERIMENTS = {  # row of the published table -> its experiment
+    "1": "last_block",
+    "5": "all_layers",
+    "8": "xl",
+    "9": "xl_all_layers",
+    "12": "xl_lora",
+    "16": "last_real_token",
+}
 SEED = 123
 BATCH_SIZE = 8
 LR = 5e-5
@@ -21,14 +28,20 @@ TINY_FRACTION = 0.06  # of the 1,045 training messages
 
 @dataclass(frozen=True)
 class Setting:
-    """A job; `weights` is a Hugging Face folder, `spam` the UCI file, or empty for src.data to find or download it."""
+    """A job.
+
+    weights       a Hugging Face folder, or random
+    spam          the UCI file, or empty for src.data to find or download it
+    accelerator   Lightning's name of a device
+    """
 
     gpt: str
-    weights: Path
+    weights: Path | str
     spam: str
     precision: str
     epochs: int
     tiny: bool
+    accelerator: str = "cpu"
 
     def ours(self, experiment: str) -> list[str]:
         """The settings of src.train."""
@@ -43,7 +56,7 @@ class Setting:
             f"task.optimizer.weight_decay={WEIGHT_DECAY}",
             f"trainer.precision={self.precision}",
             f"trainer.max_epochs={self.epochs}",
-            "trainer.accelerator=cpu",
+            f"trainer.accelerator={self.accelerator}",
             "logger=none",
             f"seed={SEED}",
         ]

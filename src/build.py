@@ -290,7 +290,7 @@ def language(cfg: DictConfig, clock: Throughput) -> Language:
     if clock.budget_seconds:
         module.progress = clock.share
     if cfg.compile:
-        module.gpt.compile()
+        module.compile_parts()
     return module
 
 

@@ -84,7 +84,7 @@ class Rehearsal:
         """Build what the run would, as far as it is cheap."""
         from src import build
         from src.gpt.model import GPTConfig
-        from src.gpt.weights import PUBLISHED
+        from src.gpt.pinned import PUBLISHED
 
         build.check_root(cfg)
         build.check_trainer(cfg)

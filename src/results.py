@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import InputError
+from src.gpt.pinned import SHIPPED
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,9 @@ def config_hash(cfg: DictConfig) -> str:
     relevant = {key: value for key, value in plain(cfg).items() if key not in NOT_IN_HASH}
     relevant.get("gpt", {}).pop("finetune", None)  # where other settings have their defaults from
     relevant.get("held_out", {}).pop("cache", None)
+    gpt = relevant.get("gpt", {})
+    if gpt.get("weights") == "pretrained" and gpt.get("name") in SHIPPED:  # these may be trained anew
+        gpt["sha256"] = SHIPPED[gpt["name"]][1]
     if "data" in relevant:
         relevant["data"] = identity(relevant["data"])
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()

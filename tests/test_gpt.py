@@ -27,6 +27,7 @@ from src.finetune.classify import Classifier
 from src.gpt import weights
 from src.gpt.lora import LoRA, LoRALinear, inject, merge
 from src.gpt.model import GPT, Attention, Block, GPTConfig, attend
+from src.gpt.pinned import Published
 
 CONFIG = GPTConfig(n_layer=3, n_head=3, n_embd=24, context_length=32, vocab_size=101)
 CONF = Path(__file__).parents[1] / "conf" / "gpt"
@@ -427,7 +428,7 @@ def sha256(content: bytes) -> str:
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, pinned: str | None) -> None:
-    monkeypatch.setitem(weights.PUBLISHED, "small", weights.Published("openai-community/gpt2", REVISION, pinned))
+    monkeypatch.setitem(weights.PUBLISHED, "small", Published("openai-community/gpt2", REVISION, pinned))
 
 
 def put(cache: Path, content: bytes, name: str) -> Path:

@@ -594,10 +594,10 @@ def test_a_time_budget_ends_training_and_rules_the_learning_rate(
     timed = LambdaCallback(on_train_batch_start=work)
     found = fit(tmp_path / "straight", *budget, callbacks=(timed,))
     optimizer = Optimizer(lr=1e-2, schedule="cosine", warmup=0.2, floor=0.1)
-    shares = [max(0, batch - 1) / 10 for batch in range(1, 11)]  # over before the batch: its own time is not known yet
+    shares = [max(0, batch - 2) / 10 for batch in range(1, 12)]  # before the batch; that of the first is not counted
     assert list(found.rates.values()) == pytest.approx([1e-2 * optimizer.factor(share) for share in shares])
     assert found.clock.seconds == 60
-    assert [row["step"] for row in found.curve] == [10]  # validated where it ends
+    assert [row["step"] for row in found.curve] == [11]  # validated where it ends
 
     with pytest.raises(KilledError):
         fit(tmp_path / "killed", *budget, callbacks=(timed, Killer(batch=6)))

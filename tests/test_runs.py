@@ -32,6 +32,7 @@ from src.command import check_resume
 from src.data import corpora
 from src.errors import InputError
 from src.finetune.classify import Classifier
+from src.gpt.pinned import SHIPPED
 from src.gpt.weights import export
 from src.train import Run, train
 
@@ -231,6 +232,17 @@ def test_two_runs_of_one_second_get_two_folders(home: Path, tmp_path: Path, monk
 )
 def test_the_config_hash_changes_with_what_can_change_the_numbers(home: Path, override: str, same: bool) -> None:
     assert (results.config_hash(config(home, override)) == results.config_hash(config(home))) is same
+
+
+def test_runs_from_shipped_weights_are_others_once_these_are_trained_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hashes(*more: str) -> str:
+        return results.config_hash(study.config(study.Point({}, more)))
+
+    settings = [(), ("gpt.weights=random",), ("gpt=small",)]
+    before = [hashes(*some) for some in settings]
+    path, _ = SHIPPED["mini"]
+    monkeypatch.setitem(SHIPPED, "mini", (path, "0" * 64))
+    assert [hashes(*some) == old for some, old in zip(settings, before, strict=True)] == [False, True, True]
 
 
 @pytest.mark.parametrize("data", ["sms_spam", "mix"])

@@ -5,6 +5,7 @@ that `tiktoken.get_encoding("gpt2")` would download. Only the two data files of 
 """
 
 import hashlib
+import os
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,7 +42,7 @@ def tokenizer() -> tiktoken.Encoding:
 
 def encode(texts: list[str]) -> list[list[int]]:
     """Token ids of each text. "<|endoftext|>" inside a text is ordinary text: only the project places that token."""
-    return tokenizer().encode_ordinary_batch(texts, num_threads=2)
+    return tokenizer().encode_ordinary_batch(texts, num_threads=os.cpu_count() or 1)
 
 
 def decode(ids: list[int]) -> str:

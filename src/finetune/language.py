@@ -20,11 +20,36 @@ from src.gpt.model import GPT
 IGNORED = -100  # a target that the loss leaves out, torch's own number for it
 
 
+def chunk_loss(logits: Tensor, targets: Tensor, bias: Tensor | None, gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """Summed cross-entropy of a chunk's logits (N, V) plus bias (V), and its gradient by them where it is asked for.
+
+    Everything between the matrix products: what torch.compile makes one pass of.
+    """
+    low, kept = logits.dtype, targets != IGNORED
+    logits = logits.float() if bias is None else logits.float() + bias
+    target = targets.clamp(min=0)[:, None]
+    log_sum = logits.logsumexp(-1, keepdim=True)
+    log_share = logits.gather(1, target) - log_sum
+    loss = -(log_share.squeeze(1) * kept).sum()
+    if not gradient:
+        return loss, None
+    error = logits.sub_(log_sum).exp_().mul_(kept[:, None]).to(low)  # softmax - one-hot, the target's own last
+    return loss, error.scatter_(1, target, ((log_share.exp() - 1) * kept[:, None]).to(low))
+
+
 class ChunkedCrossEntropy(torch.autograd.Function):
     """See `chunked_cross_entropy`. Gradients are made in the forward pass, while a chunk's logits are at hand."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        bias: Tensor | None,
+        chunk: int,
+        make: Callable[..., tuple[Tensor, Tensor | None]],
+    ) -> Tensor:
         low = _matmul_dtype(hidden)
         h, w = hidden.to(low), weight.to(low)
         grad_h = torch.empty_like(h) if ctx.needs_input_grad[0] else None
@@ -33,21 +58,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(h), chunk):
                 part = slice(start, start + chunk)
-                logits = (h[part] @ w.T).float()  # (chunk, V)
-                if bias is not None:
-                    logits += bias
-                kept = targets[part] != IGNORED
-                target = targets[part].clamp(min=0)[:, None]
-                log_sum = logits.logsumexp(-1, keepdim=True)
-                total += ((log_sum - logits.gather(1, target)).squeeze(1) * kept).sum()
-                if grad_h is None and grad_w is None:
-                    continue
-                error = logits.sub_(log_sum).exp_()  # softmax - one-hot, in place
-                error.scatter_add_(1, target, torch.full_like(target, -1, dtype=error.dtype))
-                error = error.mul_(kept[:, None]).to(low)
-                if grad_h is not None:
+                loss, error = make(h[part] @ w.T, targets[part], bias, grad_h is not None or grad_w is not None)
+                total += loss
+                if error is not None and grad_h is not None:
                     grad_h[part] = error @ w
-                if grad_w is not None:
+                if error is not None and grad_w is not None:
                     grad_w += error.T @ h[part]
         count = (targets != IGNORED).sum().clamp(min=1)
         ctx.save_for_backward(grad_h, grad_w, count)
@@ -60,7 +75,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         scale = grad_outputs[0] / count
         first = None if grad_h is None else (grad_h * scale).to(ctx.dtypes[0])
         second = None if grad_w is None else (grad_w * scale).to(ctx.dtypes[1])
-        return first, second, None, None, None
+        return first, second, None, None, None, None
 
 
 def _matmul_dtype(x: Tensor) -> torch.dtype:
@@ -68,16 +83,28 @@ def _matmul_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 2048) -> Tensor:
+def chunked_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    chunk: int = 2048,
+    make: Callable[..., tuple[Tensor, Tensor | None]] = chunk_loss,
+) -> Tensor:
     """Mean cross-entropy of `hidden` (N, C) @ `weight` (V, C)^T against targets (N,), -100 left out; at no time are
-    there more than (chunk, V) logits."""
+    there more than (chunk, V) logits. make: chunk_loss, or what torch.compile made of it."""
     if not torch.is_grad_enabled():  # needs_input_grad would still be true for a parameter
         weight = weight.detach()
-    return ChunkedCrossEntropy.apply(hidden, weight, targets, None, chunk)
+    return ChunkedCrossEntropy.apply(hidden, weight, targets, None, chunk, make)
 
 
 def sampled_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, candidates: int, generator: torch.Generator, chunk: int = 2048
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    candidates: int,
+    generator: torch.Generator,
+    chunk: int = 2048,
+    make: Callable[..., tuple[Tensor, Tensor | None]] = chunk_loss,
 ) -> Tensor:
     """The same over a part of the vocabulary: all target words of the batch, exactly, and `candidates` of the others.
 
@@ -92,7 +119,7 @@ def sampled_cross_entropy(
     bias = torch.zeros(len(words), device=weight.device)
     bias[len(present) :] = torch.tensor(len(absent) / max(1, len(drawn))).log()
     place = torch.where(targets == IGNORED, IGNORED, torch.searchsorted(present, targets.clamp(min=0)))
-    return ChunkedCrossEntropy.apply(hidden, weight[words], place, bias, chunk)
+    return ChunkedCrossEntropy.apply(hidden, weight[words], place, bias, chunk, make)
 
 
 class Language(L.LightningModule):
@@ -116,12 +143,18 @@ class Language(L.LightningModule):
         if chunk < 1 or (candidates is not None and candidates < 1):
             raise InputError(f"chunk={chunk} and candidates={candidates} must be at least 1")
         self.gpt, self.optimizer, self.candidates, self.chunk, self.seed = gpt, optimizer, candidates, chunk, seed
+        self.chunk_loss = chunk_loss
         self.validation_loss = MeanMetric(nan_strategy="disable")
         self.progress = progress or (lambda: self.trainer.global_step / max(1, self.trainer.max_steps))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Hidden states (B, T, C)."""
         return self.gpt(ids)
+
+    def compile_parts(self) -> None:
+        """torch.compile, for the GPT and for what the loss does between its matrix products."""
+        self.gpt.compile()
+        self.chunk_loss = torch.compile(chunk_loss)
 
     def batch_seed(self) -> int:
         """For what is drawn in a batch: of the seed and the number of the batch alone, so that it survives a resume."""
@@ -134,17 +167,19 @@ class Language(L.LightningModule):
         hidden, targets = self(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()
         weight = self.gpt.token_embedding.weight
         if self.candidates is None:
-            loss = chunked_cross_entropy(hidden, weight, targets, self.chunk)
+            loss = chunked_cross_entropy(hidden, weight, targets, self.chunk, self.chunk_loss)
         else:
             drawn_by = torch.Generator().manual_seed(self.batch_seed())
-            loss = sampled_cross_entropy(hidden, weight, targets, self.candidates, drawn_by, self.chunk)
+            loss = sampled_cross_entropy(
+                hidden, weight, targets, self.candidates, drawn_by, self.chunk, self.chunk_loss
+            )
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
     def validation_step(self, batch: Tensor, batch_index: int) -> None:
         targets = batch[:, 1:].flatten()
         hidden, weight = self(batch[:, :-1]).flatten(0, 1), self.gpt.token_embedding.weight
-        loss = chunked_cross_entropy(hidden, weight, targets, self.chunk)
+        loss = chunked_cross_entropy(hidden, weight, targets, self.chunk, self.chunk_loss)
         self.validation_loss.update(loss.expand(len(targets)))  # torchmetrics 1.9 forgets weights that let NaN through
 
     def on_validation_epoch_end(self) -> None:

@@ -33,7 +33,8 @@ def _now(device: torch.device) -> float:
 
 
 class Throughput(L.Callback):
-    """Logs the rates every log_every_n_steps, keeps `curve`, and stops training once `budget_seconds` are over."""
+    """Logs the rates every log_every_n_steps, keeps `curve`, and stops training once `budget_seconds` are over, which
+    begin when the first batch is done."""
 
     def __init__(self, budget_seconds: float | None) -> None:
         self.budget_seconds = budget_seconds
@@ -60,6 +61,10 @@ class Throughput(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Tensor, batch_index: int
     ) -> None:
         assert isinstance(module, Language)
+        if (
+            not self.tokens
+        ):  # the first batch compiles what is to be: a schedule by the clock would jump over its warm-up
+            self._started = _now(module.device)
         if not self.flops_per_batch:
             self.flops_per_batch = flops_of(module, batch)
         self.tokens += batch[:, 1:].numel()
