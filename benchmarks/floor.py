@@ -43,7 +43,7 @@ def work(cfg: "DictConfig") -> Work:
 
     from src import build
 
-    data = build.data(cfg)
+    cfg, data = cfg.copy(), build.data(cfg)
     cfg.gpt.weights = "random"
     with torch.device("meta"):  # shapes without numbers
         model = build.model(cfg, data.labels)

@@ -1,9 +1,7 @@
-"""python -m benchmarks.machine precision=32-true,bf16-mixed [size=2048] [device=cpu]
+"""python -m benchmarks.machine precision=32-true,bf16-mixed [size=2048]
 
-device=auto takes the GPU, where there is one, for the peak.
-
-What a measurement ran on, as JSON: processor or GPU, threads, versions, load, and for each precision the peak, the
-operations a second of a large matrix product. The peak is the best of what PyTorch offers for one: `a @ a`
+What a measurement ran on, as JSON: processor, threads, versions, load, and for each precision the peak, the operations
+a second of a large matrix product. The peak is the best of what PyTorch offers for one: `a @ a`
 (src.finetune.throughput), a linear layer, and oneDNN's own linear layer, which on some processors is far faster.
 """
 
@@ -33,7 +31,6 @@ class Options:
 
     precision: str
     size: str = "2048"
-    device: str = "cpu"
 
 
 def facts(gpu: bool = False) -> dict[str, Any]:
@@ -105,13 +102,8 @@ def main() -> None:
     given = options(Options, sys.argv[1:], __doc__ or "")
     if unknown := set(given.precision.split(",")) - PRECISIONS:
         raise InputError(f"precision={unknown.pop()} is unknown: use {', '.join(sorted(PRECISIONS))}")
-    if given.device not in ("cpu", "auto"):
-        raise InputError(f"device={given.device} is unknown: use cpu or auto")
-    import torch
-
-    gpu, size = given.device == "auto" and torch.cuda.is_available(), whole("size", given.size, 1)
-    peaks = {precision: peak(precision, size, gpu) for precision in given.precision.split(",")}
-    print(json.dumps(facts(gpu) | {"peak_flops_per_second": peaks}))
+    peaks = {precision: peak(precision, whole("size", given.size, 1)) for precision in given.precision.split(",")}
+    print(json.dumps(facts() | {"peak_flops_per_second": peaks}))
 
 
 if __name__ == "__main__":

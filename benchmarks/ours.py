@@ -21,6 +21,4 @@ def run(settings: list[str], folder: Path, cache: Path) -> dict[str, Any]:
         "trainable_parameters": result["task"]["trainable_parameters"],
         **{name: seconds for name, seconds in result["cost"].items() if name.endswith("_seconds")},
         "features_reused": result["cost"]["features_reused"],
-        "train_tokens": result["cost"]["train_tokens"],
-        "allocated_bytes": result["cost"]["peak_memory_bytes"],
     }

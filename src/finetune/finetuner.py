@@ -218,7 +218,8 @@ class FineTuner(L.LightningModule):
         """Of each parameter that does not move: another GPT has others, while random weights of one seed and weights
         that were rounded to bf16 keep theirs, on whatever processor."""
         frozen = [p for name, p in self.named_parameters() if name not in self.trained]
-        norms = [torch.linalg.vector_norm(p.detach(), dtype=torch.float64).item() for p in frozen]
+        rows = [torch.linalg.vector_norm(p.detach(), dim=-1) for p in frozen]  # of few numbers each: exact enough
+        norms = [torch.linalg.vector_norm(row, dtype=torch.float64).item() for row in rows]
         return torch.tensor(norms, dtype=torch.float64)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
