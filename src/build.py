@@ -25,7 +25,7 @@ from src.data.prompt import Prompt, Task, make_task, parse
 from src.data.tokens import END_OF_TEXT, decode
 from src.errors import InputError
 from src.finetune import allocator
-from src.finetune.checkpoint import LastCheckpoint, Patience
+from src.finetune.checkpoint import LastCheckpoint, Patience, WholeFiles
 from src.finetune.classify import Classifier
 from src.finetune.features import KINDS, Cache
 from src.finetune.finetuner import FineTuner
@@ -239,7 +239,7 @@ def trainer(cfg: DictConfig, callbacks: list[Callback] | None = None, **given: A
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # a run that goes on
     warnings.filterwarnings("ignore", ".*(treespec, LeafSpec).*")  # Lightning's own, with torch 2.13
     given |= {"callbacks": [*(callbacks or []), *progress.shown()], "enable_model_summary": False}
-    given |= {"enable_progress_bar": sys.stderr.isatty()}
+    given |= {"enable_progress_bar": sys.stderr.isatty(), "plugins": [WholeFiles()]}
     try:
         made = construct(L.Trainer, "trainer", results.plain(cfg.trainer), **given)
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:

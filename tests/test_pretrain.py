@@ -34,7 +34,14 @@ from src.data.pack import Document, Windows, documents, in_order, pack
 from src.data.tokens import END_OF_TEXT, encode
 from src.errors import InputError
 from src.finetune import throughput
-from src.finetune.language import IGNORED, Language, chunked_cross_entropy, loss_of, sampled_cross_entropy
+from src.finetune.language import (
+    IGNORED,
+    Language,
+    chunk_loss,
+    chunked_cross_entropy,
+    loss_of,
+    sampled_cross_entropy,
+)
 from src.finetune.optimize import Optimizer
 from src.finetune.throughput import Throughput, flops_of
 from src.gpt import weights
@@ -351,6 +358,16 @@ def test_the_chunked_loss_is_cross_entropy_in_value_and_gradients(chunk: int, ig
         torch.testing.assert_close(chunked_cross_entropy(*given, chunk), plain(given))
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_chunked_loss_survives_compilation(bf16: bool) -> None:
+    given, compiled = case(ignored=True), torch.compile(chunk_loss, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        found = value_and_gradients(lambda c: chunked_cross_entropy(*c, 5, compiled), given)
+        expected = value_and_gradients(lambda c: chunked_cross_entropy(*c, 5), given)
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y)
+
+
 def test_the_chunked_loss_of_frozen_weights_has_the_gradient_of_what_is_read() -> None:
     given = case()
     frozen = given._replace(weight=given.weight.detach())
@@ -665,9 +682,10 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_cut_off_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save, saved = torch.save, []
 
-    def killed(checkpoint: Any, file: Any) -> None:
+    def killed(checkpoint: Any, file: Path) -> None:
         saved.append(checkpoint["global_step"])
         if len(saved) == 2:
+            file.write_bytes(b"half")
             raise KilledError
         save(checkpoint, file)
 
@@ -675,6 +693,7 @@ def test_a_checkpoint_that_is_cut_off_leaves_the_one_before(tmp_path: Path, monk
     with pytest.raises(KilledError):
         fit(tmp_path, "validate_every=100")
     assert saved == [3, 6]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
 
 

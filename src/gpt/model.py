@@ -140,17 +140,19 @@ class GPT(nn.Module):
     """GPT-2 without an output layer of its own: `logits` uses the token embedding, a task brings its own head.
 
     Weights start as GPT-2's did: normal with std 0.02, the projections into the residual stream scaled by
-    1/sqrt(2 n_layer), biases zero. Given `seed`, they depend on nothing else.
+    1/sqrt(2 n_layer), biases zero. Given `seed`, they depend on nothing else. With blank=True this is left out: all of
+    them are to be read from a file.
     """
 
-    def __init__(self, config: GPTConfig, seed: int | None = None) -> None:
+    def __init__(self, config: GPTConfig, seed: int | None = None, blank: bool = False) -> None:
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.context_length, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = nn.LayerNorm(config.n_embd)
-        self._initialise(torch.Generator().manual_seed(seed) if seed is not None else None)
+        if not blank:
+            self._initialise(torch.Generator().manual_seed(seed) if seed is not None else None)
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator | None) -> None:

@@ -38,7 +38,7 @@ def build(name: str, weights: str, config: GPTConfig, seed: int) -> GPT:
     if weights == "random":
         return GPT(config, seed=seed)
     path = pretrained_file(name) if weights == "pretrained" else Path(weights)
-    gpt = GPT(config, seed=seed)
+    gpt = GPT(config, blank=True)
     read(gpt, path)
     return gpt
 
