@@ -550,7 +550,7 @@ def test_each_row_of_the_book_table_has_the_published_settings(real_data: Path) 
     [
         ("mini_table", 84, {"gpt.name": {"mini"}, "data.name": {"bundled", "sms_spam"}}),
         ("unfreezing", 24, {"gpt.name": {"mini"}, "data.split": {"deduplicated"}, "gpt.n_layer": {6}}),
-        ("precision", 18, {"trainer.precision": {"32-true", "bf16-mixed", "bf16-true"}}),
+        ("precision", 24, {"trainer.precision": {"32-true", "bf16-mixed", "bf16-true", "16-mixed"}}),
         ("leakage", 12, {"data.name": {"sms_spam"}, "data.split": {"book", "deduplicated"}, "data.balance": {True}}),
         ("token_position", 48, {"task.position": {"first", "last", "last_real", "mean"}, "gpt.causal": {True, False}}),
     ],
