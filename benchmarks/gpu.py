@@ -18,12 +18,17 @@ from typing import Any
 
 from benchmarks import machine, record
 from benchmarks.floor import work
-from benchmarks.setting import EXPERIMENTS, Setting, config, yes
+from benchmarks.setting import Setting, config, yes
 from src.command import began, one_sentence, options, whole
 from src.errors import InputError
 
-XL = ("8", "9", "12")
-EPOCHS = {"9": 1}  # at most
+ROWS = {  # of the published table -> experiment, size of the GPT, epochs at most
+    "1": ("last_block", "small", sys.maxsize),
+    "5": ("all_layers", "small", sys.maxsize),
+    "8": ("xl", "xl", sys.maxsize),
+    "9": ("xl_all_layers", "xl", 1),
+    "12": ("xl_lora", "xl", sys.maxsize),
+}
 NOTES = """\
 - Wall seconds are those of the whole job without imports: set-up (with the making of random weights on the CPU, and
   their hash), features, training, evaluation (of validation after every epoch, of every split at the end) and
@@ -51,10 +56,10 @@ def job(row: str, given: Options, folder: Path, peak: float) -> dict[str, Any]:
     """The run of a row, and what follows from it."""
     from src.train import train
 
-    tiny, gpt = yes("tiny", given.tiny), "xl" if row in XL else "small"
-    epochs = 1 if tiny else min(whole("epochs", given.epochs, 1), EPOCHS.get(row, sys.maxsize))
+    tiny, (experiment, gpt, most) = yes("tiny", given.tiny), ROWS[row]
+    epochs = 1 if tiny else min(whole("epochs", given.epochs, 1), most)
     setting = Setting(gpt, "random", given.spam, given.precision, epochs, tiny, "auto")
-    cfg = config([*setting.ours(EXPERIMENTS[row]), f"runs={folder}", "cache=memory"])
+    cfg = config([*setting.ours(experiment), f"runs={folder}", "cache=memory"])
     floor = work(cfg)
     started = perf_counter()
     result = train(cfg).result
@@ -85,8 +90,10 @@ def main() -> None:
     import torch
 
     tiny = yes("tiny", given.tiny)
-    if unknown := sorted(set(given.rows.split(",")) - set(EXPERIMENTS)):
-        raise InputError(f"rows={unknown[0]} is unknown: use {', '.join(EXPERIMENTS)}")
+    if unknown := sorted(set(given.rows.split(",")) - set(ROWS)):
+        raise InputError(f"rows={unknown[0]} is unknown: use {', '.join(ROWS)}")
+    if given.precision not in machine.PRECISIONS:
+        raise InputError(f"precision={given.precision} is unknown: use {', '.join(sorted(machine.PRECISIONS))}")
     gpu = torch.cuda.is_available()
     peak = machine.peak(given.precision, 512 if tiny else 8192, gpu)
     facts = machine.facts(gpu) | {"peak_flops_per_second": {given.precision: peak}}

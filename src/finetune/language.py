@@ -18,15 +18,18 @@ from src.finetune.optimize import Optimizer, clip
 from src.gpt.model import GPT
 
 IGNORED = -100  # a target that the loss leaves out, torch's own number for it
+ChunkLoss = Callable[[Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Tensor | None]]  # chunk_loss, or compiled
 
 
 def chunk_loss(logits: Tensor, targets: Tensor, bias: Tensor | None, gradient: bool) -> tuple[Tensor, Tensor | None]:
     """Summed cross-entropy of a chunk's logits (N, V) plus bias (V), and its gradient by them where it is asked for.
 
-    Everything between the matrix products: what torch.compile makes one pass of.
+    Everything between the matrix products: what torch.compile makes one pass of. Logits in fp32 are overwritten.
     """
     low, kept = logits.dtype, targets != IGNORED
-    logits = logits.float() if bias is None else logits.float() + bias
+    logits = logits.float()
+    if bias is not None:
+        logits += bias
     target = targets.clamp(min=0)[:, None]
     log_sum = logits.logsumexp(-1, keepdim=True)
     log_share = logits.gather(1, target) - log_sum
@@ -48,7 +51,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         bias: Tensor | None,
         chunk: int,
-        make: Callable[..., tuple[Tensor, Tensor | None]],
+        make: ChunkLoss,
     ) -> Tensor:
         low = _matmul_dtype(hidden)
         h, w = hidden.to(low), weight.to(low)
@@ -60,9 +63,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 part = slice(start, start + chunk)
                 loss, error = make(h[part] @ w.T, targets[part], bias, grad_h is not None or grad_w is not None)
                 total += loss
-                if error is not None and grad_h is not None:
+                if error is None:
+                    continue
+                if grad_h is not None:
                     grad_h[part] = error @ w
-                if error is not None and grad_w is not None:
+                if grad_w is not None:
                     grad_w += error.T @ h[part]
         count = (targets != IGNORED).sum().clamp(min=1)
         ctx.save_for_backward(grad_h, grad_w, count)
@@ -88,7 +93,7 @@ def chunked_cross_entropy(
     weight: Tensor,
     targets: Tensor,
     chunk: int = 2048,
-    make: Callable[..., tuple[Tensor, Tensor | None]] = chunk_loss,
+    make: ChunkLoss = chunk_loss,
 ) -> Tensor:
     """Mean cross-entropy of `hidden` (N, C) @ `weight` (V, C)^T against targets (N,), -100 left out; at no time are
     there more than (chunk, V) logits. make: chunk_loss, or what torch.compile made of it."""
@@ -104,7 +109,7 @@ def sampled_cross_entropy(
     candidates: int,
     generator: torch.Generator,
     chunk: int = 2048,
-    make: Callable[..., tuple[Tensor, Tensor | None]] = chunk_loss,
+    make: ChunkLoss = chunk_loss,
 ) -> Tensor:
     """The same over a part of the vocabulary: all target words of the batch, exactly, and `candidates` of the others.
 

@@ -61,9 +61,7 @@ class Throughput(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Tensor, batch_index: int
     ) -> None:
         assert isinstance(module, Language)
-        if (
-            not self.tokens
-        ):  # the first batch compiles what is to be: a schedule by the clock would jump over its warm-up
+        if not self.tokens:  # it may have compiled: a schedule by the clock would jump over its warm-up
             self._started = _now(module.device)
         if not self.flops_per_batch:
             self.flops_per_batch = flops_of(module, batch)
