@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from src import build, results
-from src.data.batch import TOKENS, Messages, ShuffledBatches, reading_batches
+from src.data.batch import PADDING, TOKENS, Messages, ShuffledBatches, reading_batches
 from src.data.datamodule import evaluation_loader, loader
 from src.data.prompt import make_task, parse
 from src.data.tokens import END_OF_TEXT, decode
@@ -884,8 +884,11 @@ def test_every_row_is_read_once(padding: str, some: bool) -> None:
             if padding == "none":
                 assert all(len(set(n)) == 1 for n in lengths)
                 assert len({n[0] for n in lengths}) == len(batches)
-            else:  # none could have held one more
-                assert all((len(a) + 1) * b[0] > max(TOKENS, 8 * b[0]) for a, b in pairwise(lengths))
+            else:  # none could have held one more, or it would have been padding for the most part
+                for batch, following in pairwise(lengths):
+                    full = (len(batch) + 1) * following[0] > max(TOKENS, 8 * following[0])
+                    assert full or (len(batch) >= 8 and following[0] > PADDING * batch[0])
+                assert all(max(n) <= PADDING * min(n) or len(n) * max(n) < TOKENS / 2 for n in lengths[1:])
                 assert len(batches) <= len(rows) / 8
 
 

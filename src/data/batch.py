@@ -105,6 +105,7 @@ class ShuffledBatches:
 # 1024, since what a block makes of so many leaves its caches (GPT-2 small and mini in fp32, AMD Zen 3), and as much
 # with 1024 as with 2048 in bf16, since weights are converted for every batch (Intel with AMX, where fp32 is equal)
 TOKENS = 8192 if torch.cuda.is_available() else 2048
+PADDING = 1.2  # a message is no longer than that many times the shortest beside it, in a batch of a quarter of TOKENS
 
 
 def reading_batches(messages: Messages, batch_size: int, rows: Sequence[int] | None = None) -> list[list[int]]:
@@ -118,8 +119,12 @@ def reading_batches(messages: Messages, batch_size: int, rows: Sequence[int] | N
         return cut(rows, batch_size)
     batches: list[list[int]] = []
     for row in rows:
-        full = not batches or (len(batches[-1]) + 1) * lengths[row] > max(TOKENS, batch_size * lengths[row])
-        if full or (messages.padding == "none" and lengths[row] != lengths[batches[-1][0]]):
+        batch, width = batches[-1] if batches else [], lengths[row]
+        full = (len(batch) + 1) * width > max(TOKENS, batch_size * width)
+        shortest = lengths[batch[0]] if batch else width
+        large = len(batch) >= max(batch_size, TOKENS / 4 / width)
+        uneven = width > shortest if messages.padding == "none" else large and width > PADDING * shortest
+        if not batch or full or uneven:
             batches.append([])
         batches[-1].append(row)
     return batches

@@ -155,10 +155,13 @@ class FineTuner(L.LightningModule):
         return self
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
-        torch.manual_seed(self.seed + 1_000_003 * self.current_epoch + batch_index)  # dropout survives a resume
+        if self.gpt.config.dropout:
+            torch.manual_seed(self.seed + 1_000_003 * self.current_epoch + batch_index)  # it survives a resume
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         loss = self._shared_step(batch, "train")
+        if self.trainer.is_last_batch:
+            self._log_means("train")
         self.nonfinite_loss |= ~loss.detach().isfinite()  # looked at where a sync costs nothing: see _stop_if_nonfinite
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._stop_if_nonfinite()
@@ -174,10 +177,16 @@ class FineTuner(L.LightningModule):
             mean = self.means[f"{phase}_{name}"]
             assert isinstance(mean, MeanMetric)
             mean.update(values)
-            self.log(f"{phase}/{name}", mean, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
+    def _log_means(self, phase: str) -> None:
+        for name in ("accuracy", "loss"):
+            mean = self.means[f"{phase}_{name}"]
+            assert isinstance(mean, MeanMetric)
+            self.log(f"{phase}/{name}", mean, on_step=False, on_epoch=True, prog_bar=True)
+
     def on_validation_epoch_end(self) -> None:
+        self._log_means("validation")
         self._stop_if_nonfinite()  # before a checkpoint of this epoch is written
 
     def _stop_if_nonfinite(self) -> None:
