@@ -105,7 +105,9 @@ class ShuffledBatches:
 # 1024, since what a block makes of so many leaves its caches (GPT-2 small and mini in fp32, AMD Zen 3), and as much
 # with 1024 as with 2048 in bf16, since weights are converted for every batch (Intel with AMX, where fp32 is equal)
 TOKENS = 8192 if torch.cuda.is_available() else 2048
-PADDING = 1.2  # a message is no longer than that many times the shortest beside it, in a batch of a quarter of TOKENS
+# where a batch has a quarter of these, how many times as long as its shortest message the next may be: for the UCI
+# messages 7% padding in place of 13%, 8% less time in fp32 and none in bf16 (GPT-2 small, Intel with AMX)
+PADDING = 1.2
 
 
 def reading_batches(messages: Messages, batch_size: int, rows: Sequence[int] | None = None) -> list[list[int]]:
