@@ -2,7 +2,8 @@
 
 The operations that a job cannot do without, as JSON, when each piece of work is done once:
 
-    features   embeddings and frozen blocks, forward, once for every message of every split
+    features   embeddings and frozen blocks, forward, once for every message of every split; of those in a split that
+               begin alike, no linear layer twice
     train      the live blocks and the head, forward and backward, for every training message in every epoch
     evaluate   the same, forward: validation after every epoch, and at the end every split
 
@@ -15,6 +16,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.setting import config
@@ -42,6 +44,7 @@ def work(cfg: "DictConfig") -> Work:
     import torch
 
     from src import build
+    from src.data.tokens import END_OF_TEXT
 
     cfg, data = cfg.copy(), build.data(cfg)
     cfg.gpt.weights = "random"
@@ -49,19 +52,28 @@ def work(cfg: "DictConfig") -> Work:
         model = build.model(cfg, data.labels)
     assert model.head is not None
     gpt, head, k = model.gpt, model.head, model.first_live
-    whole = cfg.task.position in ("last", "mean")  # reads padding
-    lengths = {
-        part: Counter((whole and data.width) or len(row) for row in messages.ids)
+    width = data.width if cfg.task.position in ("last", "mean") else None  # where padding is read
+    read = {
+        part: [ids + [END_OF_TEXT] * ((width or 0) - len(ids)) for ids in messages.ids]
         for part, messages in data.splits.items()
     }
+    lengths = {part: Counter(map(len, rows)) for part, rows in read.items()}
     epochs = cfg.trainer.max_epochs
     every = lengths["train"] + lengths["validation"] + lengths["test"]
     evaluated = every + Counter({T: n * epochs for T, n in lengths["validation"].items()})
+    spared = sum(map(repeated, read.values())) if gpt.config.causal else 0
     return Work(
-        features=total(every, lambda length: prefix(gpt, k, length)),
+        features=total(every, lambda length: prefix(gpt, k, length)) - spared * prefix(gpt, k, 1),
         train=epochs * total(lengths["train"], lambda length: suffix(gpt, head, k, length, backward=True)),
         evaluate=total(evaluated, lambda length: suffix(gpt, head, k, length, backward=False)),
     )
+
+
+def repeated(messages: list[list[int]]) -> int:
+    """How many tokens stand behind the same ones as in another message."""
+    from src.data.batch import alike
+
+    return sum(alike(a, b) for a, b in pairwise(sorted(messages)))
 
 
 def total(lengths: "Counter[int]", operations: Callable[[int], int]) -> int:

@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from src import build, results
-from src.data.batch import PADDING, TOKENS, Messages, ShuffledBatches, reading_batches
+from src.data.batch import PADDING, TOKENS, Messages, ShuffledBatches, packed_batches, reading_batches
 from src.data.datamodule import evaluation_loader, loader
 from src.data.prompt import make_task, parse
 from src.data.tokens import END_OF_TEXT, decode
@@ -96,11 +96,13 @@ def instruct(strategy: str = "last_block", **given: Any) -> Instruct:
 
 
 def split(padding: str = "fixed", n_classes: int = 2) -> dict[str, Messages]:
-    """Random messages of 2 to 11 tokens in three parts; five classes are those of `instruct`, each in its prompt."""
+    """Random messages of 2 to 11 tokens in three parts, two of them equal and two that begin alike; five classes are
+    those of `instruct`, each in its prompt."""
     rng = np.random.default_rng(0)
 
     def part(name: str, n: int) -> Messages:
         ids = [rng.integers(50256, size=rng.integers(2, 12)).tolist() for _ in range(n)]
+        ids[1], ids[3] = ids[0][:], ids[2][: len(ids[2]) // 2] + ids[3][:5]
         labels = rng.integers(n_classes, size=n).tolist()
         if n_classes == 5:
             prompts = [(MAIL if label < 2 else WORDY).prompt for label in labels]
@@ -267,6 +269,84 @@ def test_where_no_block_is_frozen_nothing_is_prepared(
     assert tuner.features == {}
     assert cache.facts() == {"features_seconds": 0, "features_reused": [], "features_flops": 0}
     assert not (tmp_path / "features").exists()
+
+
+# what begins alike is computed once
+
+
+def distinct(messages: Messages) -> int:
+    """How many tokens differ in themselves or in one before."""
+    padded = [ids + [END_OF_TEXT] * ((messages.width or 0) - len(ids)) for ids in messages.ids]
+    return len({tuple(ids[: n + 1]) for ids in padded for n in range(len(ids))})
+
+
+@pytest.mark.parametrize("strategy", ["last_layer", "last_block"])
+@pytest.mark.parametrize("kind", ["fixed", "batch", "free", "none", "instruct"])
+def test_a_token_behind_the_same_ones_is_computed_once(kind: str, strategy: str, tmp_path: Path) -> None:
+    if kind == "instruct":
+        tuner, parts = instruct(strategy), split("free", 5)
+    else:
+        position = "last_real" if kind in ("free", "none") else "last"
+        tuner, parts = classifier("last_block" if kind == "batch" else strategy, position), split(kind)
+    rows = list[int]()
+    layer = tuner.gpt.blocks[0].mlp.up
+    layer.register_forward_hook(lambda _, x, __: rows.append(x[0].flatten(0, -2).shape[0]))
+    for part, messages in parts.items():
+        rows.clear()
+        cache_in(tmp_path, "memory").prepare(tuner, {part: messages}, quiet_trainer())
+        if kind == "batch":  # as wide as the longest, and not only as the longest beside it
+            messages = Messages(messages.ids, messages.labels, max(map(len, messages.ids)))
+        answers = tuner.extra * len(messages)
+        assert sum(rows) == distinct(messages) + answers or (kind == "none" and sum(rows) >= distinct(messages))
+        assert sum(rows) < sum(messages.width or len(ids) for ids in messages.ids) + answers
+
+
+def test_operations_are_counted_as_if_nothing_began_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Flops, "of", COUNTED)
+    ids, other = IDS[:4], [[row, *ids[1:]] for row, ids in enumerate(IDS[:4])]
+    flops = []
+    for messages in (ids, [ids[0]] * 4, other):
+        parts = {"train": changed(ids=messages, labels=[0] * 4)}
+        cache = cache_in(tmp_path, "memory")
+        cache.prepare(tuner := classifier(), parts, quiet_trainer())
+        flops.append(cache.flops["train"])
+    with torch.device("meta"):
+        expected = 4 * count_flops(Prefix(tuner), torch.zeros(1, 12, dtype=torch.long))
+    assert flops == [expected] * 3
+
+
+class Prefix(torch.nn.Module):
+    def __init__(self, tuner: FineTuner) -> None:
+        super().__init__()
+        self.gpt, self.k = tuner.gpt, tuner.first_live
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.gpt.prefix(ids, self.k)
+
+
+@pytest.mark.parametrize("padding", ["fixed", "free", "none"])
+def test_packed_batches_are_full_of_distinct_tokens(padding: str) -> None:
+    rng = np.random.default_rng(1)
+    starts = [rng.integers(9, size=20).tolist() for _ in range(10)]
+    ids = [starts[rng.integers(10)][: rng.integers(1, 20)] + rng.integers(9, size=n % 60).tolist() for n in range(600)]
+    ids[7] = [1] * (2 * TOKENS)
+    if padding == "fixed":
+        ids = [row[:80] for row in ids]
+    messages = Messages(ids, [0] * 600, 80 if padding == "fixed" else None, padding)
+    batches = packed_batches(messages, 3)
+    assert sorted(row for batch in batches for row in batch) == list(range(600))
+    rectangles = 0
+    for rows in batches:
+        batch = Messages([ids[row] for row in rows], [0] * len(rows), messages.width)
+        wide = messages.width or max(map(len, batch.ids))
+        rectangles += len(rows) * wide
+        assert len(rows) == 1 or distinct(batch) + 3 * len(rows) <= TOKENS
+        assert len(rows) == 1 or len(rows) * wide <= 4 * TOKENS
+        assert padding != "none" or len(set(map(len, batch.ids))) == 1
+        assert batch.ids == sorted(batch.ids)
+    assert rectangles <= 1.25 * sum(messages.width or len(row) for row in ids)
+    if padding != "none":
+        assert len(batches) <= (distinct(messages) + 3 * 600) / (0.9 * TOKENS) + 1
 
 
 # what of a message depends on those beside it

@@ -25,6 +25,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 from src.errors import InputError
 from src.finetune.classify import Classifier
 from src.gpt import weights
+from src.gpt.beginnings import Beginnings
 from src.gpt.lora import LoRA, LoRALinear, inject, merge
 from src.gpt.model import GPT, Attention, Block, GPTConfig, attend
 from src.gpt.pinned import Published
@@ -736,3 +737,79 @@ def test_the_suffix_at_some_places_is_the_suffix_there_with_the_same_gradients(k
     assert some.keys() == all_.keys()
     for name, gradient in some.items():
         assert torch.allclose(gradient, all_[name], atol=1e-5 * max(1.0, all_[name].abs().max().item())), name
+
+
+# what begins alike
+
+# beginnings of one, two and all tokens in common, one message twice, one that ends where another goes on
+ALIKE = [[1], [1, 2, 3], [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 9, 4, 5], [7, 7, 7, 7, 7, 7], [7, 7, 8]]
+PADDING = 7  # also a token of some messages
+
+
+def padded(messages: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """ids (B, T) and length (B,)."""
+    width = max(map(len, messages))
+    rows = [message + [PADDING] * (width - len(message)) for message in messages]
+    return torch.tensor(rows), torch.tensor([len(message) for message in messages])
+
+
+def distinct(messages: list[list[int]]) -> int:
+    """How many tokens differ in themselves or in one before."""
+    return len({tuple(message[: n + 1]) for message in messages for n in range(len(message))})
+
+
+def read_once(gpt: GPT, messages: list[list[int]], k: int) -> tuple[int, float]:
+    """How many rows the linear layers of a block are given, and how far its results are from those of `prefix`."""
+    rows: list[int] = []
+    layers = [layer for layer in gpt.blocks[0].modules() if isinstance(layer, nn.Linear)]
+    hooks = [
+        layer.register_forward_hook(lambda _, x, __: rows.append(x[0].flatten(0, -2).shape[0])) for layer in layers
+    ]
+    ids, length = padded(messages)
+    with torch.no_grad():
+        found = gpt.prefix(ids, k, Beginnings.of(ids, length, gpt.config.causal))
+        for hook in hooks:
+            hook.remove()
+        expected = gpt.prefix(ids, k)
+    real = torch.arange(ids.shape[1]) < length[:, None]
+    assert found.shape == expected.shape
+    assert len(set(rows)) == (k > 0)
+    return max(rows, default=0), (found - expected)[real].abs().max().item()
+
+
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_what_begins_alike_is_computed_once(k: int) -> None:
+    rows, apart = read_once(scattered(), ALIKE, k)
+    assert rows == (distinct(ALIKE) if k else 0) == (15 if k else 0)
+    assert apart < 1e-5
+
+
+def test_any_messages_are_read_once() -> None:
+    """Sorted, each distinct token is computed once; in any order the result is right."""
+    gpt, generator = scattered(), torch.Generator().manual_seed(0)
+    for n in range(1, 30):
+        lengths = torch.randint(1, 9, (n,), generator=generator).tolist()
+        messages = [torch.randint(3, (length,), generator=generator).tolist() for length in lengths]
+        rows, apart = read_once(gpt, messages, 2)
+        assert distinct(messages) <= rows <= sum(lengths)
+        assert apart < 1e-5
+        rows, apart = read_once(gpt, sorted(messages), 2)
+        assert rows == distinct(messages)
+        assert apart < 1e-5
+
+
+def test_without_a_causal_mask_only_equal_messages_share() -> None:
+    gpt = scattered(dataclasses.replace(CONFIG, causal=False))
+    rows, apart = read_once(gpt, [[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 5], [1, 2, 3, 5], [6, 2, 3, 5]], 2)
+    assert rows == 12
+    assert apart < 1e-5
+
+
+def test_autocast_leaves_what_is_computed_at_few_places_in_full_precision() -> None:
+    gpt, index = scattered(), torch.tensor([[3], [0]])
+    x = torch.randn(2, 5, CONFIG.n_embd, generator=torch.Generator().manual_seed(0))
+    exact, everywhere = gpt.suffix_at(x, 2, index), gpt.suffix_at(x, 1, index)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gpt.suffix_at(x, 2, index), exact)
+        rounded = gpt.suffix_at(x, 1, index)  # a whole block lies before
+    assert 1e-3 < (rounded - everywhere).abs().max() < 0.3

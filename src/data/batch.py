@@ -1,6 +1,9 @@
 """Token ids -> padded batches. Lengths travel with the ids: <|endoftext|> is both a token and the padding."""
 
+import math
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from operator import eq
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,6 +133,37 @@ def reading_batches(messages: Messages, batch_size: int, rows: Sequence[int] | N
             batches.append([])
         batches[-1].append(row)
     return batches
+
+
+def packed_batches(messages: Messages, extra: int = 0) -> list[list[int]]:
+    """All of them once, in batches of about TOKENS tokens that differ in themselves or in one before (see
+    gpt/beginnings.py); `extra` more are counted a message. A batch holds messages of like length, as their attention is
+    padded to the longest, and those that begin alike follow each other."""
+
+    def group(ids: list[int]) -> int:
+        if messages.width is not None:
+            return 0
+        return len(ids) if messages.padding == "none" else int(math.log(len(ids), PADDING))
+
+    batches: list[list[int]] = []
+    before: list[int] = []
+    tokens = 0
+    for row in sorted(range(len(messages)), key=lambda row: (group(messages.ids[row]), messages.ids[row])):
+        ids = messages.ids[row]
+        padded = ids + [END_OF_TEXT] * ((messages.width or len(ids)) - len(ids))
+        new = len(padded) - alike(before, padded) + extra
+        fits = batches and tokens + new <= TOKENS and (len(batches[-1]) + 1) * len(padded) <= 4 * TOKENS
+        if not fits or (messages.padding == "none" and len(padded) > len(before)):
+            batches.append([])
+            tokens, new = 0, len(padded) + extra
+        batches[-1].append(row)
+        before, tokens = padded, tokens + new
+    return [sorted(batch, key=messages.ids.__getitem__) for batch in batches]
+
+
+def alike(a: list[int], b: list[int]) -> int:
+    """How many tokens two messages begin with alike."""
+    return sum(takewhile(bool, map(eq, a, b)))
 
 
 def cut(rows: list[int], size: int) -> list[list[int]]:

@@ -65,8 +65,8 @@ class Classifier(FineTuner):
         """Whether only the first token is read, which sees no other."""
         return self.position == "first" and self.gpt.config.causal
 
-    def below(self, ids: Tensor, length: Tensor) -> Tensor:
-        return super().below(ids[:, :1] if self.first_alone else ids, length)
+    def below(self, ids: Tensor, length: Tensor, extent: Tensor | None = None) -> Tensor:
+        return super().below(ids[:, :1] if self.first_alone else ids, length, extent)
 
     @property
     def reads_below(self) -> str:

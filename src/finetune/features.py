@@ -1,11 +1,13 @@
 """What the frozen blocks make of each message, computed once: ids -> FineTuner.frozen -> rows for every epoch.
 
-Blocks below the first trained one are a constant function of the ids while training, so that this is exact. Rows are
-kept in memory, or on disk (store.py) for every later run that needs the same.
+Blocks below the first trained one are a constant function of the ids while training, so that this is exact. What
+messages begin with alike is computed once for all of them. Rows are kept in memory, or on disk (store.py) for every
+later run that needs the same.
 """
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-from src.data.batch import Batch, Messages, reading_batches
+from src.data.batch import Batch, Messages, packed_batches
 from src.finetune.cost import Flops
 from src.finetune.store import Rows, Store
 
@@ -93,28 +94,29 @@ class Cache:
         whole, below.ragged = messages, messages.padding in ("free", "none")
         if messages.padding == "batch":  # under a causal mask a row as wide as the longest holds all narrower ones
             whole = Messages(messages.ids, messages.labels, max(map(len, messages.ids)), part=part)
-        batches = [whole[rows] for rows in reading_batches(whole, 1)]
+        batches = [whole[rows] for rows in packed_batches(whole, below.tuner.extra)]
         key = key_of(below.tuner, batches, trainer, below.ragged)
         found = self.store.open(key) if self.kind == "disk" else None
         if found:
             self.reused.append(part)
             rows, facts = found
         else:
-            rows, facts = self._build(below, batches, trainer, key)
+            facts = {"flops": below.operations(whole)}
+            rows = self._build(below, batches, trainer, key, facts)
         self.flops[part] = facts["flops"]
         return Features(rows, sliced=messages.padding == "batch")
 
-    def _build(self, below: "Below", batches: list[Batch], trainer: L.Trainer, key: str) -> tuple[Rows, dict[str, Any]]:
+    def _build(self, below: "Below", batches: list[Batch], trainer: L.Trainer, key: str, facts: dict[str, Any]) -> Rows:
         if self.kind == "disk":
             try:
                 entry = self.store.new(key)
                 try:
                     below.run(trainer, batches, entry.add)
-                    entry.finish({"flops": below.flops})
+                    entry.finish(facts)
                 finally:
                     entry.drop()
                 if found := self.store.open(key):
-                    return found
+                    return found[0]
             except OSError as error:
                 print(
                     f"the feature cache {self.store.folder} cannot be written ({error.strerror or error}): "
@@ -124,7 +126,7 @@ class Cache:
                 self.kind = "memory"
         rows: Rows = {}
         below.run(trainer, batches, lambda numbers, made: rows.update(zip(numbers, made, strict=True)))
-        return rows, {"flops": below.flops}
+        return rows
 
     def facts(self) -> dict[str, Any]:
         """What a result says of it."""
@@ -136,32 +138,38 @@ class Cache:
 
 
 class Below(L.LightningModule):
-    """What a FineTuner has below its first trained block, and the operations that it took. ragged: without padding."""
+    """What a FineTuner has below its first trained block. ragged: padding does not count."""
 
     def __init__(self, tuner: "FineTuner") -> None:
         super().__init__()
         self.tuner, self.ragged = tuner, False
-        self.flops, self.count = 0, Flops(self)
+        self.count = Flops(self)
         self.keep: Callable[[Sequence[int], Sequence[Tensor]], None]
 
     def forward(self, ids: Tensor, length: Tensor) -> Tensor:
         return self.tuner.below(ids, length)
 
+    def operations(self, messages: Messages) -> int:
+        """Those of every message, as if none began alike and all answers followed each other behind a prompt."""
+        widths = Counter(self.tuner.extra + (messages.width or len(ids)) for ids in messages.ids)
+        return sum(
+            self.count.of(torch.empty(n, T, dtype=torch.long), torch.ones(1, dtype=torch.long))
+            for T, n in widths.items()
+        )
+
     def run(
         self, trainer: L.Trainer, batches: list[Batch], keep: Callable[[Sequence[int], Sequence[Tensor]], None]
     ) -> None:
         """Hand the numbers and rows of each batch to `keep`."""
-        self.keep, self.flops = keep, 0
+        self.keep = keep
         loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
         trainer.predict(self, loader, return_predictions=False)
 
     def predict_step(self, batch: Batch, batch_index: int) -> list[int]:
-        x, extents = self.tuner.frozen(batch)
-        # as if all answers followed each other behind a prompt
-        self.flops += self.count.of(F.pad(batch.ids, (0, self.tuner.extra)), batch.length)
-        sizes = extents.tolist() if self.ragged else [x.shape[1]] * len(x)
+        extent = batch.length if self.ragged else torch.full_like(batch.length, batch.ids.shape[1])
+        x, extent = self.tuner.frozen(batch, extent)
         numbers: list[int] = batch.row.tolist()
-        self.keep(numbers, [row[:n].cpu().clone() for row, n in zip(x, sizes, strict=True)])
+        self.keep(numbers, [row[:n].cpu().clone() for row, n in zip(x, extent.tolist(), strict=True)])
         return numbers  # Lightning warns of nothing
 
 
@@ -205,7 +213,7 @@ def key_of(tuner: "FineTuner", batches: Sequence[Batch], trainer: L.Trainer, rag
 def _code() -> str:
     """sha256 of the source that makes features: what an older version made is never read back."""
     here = Path(__file__).parent
-    made_by = [here.parent / "gpt" / name for name in ("model.py", "generate.py")]
+    made_by = [here.parent / "gpt" / name for name in ("model.py", "beginnings.py", "generate.py")]
     made_by += [here / f"{name}.py" for name in ("features", "finetuner", "classify", "instruct", "position")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in made_by)).hexdigest()
 

@@ -14,6 +14,7 @@ from src.data.batch import Batch
 from src.errors import InputError
 from src.finetune import trainable as strategies
 from src.finetune.optimize import Optimizer, clip
+from src.gpt.beginnings import Beginnings
 from src.gpt.lora import LoRA, inject
 from src.gpt.model import GPT
 
@@ -72,10 +73,11 @@ class FineTuner(L.LightningModule):
         """What `forward` is given for a batch in training."""
         return batch.ids, batch.length
 
-    def frozen(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """All that `below` makes of a batch, (B, T, C), and how many rows (B,) of it are no padding."""
-        x = self.below(*self.inputs(batch))
-        return x, batch.length.clamp(max=x.shape[1])
+    def frozen(self, batch: Batch, extent: Tensor) -> tuple[Tensor, Tensor]:
+        """All that `below` makes of a batch, (B, T, C), and how many rows (B,) of it count, where of each message
+        `extent` (B,) tokens do."""
+        x = self.below(*self.inputs(batch), extent)
+        return x, extent.clamp(max=x.shape[1])
 
     def known(self, batch: Batch) -> Tensor | None:
         """What `above` takes of a batch, from its features: what `frozen` gave."""
@@ -85,11 +87,13 @@ class FineTuner(L.LightningModule):
         """Logits of ids (B, T), or of what `below` has made of them."""
         return self.above(self.below(ids, length) if features is None else features, length)
 
-    def below(self, ids: Tensor, length: Tensor) -> Tensor:
+    def below(self, ids: Tensor, length: Tensor, extent: Tensor | None = None) -> Tensor:
         """What lies below the first trained block: ids (B, T) -> (B, T, C), a constant unless that is block 0. Where no
-        block is trained, (B, Q, C): only what the output layer reads."""
+        block is trained, (B, Q, C): only what the output layer reads. Given the extent (B,) of each message, tokens
+        behind it are not computed, and those of messages that begin alike once."""
+        once = None if extent is None else Beginnings.of(ids, extent, self.gpt.config.causal)
         with self.arithmetic():
-            x = self.gpt.prefix(ids, self.before_read)
+            x = self.gpt.prefix(ids, self.before_read, once)
             return self.read(x, self.before_read, length) if self.only_head else x
 
     def arithmetic(self) -> AbstractContextManager[Any]:

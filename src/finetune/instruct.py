@@ -17,6 +17,7 @@ from src.data.prompt import Task
 from src.errors import InputError
 from src.finetune.finetuner import FineTuner
 from src.finetune.optimize import Optimizer
+from src.gpt.beginnings import Beginnings
 from src.gpt.generate import Blocks, Reader
 from src.gpt.lora import LoRA
 from src.gpt.model import GPT
@@ -101,15 +102,12 @@ class Instruct(FineTuner):
         places = batch.length[:, None] + torch.arange(answer.shape[1], device=answer.device)
         return longer.scatter(1, places, answer), batch.length
 
-    def frozen(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def frozen(self, batch: Batch, extent: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of each prompt, or its last one where only the output layer is trained, and behind them the rows of
         every answer that its task has, but for their last tokens."""
-        if self.only_head:
-            x = [self.below(*self.inputs(batch._replace(label=number))) for number in self.alternatives(batch)]
-            return torch.cat([x[0][:, :1], *(rows[:, 1:] for rows in x)], 1), torch.ones_like(batch.length) + self.extra
-        (B, T), device = batch.ids.shape, batch.ids.device
-        blocks = Blocks(self.gpt, self.first_live, T + self.extra, self.first_live, self.arithmetic)
-        prompt = blocks.read(batch.ids, torch.arange(T, device=device).expand(B, T))
+        (B, T), k, device = batch.ids.shape, self.before_read, batch.ids.device
+        blocks = Blocks(self.gpt, k, T + self.extra, k, self.arithmetic)
+        prompt = blocks.read(batch.ids, torch.arange(T, device=device).expand(B, T), Beginnings.of(batch.ids, extent))
         answers = []
         for number in self.alternatives(batch):
             ids = self.answers[number][:, :-1].clamp(min=0)  # (B, A - 1)
@@ -117,21 +115,32 @@ class Instruct(FineTuner):
         behind = torch.cat(answers, 1)  # (B, extra, C)
         places = batch.length[:, None] + torch.arange(self.extra, device=device)
         whole = F.pad(prompt, (0, 0, 0, self.extra)).scatter(1, places[..., None].expand_as(behind), behind)
-        return whole, batch.length + self.extra
+        if not self.only_head:
+            return whole, batch.length + self.extra
+        x = []
+        for slot in range(len(answers)):
+            rows = self._with_answer(whole, batch.length, T, torch.full_like(batch.length, slot))
+            with self.arithmetic():
+                x.append(self.read(rows, k, batch.length))  # (B, A, C)
+        return torch.cat([x[0][:, :1], *(rows[:, 1:] for rows in x)], 1), torch.ones_like(batch.length) + self.extra
 
     def known(self, batch: Batch, slot: int | None = None) -> Tensor | None:
         """The rows of each prompt and of one answer, (B, T + A - 1, C): its own, or that in a place of its task."""
         if batch.features is None:
             return None
         own = self.slot[batch.label] if slot is None else torch.full_like(batch.label, slot)
+        if self.only_head:
+            return self._with_answer(batch.features, torch.ones_like(batch.length), 1, own)
+        return self._with_answer(batch.features, batch.length, batch.ids.shape[1], own)
+
+    def _with_answer(self, rows: Tensor, length: Tensor, width: int, own: Tensor) -> Tensor:
+        """Of prompts of length (B,), `width` at most, with the rows of all answers behind them, those of the prompt and
+        of the answer in place own (B,): (B, width + A - 1, C)."""
         A = self.answers.shape[1]
-        prompt = torch.ones_like(batch.length) if self.only_head else batch.length
-        place = torch.arange(A if self.only_head else batch.ids.shape[1] + A - 1, device=own.device).expand(
-            len(own), -1
-        )
-        place = torch.where(place < prompt[:, None], place, place + own[:, None] * (A - 1))
-        place = place.clamp(max=batch.features.shape[1] - 1)  # what stands behind an answer is never seen
-        return batch.features.gather(1, place[..., None].expand(-1, -1, batch.features.shape[-1]))
+        place = torch.arange(width + A - 1, device=own.device).expand(len(own), -1)
+        place = torch.where(place < length[:, None], place, place + own[:, None] * (A - 1))
+        place = place.clamp(max=rows.shape[1] - 1)  # what stands behind an answer is never seen
+        return rows.gather(1, place[..., None].expand(-1, -1, rows.shape[-1]))
 
     def alternatives(self, batch: Batch) -> Iterable[Tensor]:
         """Class numbers (B,), one of each message's task after the other; a task with fewer repeats its last one."""

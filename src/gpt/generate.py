@@ -2,9 +2,9 @@
 
     ids (B, T), length (B,) -> Reader -> log_probability (B,) | write: [new ids of each prompt]
 
-Keys and values are kept: each token passes the GPT once. Prompts of different lengths stand in one batch, padded on
-the right: keys are kept by position, so that a new token takes the place of the padding, or of the continuation
-before it, which no token ever sees. Nothing here makes gradients.
+Keys and values are kept: each token passes the GPT once, and what prompts begin with alike does for all of them.
+Prompts of different lengths stand in one batch, padded on the right: keys are kept by position, so that a new token
+takes the place of the padding, or of the continuation before it, which no token ever sees. Nothing here makes gradients.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +12,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from src.errors import InputError
+from src.gpt.beginnings import Beginnings
 from src.gpt.model import GPT, GPTConfig
 
 
@@ -62,8 +64,8 @@ class Cache:
         self.position = torch.empty(0)
         self.k = self.v = torch.empty(0)
 
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See LayerCache: a token sees the positions up to its own."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Keep k and v, and attend to all that was kept: a token sees the positions up to its own."""
         B, H, _, D = k.shape
         if not len(self.k):
             self.k, self.v = k.new_zeros(B, H, self.size, D), v.new_zeros(B, H, self.size, D)
@@ -71,7 +73,7 @@ class Cache:
         self.k.scatter_(2, place, k)
         self.v.scatter_(2, place, v)
         seen = torch.arange(self.size, device=k.device) <= self.position[:, None, :, None]  # (B, 1, T, S)
-        return self.k, self.v, seen
+        return F.scaled_dot_product_attention(q, self.k, self.v, seen)
 
 
 class Blocks:
@@ -83,14 +85,16 @@ class Blocks:
         self.caches = [Cache(size) for _ in range(k)]
         self.arithmetic = [arithmetic] * frozen + [nullcontext] * (k - frozen)
 
-    def read(self, ids: Tensor, position: Tensor) -> Tensor:
-        """Hidden states (B, T, C) of ids (B, T) that stand at `position` (B, T), after what was read before."""
+    def read(self, ids: Tensor, position: Tensor, once: Beginnings | None = None) -> Tensor:
+        """Hidden states (B, T, C) of ids (B, T) that stand at `position` (B, T), after what was read before; what
+        begins alike `once`."""
         x = self.gpt.token_embedding(ids) + self.gpt.position_embedding(position)
+        x = once.gather(x) if once else x
         for block, cache, arithmetic in zip(self.blocks, self.caches, self.arithmetic, strict=True):
             cache.position = position
             with arithmetic():
-                x = block(x, cache)
-        return x
+                x = block(x, once.within(cache) if once else cache)
+        return once.spread(x) if once else x
 
 
 class Reader:
@@ -118,7 +122,8 @@ class Reader:
         self.gpt, self.length, self.logits = gpt, length, logits or gpt.logits
         self.blocks = Blocks(gpt, len(gpt.blocks), longest + room, frozen, arithmetic)
         rows, places = (torch.arange(n, device=ids.device) for n in (len(ids), longest))
-        hidden = self._read(ids[:, :longest], places.expand(len(ids), -1))  # (B, T, C)
+        ids = ids[:, :longest]
+        hidden = self._read(ids, places.expand(len(ids), -1), Beginnings.of(ids, length))  # (B, T, C)
         self.next = self.logits(hidden[rows, length - 1])  # (B, V), of the first new token: for all continuations
         self.next_log_p = self.next.float().log_softmax(-1)
 
@@ -152,5 +157,5 @@ class Reader:
             logits = self.logits(self._read(token[:, None], self.length[:, None] + i)[:, 0])
         return written
 
-    def _read(self, ids: Tensor, position: Tensor) -> Tensor:
-        return self.gpt.final_norm(self.blocks.read(ids, position))
+    def _read(self, ids: Tensor, position: Tensor, once: Beginnings | None = None) -> Tensor:
+        return self.gpt.final_norm(self.blocks.read(ids, position, once))

@@ -12,7 +12,7 @@ Letters: B batch, T tokens, C channels, H heads, V vocabulary.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,15 @@ from torch import Tensor, nn
 
 from src.errors import InputError
 
+if TYPE_CHECKING:
+    from src.gpt.beginnings import Beginnings
 
-class LayerCache(Protocol):
-    """What attention reads besides the tokens at hand while generating (see generate.py)."""
 
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keep k, v (B, H, T, D); give all kept so far (B, H, S, D) and who may see whom (B, 1, T, S)."""
+class Context(Protocol):
+    """Whom tokens attend to, where that is not just those beside them: see generate.py and beginnings.py."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries, keys and values of the tokens at hand -> what they have seen, (B, H, T, D) each."""
         ...
 
 
@@ -69,11 +72,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.out = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, cache: "LayerCache | None" = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
-        if cache is not None:
-            y = F.scaled_dot_product_attention(q, *cache.extend(k, v))
+        if context is not None:
+            y = context.attend(q, k, v)
         else:
             dropout = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)  # (B, H, T, D)
@@ -125,15 +128,17 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: "LayerCache | None" = None) -> Tensor:
-        x = x + self.attention(self.norm1(x), cache)
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        x = x + self.attention(self.norm1(x), context)
         return x + self.mlp(self.norm2(x))
 
     def at(self, x: Tensor, index: Tensor) -> Tensor:
-        """What `forward` gives at index (B, Q) alone: (B, T, C) -> (B, Q, C)."""
-        here = x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
-        here = here + self.attention.at(self.norm1(x), index)
-        return here + self.mlp(self.norm2(here))
+        """What `forward` gives at index (B, Q) alone: (B, T, C) -> (B, Q, C), in the precision of the weights: autocast
+        would convert all of them, in every step, for a few rows."""
+        with torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False):
+            here = x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+            here = here + self.attention.at(self.norm1(x), index)
+            return here + self.mlp(self.norm2(here))
 
 
 class GPT(nn.Module):
@@ -164,17 +169,19 @@ class GPT(nn.Module):
                 into_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
                 parameter.normal_(0.0, residual_std if into_residual else 0.02, generator=generator)
 
-    def prefix(self, ids: Tensor, k: int) -> Tensor:
-        """Embeddings and blocks 0..k-1: (B, T) ids -> (B, T, C). Raises InputError beyond the context length."""
+    def prefix(self, ids: Tensor, k: int, once: "Beginnings | None" = None) -> Tensor:
+        """Embeddings and blocks 0..k-1: (B, T) ids -> (B, T, C), without dropout what begins alike `once`. Raises
+        InputError beyond the context length."""
         T = ids.shape[1]
         if self.config.context_length < T:
             raise InputError(f"{T} tokens do not fit into a context of {self.config.context_length}")
         positions = torch.arange(T, device=ids.device)
         x = self.token_embedding(ids) + self.position_embedding(positions)  # (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
+        x = once.gather(x) if once else x
         for block in self.blocks[:k]:
-            x = block(x)
-        return x
+            x = block(x, once)
+        return once.spread(x) if once else x
 
     def suffix(self, x: Tensor, k: int) -> Tensor:
         """Blocks k..n-1 and the final norm: (B, T, C) -> (B, T, C)."""
