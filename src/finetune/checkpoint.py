@@ -15,7 +15,11 @@ class WholeFiles(TorchCheckpointIO):
 
     Lightning's own holds two copies of it in memory and writes a third into the temporary folder, from where it is
     moved: with the optimizer of GPT-2 xl these are 19 GB each, and where the move is a copy, a kill leaves half a file.
+    Without checksums, which torch.load does not look at, writing takes a third of the time (85 MB on an Intel Xeon).
     """
+
+    def __init__(self) -> None:
+        torch.serialization.set_crc32_options(False)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)

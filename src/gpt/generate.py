@@ -4,7 +4,8 @@
 
 Keys and values are kept: each token passes the GPT once, and what prompts begin with alike does for all of them.
 Prompts of different lengths stand in one batch, padded on the right: keys are kept by position, so that a new token
-takes the place of the padding, or of the continuation before it, which no token ever sees. Nothing here makes gradients.
+takes the place of the padding, or of the continuation before it, which no token ever sees. Nothing here makes
+gradients.
 """
 
 from collections.abc import Callable, Sequence
