@@ -70,9 +70,9 @@ class Cache:
         B, H, _, D = k.shape
         if not len(self.k):
             self.k, self.v = k.new_zeros(B, H, self.size, D), v.new_zeros(B, H, self.size, D)
-        place = self.position[:, None, :, None].expand_as(k)
-        self.k.scatter_(2, place, k)
-        self.v.scatter_(2, place, v)
+        row = torch.arange(B, device=k.device)[:, None]
+        self.k[row, :, self.position] = k.transpose(1, 2)  # (B, T, H, D)
+        self.v[row, :, self.position] = v.transpose(1, 2)
         seen = torch.arange(self.size, device=k.device) <= self.position[:, None, :, None]  # (B, 1, T, S)
         return F.scaled_dot_product_attention(q, self.k, self.v, seen)
 
