@@ -4,7 +4,7 @@
     x (B, T, C) -> gather -> (1, N, C): all of a block but its attention, whose T tokens meet in (B, T, C) -> spread
 
 So the words of an instruction, the opening of a chain letter, a message that was sent twice pass the linear layers
-once, and padding never does. That of a GPT without a causal mask is shared by messages that are equal to the end only.
+once, and padding never does. Without a causal mask only messages that are equal to the end share anything.
 """
 
 from dataclasses import dataclass, replace
