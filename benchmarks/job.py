@@ -38,7 +38,8 @@ NOTES = """\
   clipping. transformers pads each batch to its longest message, decays no biases and norms, has a score layer without
   bias, keeps no checkpoint and measures its last epoch; ours keeps two checkpoints and measures the best epoch.
 - The floor is what cannot be done without when each piece of work is done once (benchmarks/floor.py), at the measured
-  peak of a matrix product in that precision: the frozen blocks once for every message, the live block and the head
+  peak of a matrix product in that precision: the frozen blocks once for every message
+  (no linear layer twice for what those of a split begin with alike), the live block and the head
   forward and backward in every epoch, forward in every evaluation. Where features are read from the cache, theirs is
   not counted. Imports, data, optimizer and everything that is no matrix product are in the time, not in the floor.
 - Peak memory is the resident memory of the process at its highest, pages of mapped files included.

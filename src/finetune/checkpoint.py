@@ -15,17 +15,14 @@ class WholeFiles(TorchCheckpointIO):
 
     Lightning's own holds two copies of it in memory and writes a third into the temporary folder, from where it is
     moved: with the optimizer of GPT-2 xl these are 19 GB each, and where the move is a copy, a kill leaves half a file.
-    Without checksums, which torch.load does not look at, writing takes a third of the time (85 MB on an Intel Xeon).
     """
-
-    def __init__(self) -> None:
-        torch.serialization.set_crc32_options(False)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.unfinished")
         try:
+            torch.serialization.set_crc32_options(False)  # torch.load reads none; 24 ms instead of 76 for 85 MB
             torch.save(checkpoint, unfinished)
             os.replace(unfinished, path)
         finally:

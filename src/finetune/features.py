@@ -1,8 +1,8 @@
 """What the frozen blocks make of each message, computed once: ids -> FineTuner.frozen -> rows for every epoch.
 
 Blocks below the first trained one are a constant function of the ids while training, so that this is exact. What
-messages begin with alike is computed once for all of them. Rows are kept in memory, or on disk (store.py) for every
-later run that needs the same.
+messages of a batch begin with alike is computed once for all of them. Rows are kept in memory, or on disk (store.py)
+for every later run that needs the same.
 """
 
 import hashlib

@@ -4,7 +4,7 @@
     x (B, T, C) -> gather -> (1, N, C): all of a block but its attention, whose T tokens meet in (B, T, C) -> spread
 
 So the words of an instruction, the opening of a chain letter, a message that was sent twice pass the linear layers
-once, and padding never does. Without a causal mask only messages that are equal to the end share anything.
+once, and padding that nobody reads never does. Without a causal mask only messages that are equal to the end share.
 """
 
 from dataclasses import dataclass, replace
