@@ -39,10 +39,11 @@ test: $(READY) ## all tests but the slow ones
 test-all: $(READY) ## all tests
 	$(RUN) -m pytest -n auto
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff, mypy, and the floors of src/
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 format: $(READY) ## let ruff put the code in order
 	$(RUN) -m ruff check --fix .

@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.setting import config
-from src.command import one_sentence
+from src.config.command_line import one_sentence
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -43,8 +43,8 @@ def work(cfg: "DictConfig") -> Work:
     """Count what the run of `cfg` needs."""
     import torch
 
-    from src import build
-    from src.data.tokens import END_OF_TEXT
+    from src.config import build
+    from src.data.tokenizer import END_OF_TEXT
 
     cfg, data = cfg.copy(), build.data(cfg)
     cfg.gpt.weights = "random"
@@ -71,7 +71,7 @@ def work(cfg: "DictConfig") -> Work:
 
 def repeated(messages: list[list[int]]) -> int:
     """How many tokens stand behind the same ones as in another message."""
-    from src.data.batch import alike
+    from src.data.batching import alike
 
     return sum(alike(a, b) for a, b in pairwise(sorted(messages)))
 

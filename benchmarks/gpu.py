@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks import machine, record
 from benchmarks.floor import work
 from benchmarks.setting import Setting, config, yes
-from src.command import began, one_sentence, options, whole
+from src.config.command_line import began, one_sentence, options, whole
 from src.errors import InputError
 
 ROWS = {  # of the published table -> experiment, size of the GPT, epochs at most

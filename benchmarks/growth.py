@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks import ours, process, record
 from benchmarks.setting import EXPERIMENTS, Setting, yes
-from src.command import one_sentence, options, whole
+from src.config.command_line import one_sentence, options, whole
 
 FRACTIONS = (0.0625, 0.25, 1.0)
 BLOCKS = (1, 2, 6, 12)

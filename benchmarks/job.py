@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import ours, process, record
 from benchmarks.setting import EXPERIMENTS, Setting, yes
-from src.command import one_sentence, options, whole
+from src.config.command_line import one_sentence, options, whole
 from src.errors import InputError
 
 PEER_ROW = "16"  # whose work transformers' classifier does

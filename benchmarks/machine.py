@@ -2,7 +2,7 @@
 
 What a measurement ran on, as JSON: processor, threads, versions, load, and for each precision the peak, the operations
 a second of a large matrix product. The peak is the best of what PyTorch offers for one: `a @ a`
-(src.finetune.throughput), a linear layer, and oneDNN's own linear layer, which on some processors is far faster.
+(src.pretraining.throughput), a linear layer, and oneDNN's own linear layer, which on some processors is far faster.
 """
 
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from src.command import one_sentence, options, whole
+from src.config.command_line import one_sentence, options, whole
 from src.errors import InputError
 
 PRECISIONS = {"32-true", "bf16-mixed", "bf16-true"}
@@ -62,7 +62,7 @@ def peak(precision: str, size: int, gpu: bool = False) -> float:
 
     dtype = torch.bfloat16 if "bf16" in precision else torch.float32
     if gpu:
-        from src.finetune.throughput import measured_peak
+        from src.pretraining.throughput import measured_peak
 
         return measured_peak(torch.device("cuda"), dtype, size)
     small = _fastest(dtype, 256)
@@ -73,7 +73,7 @@ def _fastest(dtype: Any, size: int) -> float:
     import torch
     from torch.utils import mkldnn
 
-    from src.finetune.throughput import measured_peak
+    from src.pretraining.throughput import measured_peak
 
     a, layer = torch.randn(size, size).to(dtype), torch.nn.Linear(size, size, bias=False).eval()
     best = 0.0

@@ -19,7 +19,7 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.setting import BATCH_SIZE, LR, SEED, WEIGHT_DECAY
-from src.command import one_sentence, options
+from src.config.command_line import one_sentence, options
 
 Rows = list[dict[str, Any]]
 
@@ -37,12 +37,12 @@ class Options:
 
 def rows(spam: str, fraction: float) -> dict[str, Rows]:
     """The published split, tokenized by our tokenizer and cut, as ours is, to the longest training message."""
-    from src.data import corpora, split
-    from src.data.tokens import encode
+    from src.data import datasets, splits
+    from src.data.tokenizer import encode
 
-    corpus = corpora.sms_spam(spam or None, Path("~/.cache/two-ways").expanduser(), quoted=True)
-    splits = split.book(corpus.examples)
-    splits = splits._replace(train=split.fraction(splits.train, fraction, SEED))
+    corpus = datasets.sms_spam(spam or None, Path("~/.cache/two-ways").expanduser(), quoted=True)
+    splits = splits.book(corpus.examples)
+    splits = splits._replace(train=splits.fraction(splits.train, fraction, SEED))
     ids = {part: encode([text for text, _ in examples]) for part, examples in splits._asdict().items()}
     longest = max(map(len, ids["train"]))
     return {
@@ -58,7 +58,7 @@ def pad(batch: Rows) -> dict[str, Any]:
     """A batch as tensors, padded on the right to its longest message."""
     import torch
 
-    from src.data.tokens import END_OF_TEXT
+    from src.data.tokenizer import END_OF_TEXT
 
     T = max(len(row["input_ids"]) for row in batch)
     ids = torch.full((len(batch), T), END_OF_TEXT)
@@ -75,7 +75,7 @@ def classifier(weights: str) -> Any:
     from transformers import GPT2Config, GPT2ForSequenceClassification
     from transformers.utils import logging
 
-    from src.data.tokens import END_OF_TEXT
+    from src.data.tokenizer import END_OF_TEXT
 
     logging.set_verbosity_error()  # that the score layer is new is as it should be
     logging.disable_progress_bar()

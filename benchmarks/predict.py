@@ -22,10 +22,10 @@ from unittest.mock import patch
 
 from benchmarks import machine, process, record
 from benchmarks.setting import SEED, config, data_settings, gpt_settings, yes
-from src.command import one_sentence, options, whole
+from src.config.command_line import one_sentence, options, whole
 
 if TYPE_CHECKING:
-    from src.finetune.classify import Classifier
+    from src.finetune.classifier import Classifier
 
 BATCH_SIZES = (1, 8, 32)
 Predict = Callable[[list[str]], list[float]]  # texts -> probability of spam
@@ -55,15 +55,16 @@ class Ours:
     """src.predict on a run folder that holds what prediction reads, with its model kept loaded."""
 
     def __init__(self, given: Options, folder: Path) -> None:
-        from src import build, results
+        from src.config import build
+        from src.runs import run_dir
 
         settings = [*gpt_settings(given.gpt, yes("tiny", given.tiny)), *data_settings(given.spam), "logger=none"]
         settings += ["gpt.weights=random", f"seed={SEED}", f"trainer.precision={given.precision}"]
         cfg = config([*settings, "task.position=last_real", "trainer.accelerator=cpu", f"runs={folder}", "cache=off"])
         data = build.data(cfg)
         self.texts = [example.text for example in data.corpus.examples][: whole("messages", given.messages, 1)]
-        self.limit, self.run = data.limit, results.create(cfg)
-        results.write_text(self.run / "result.json", json.dumps({"data": data.facts()}))
+        self.limit, self.run = data.limit, run_dir.create(cfg)
+        run_dir.write_text(self.run / "result.json", json.dumps({"data": data.facts()}))
         self.model: Classifier = build.model(cfg, data.labels).eval()  # type: ignore[assignment]
         assert self.model.head is not None
         self.model.head.bias.data.zero_()  # transformers' has none
@@ -71,7 +72,7 @@ class Ours:
     def __call__(self, texts: list[str]) -> list[float]:
         from src.predict import predict_texts
 
-        with patch("src.build.restore", lambda folder: self.model):
+        with patch("src.config.build.restore", lambda folder: self.model):
             return [found["probabilities"]["spam"] for found in predict_texts(str(self.run), texts)]
 
 
@@ -149,7 +150,7 @@ def compare(given: Options, folder: Path) -> tuple[dict[str, Any], list[dict[str
 
 def count_tokens(texts: list[str], limit: int) -> int:
     """Tokens of the messages, as far as they are read."""
-    from src.data.tokens import encode
+    from src.data.tokenizer import encode
 
     return sum(min(limit, len(row)) for row in encode(texts))
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.command import CONF
+from src.config.command_line import CONF
 from src.errors import InputError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ Imports what both sides import, so that none of the jobs measured after it pays 
 if __name__ == "__main__":
     from transformers import GPT2ForSequenceClassification, Trainer
 
-    from src import build
-    from src.finetune import measure
+    from src.config import build
+    from src.evaluation import metrics as measure
 
     print(GPT2ForSequenceClassification, Trainer, build, measure)

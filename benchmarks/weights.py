@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 
 from benchmarks.setting import SEED, config, gpt_settings, yes
-from src.command import one_sentence, options
+from src.config.command_line import one_sentence, options
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Options:
 def main() -> None:
     """Write the folder."""
     given = options(Options, sys.argv[1:], __doc__ or "")
-    from src import build
+    from src.config import build
     from src.gpt import weights
 
     settings = gpt_settings(given.gpt, yes("tiny", given.tiny))

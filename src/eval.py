@@ -10,9 +10,9 @@ import json
 import sys
 from dataclasses import dataclass
 
-from src import results
-from src.command import one_sentence, options
+from src.config.command_line import one_sentence, options
 from src.errors import InputError
+from src.runs import run_dir
 
 OTHER_DATA = ("name", "path", "text_column", "label_column")
 SAME_DATA = ("batch_size", "num_workers")
@@ -33,12 +33,12 @@ def evaluate(
     """Metrics and sizes by split of a finished run; where `changes` name other data, of all of that as one split."""
     from omegaconf import OmegaConf
 
-    from src import build
-    from src.finetune.measure import measure_splits, predict
+    from src.config import build
+    from src.evaluation.metrics import measure_splits, predict
 
-    folder = results.find(runs, run)
-    trained_on = results.trained_on(folder)
-    cfg = results.load_config(folder)
+    folder = run_dir.find(runs, run)
+    trained_on = run_dir.trained_on(folder)
+    cfg = run_dir.load_config(folder)
     given = {change.partition("=")[0]: change for change in changes or []}
     known = [f"data.{key}" for key in (*OTHER_DATA, *SAME_DATA)]
     if other := [change for key, change in given.items() if key not in known and not key.startswith("trainer.")]:
@@ -47,7 +47,7 @@ def evaluate(
         )
     OmegaConf.set_struct(cfg, False)  # another corpus may need keys that the run's has not; `build` checks them all
     cfg.merge_with_dotlist(changes or [])
-    says = results.identity(results.plain(cfg.data))  # not where a pinned collection lies
+    says = run_dir.identity(run_dir.plain(cfg.data))  # not where a pinned collection lies
     foreign = any(f"data.{key}" in given for key in OTHER_DATA if key in says)
     build.check_trainer(cfg)
     data = build.data(cfg, whole=foreign)
@@ -77,11 +77,11 @@ def main() -> None:
         raise InputError(f"format={given.format} is unknown: use table or json")
     metrics, sizes = evaluate(given.run, given.runs, [argument for argument in sys.argv[1:] if argument not in mine])
     if given.format == "json":
-        print(json.dumps(results.without_nan(metrics), indent=2))
+        print(json.dumps(run_dir.without_nan(metrics), indent=2))
         return
     from rich.console import Console
 
-    Console().print(results.metrics_table(given.run, metrics, sizes))
+    Console().print(run_dir.metrics_table(given.run, metrics, sizes))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src import results
-from src.command import one_sentence, options, whole
+from src.config.command_line import one_sentence, options, whole
 from src.errors import InputError
+from src.runs import run_dir
 
 
 @dataclass
@@ -64,15 +64,15 @@ def messages(given: Options, stdin: "Iterator[bytes] | None" = None) -> list[str
 def predict_texts(run: str, texts: list[str], runs: str = "runs", task: str | None = None) -> Iterator[dict[str, Any]]:
     """{"text", "label", "probability", "probabilities"} of each text by a finished run, in their order; of a run that
     writes its answers also "said", the label that it wrote, or null."""
-    from src import build
-    from src.data.batch import Messages
+    from src.config import build
+    from src.data.batching import Messages
     from src.data.datamodule import evaluation_loader, padding_of
-    from src.data.tokens import encode
-    from src.finetune.measure import predict
+    from src.data.tokenizer import encode
+    from src.evaluation.metrics import predict
 
-    folder = results.find(runs, run)
-    read = results.trained_on(folder)
-    cfg = results.load_config(folder)
+    folder = run_dir.find(runs, run)
+    read = run_dir.trained_on(folder)
+    cfg = run_dir.load_config(folder)
     model = build.restore(folder)
     prompt, classes = build.question(cfg, read["labels"], task)
     ids, limit = encode(texts), read["max_length"] - prompt.overhead
@@ -97,16 +97,16 @@ def write(run: str, prompt: str, new_tokens: int, runs: str = "runs") -> str:
     """What the GPT of an instruct run writes after `prompt`, word for word, by greedy decoding."""
     import torch
 
-    from src import build
-    from src.data.tokens import END_OF_TEXT, decode, encode
-    from src.finetune.instruct import Instruct
-    from src.gpt.generate import Reader
+    from src.config import build
+    from src.data.tokenizer import END_OF_TEXT, decode, encode
+    from src.finetune.instruction import Instruct
+    from src.gpt.generation import Reader
 
-    folder = results.find(runs, run)
+    folder = run_dir.find(runs, run)
     model = build.restore(folder)
     if not isinstance(model, Instruct):
         raise InputError(f"run {run} has a head over fixed labels and can write nothing: prompt= needs an instruct run")
-    trainer = build.trainer(results.load_config(folder), logger=False, enable_checkpointing=False)
+    trainer = build.trainer(run_dir.load_config(folder), logger=False, enable_checkpointing=False)
     device, precision = trainer.strategy.root_device, trainer.precision_plugin
     precision.convert_module(model).to(device)
     ids = torch.tensor(encode([prompt]), device=device)

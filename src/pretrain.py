@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from src.command import hydra_main
+from src.config.command_line import hydra_main
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import lightning as L
 
-    from src.data.pack import Packed
-    from src.finetune.language import Language
-    from src.finetune.throughput import Throughput
     from src.gpt.model import GPT
+    from src.pretraining.causal_lm import Language
+    from src.pretraining.throughput import Throughput
+    from src.pretraining.token_stream import Packed
 
 NEW_TOKENS = 24  # of a prompt's continuation
 
@@ -27,14 +27,15 @@ def pretrain(cfg: DictConfig) -> "Path":
     """Train as `cfg` says, measure on all of the held-out text, write the run's folder with the weights in model/."""
     from torch.utils.data import DataLoader
 
-    from src import build, results, tracking
-    from src.data.pack import Windows, pack
-    from src.finetune.throughput import Throughput
+    from src.config import build
+    from src.pretraining.throughput import Throughput
+    from src.pretraining.token_stream import Windows, pack
+    from src.runs import loggers, run_dir
 
-    folder = results.find(cfg.runs, cfg.resume) if cfg.resume else None
-    cfg = results.load_config(folder) if folder else cfg
-    results.plain(cfg)  # whatever must be given is
-    tracking.check(cfg)
+    folder = run_dir.find(cfg.runs, cfg.resume) if cfg.resume else None
+    cfg = run_dir.load_config(folder) if folder else cfg
+    run_dir.plain(cfg)  # whatever must be given is
+    loggers.check(cfg)
     build.check_pretraining(cfg)
 
     clock = Throughput(cfg.budget_minutes * 60 if cfg.budget_minutes else None)
@@ -46,8 +47,8 @@ def pretrain(cfg: DictConfig) -> "Path":
     build.pretrainer(cfg, windows.epoch_batches, logger=False, enable_checkpointing=False)  # refuses before a folder
     print(describe(cfg, text, held_out, model), flush=True)
 
-    folder, is_new = (folder, False) if folder else (results.create(cfg), True)
-    logger = tracking.start(cfg, folder, remove_on_failure=is_new)
+    folder, is_new = (folder, False) if folder else (run_dir.create(cfg), True)
+    logger = loggers.start(cfg, folder, remove_on_failure=is_new)
     callbacks = [clock, tell, *build.pretraining_callbacks(cfg, folder)]
     trainer = build.pretrainer(cfg, windows.epoch_batches, callbacks, logger=logger, default_root_dir=folder)
     try:
@@ -57,11 +58,11 @@ def pretrain(cfg: DictConfig) -> "Path":
             trainer.validate(model, batches, verbose=False)  # the curve ends where training does
         model.to(trainer.strategy.root_device)  # which Lightning leaves
         result = summarize(cfg, folder, text, held_out, model, clock)
-        result["environment"] = results.environment(trainer.strategy.root_device, cfg.trainer.precision)
+        result["environment"] = run_dir.environment(trainer.strategy.root_device, cfg.trainer.precision)
         write(folder, model.gpt, result)
         record(logger, result)
     finally:
-        tracking.close(logger)
+        loggers.close(logger)
     show(result, folder)
     return folder
 
@@ -71,8 +72,8 @@ def continuations(cfg: DictConfig, gpt: "GPT") -> "L.Callback":
     import torch
     from lightning.pytorch.callbacks import LambdaCallback
 
-    from src.data.tokens import END_OF_TEXT, decode, encode
-    from src.gpt.generate import Reader, check, sampler
+    from src.data.tokenizer import END_OF_TEXT, decode, encode
+    from src.gpt.generation import Reader, check, sampler
 
     prompts = encode(list(cfg.prompts))
     length = [len(ids) for ids in prompts]
@@ -109,8 +110,8 @@ def describe(cfg: DictConfig, text: "Packed", held_out: "Packed", model: "Langua
 
 def some(held_out: "Packed", cfg: DictConfig) -> list[Any]:
     """`validation_batches` whole batches from all over the held-out text."""
-    from src.data.pack import in_order
     from src.errors import InputError
+    from src.pretraining.token_stream import in_order
 
     whole = [batch for batch in in_order(held_out.ids, cfg.window, cfg.batch_size) if len(batch) == cfg.batch_size]
     if not whole:
@@ -125,18 +126,18 @@ def summarize(
     cfg: DictConfig, folder: "Path", text: "Packed", held_out: "Packed", model: "Language", clock: "Throughput"
 ) -> dict[str, Any]:
     """The content of result.json: losses on the held-out text by source, and what it took."""
-    from src import results
-    from src.data.bigram import bigram
     from src.finetune.cost import peak_memory_bytes
+    from src.pretraining.ngram_baseline import bigram
+    from src.runs import run_dir
 
     losses = validate(model.gpt, held_out, cfg)
     baseline = bigram(text.ids, held_out.ids, held_out.sources, cfg.gpt.vocab_size)
     return {
         "id": folder.name,
         "name": cfg.name,
-        "config_hash": results.config_hash(cfg),
+        "config_hash": run_dir.config_hash(cfg),
         "seed": cfg.seed,
-        "commit": results.commit(),
+        "commit": run_dir.commit(),
         "corpus": {
             part: {"sha256": packed.sha256, "tokens": len(packed.ids), "documents": packed.documents}
             for part, packed in (("train", text), ("validation", held_out))
@@ -162,8 +163,8 @@ def validate(gpt: "GPT", held_out: "Packed", cfg: DictConfig) -> dict[str, tuple
     """Mean loss in nats a token, by the exact softmax, and tokens of each source."""
     import torch
 
-    from src.data.pack import in_order
-    from src.finetune.language import loss_of
+    from src.pretraining.causal_lm import loss_of
+    from src.pretraining.token_stream import in_order
 
     gpt.eval()
     device, half = gpt.token_embedding.weight.device.type, "bf16" in str(cfg.trainer.precision)
@@ -194,13 +195,14 @@ def write(folder: "Path", gpt: "GPT", result: dict[str, Any]) -> None:
     """model/ (bf16, Hugging Face's layout), curve.png, then result.json."""
     import torch
 
-    from src import figures, results
     from src.gpt.weights import export
+    from src.reporting import figures
+    from src.runs import run_dir
 
     export(gpt, folder / "model", torch.bfloat16)
     if result["curve"]:
         figures.loss_curve(result["curve"], folder / "curve.png", f"{result['name']}: gpt={result['gpt']['name']}")
-    results.write_text(folder / "result.json", json.dumps(results.without_nan(result), indent=2) + "\n")
+    run_dir.write_text(folder / "result.json", json.dumps(run_dir.without_nan(result), indent=2) + "\n")
 
 
 def record(logger: Any, result: dict[str, Any]) -> None:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.command import one_sentence, options
+from src.config.command_line import one_sentence, options
 from src.errors import InputError
 
 if TYPE_CHECKING:
-    from src.paper.charts import Chart
-    from src.paper.table import Table
+    from src.reporting.charts import Chart
+    from src.reporting.table import Table
 
 FORMATS = ("md", "tex", "csv", "figures", "html")
 
@@ -36,11 +36,11 @@ def report(path: Path, formats: list[str], reference: str | None, runs: str) -> 
     """Write what is asked for of a study and print its table; None, and nothing written, where no run has finished."""
     from rich.console import Console
 
-    from src import study
-    from src.paper import render, rows
-    from src.paper.charts import charts
-    from src.paper.differences import references
-    from src.paper.table import table
+    from src.reporting import render, rows
+    from src.reporting.charts import charts
+    from src.reporting.comparisons import references
+    from src.reporting.table import table
+    from src.sweeps import study
 
     asked = study.read(path)
     found = rows.read(asked, runs)
@@ -62,8 +62,8 @@ def report(path: Path, formats: list[str], reference: str | None, runs: str) -> 
 
 def write_tables(made: "Table", folder: Path, formats: list[str]) -> list[Path]:
     """The table in those of the formats that are a table's."""
-    from src.paper import render
-    from src.results import write_text
+    from src.reporting import render
+    from src.runs.run_dir import write_text
 
     as_text = {"md": render.markdown, "tex": render.latex, "csv": render.as_csv}
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def write_tables(made: "Table", folder: Path, formats: list[str]) -> list[Path]:
 
 def write_figures(name: str, drawn: "list[Chart]", folder: Path) -> list[Path]:
     """Every chart as PNG and PDF."""
-    from src import figures
+    from src.reporting import figures
 
     folder.mkdir(parents=True, exist_ok=True)
     return [file for chart in drawn for file in figures.save(chart, folder / f"{name}-{chart.kind}")]
@@ -95,8 +95,8 @@ def main() -> None:
         raise InputError("reference= names a row of one study: name that study too")
     made = [one for path in studies if (one := report(path, formats, given.reference, given.runs))]
     if "html" in formats and made:
-        from src.paper.page import page
-        from src.results import write_text
+        from src.reporting.html import page
+        from src.runs.run_dir import write_text
 
         write_text(file := studies[0].parent / "report.html", page(made))
         print(f"written: {file}")

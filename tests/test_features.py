@@ -29,22 +29,23 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from src import build, results
-from src.data.batch import PADDING, TOKENS, Messages, ShuffledBatches, packed_batches, reading_batches
+from src.config import build
+from src.data.batching import PADDING, TOKENS, Messages, ShuffledBatches, packed_batches, reading_batches
 from src.data.datamodule import evaluation_loader, loader
-from src.data.prompt import make_task, parse
-from src.data.tokens import END_OF_TEXT, decode
+from src.data.prompts import make_task, parse
+from src.data.tokenizer import END_OF_TEXT, decode
 from src.errors import InputError
-from src.finetune.classify import Classifier
+from src.evaluation.metrics import Predictions, predict
+from src.finetune.base import FineTuner
+from src.finetune.classifier import Classifier
 from src.finetune.cost import Cost, Flops, count_flops
-from src.finetune.features import Cache, free_bytes, key_of
-from src.finetune.finetuner import FineTuner
-from src.finetune.instruct import Instruct
-from src.finetune.language import Language, loss_of
-from src.finetune.measure import Predictions, predict
-from src.finetune.optimize import Optimizer
-from src.finetune.store import Entry, Rows, Store
+from src.finetune.feature_cache import Cache, free_bytes, key_of
+from src.finetune.feature_store import Entry, Rows, Store
+from src.finetune.instruction import Instruct
+from src.finetune.optim import Optimizer
 from src.gpt.model import GPT, GPTConfig
+from src.pretraining.causal_lm import Language, loss_of
+from src.runs import run_dir
 from src.train import Run, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore:.*isinstance.treespec.*")
@@ -580,7 +581,7 @@ def test_device_arithmetic_version_and_code_count(monkeypatch: pytest.MonkeyPatc
     keys.append(key("cpu"))
     monkeypatch.setattr(torch, "__version__", "0.1")
     keys.append(key("cpu"))
-    monkeypatch.setattr("src.finetune.features._code", lambda: "of another commit")
+    monkeypatch.setattr("src.finetune.feature_cache._code", lambda: "of another commit")
     keys.append(key("cpu"))
     assert len(set(keys)) == 6
 
@@ -626,7 +627,7 @@ def same(found: tuple[Rows, dict[str, Any]] | None, given: Rows, flops: int = 5)
 @pytest.fixture
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that an entry consists of five."""
-    monkeypatch.setattr("src.finetune.store.SHARD_BYTES", 500)
+    monkeypatch.setattr("src.finetune.feature_store.SHARD_BYTES", 500)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -635,7 +636,7 @@ def test_rows_come_back_as_they_were(
     dtype: torch.dtype, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the last rows just fill a file."""
-    monkeypatch.setattr("src.finetune.store.SHARD_BYTES", size)
+    monkeypatch.setattr("src.finetune.feature_store.SHARD_BYTES", size)
     given = {number: row.to(dtype) for number, row in rows().items()}
     entry = write(Store(tmp_path / "a" / "b", MUCH), KEYS[0], given)
     assert same(Store(tmp_path / "a" / "b", MUCH).open(KEYS[0]), given)
@@ -779,7 +780,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, failure: Callable[..., None], fil
         save_file(tensors, path, metadata)
         written.append(path)
 
-    monkeypatch.setattr("src.finetune.store.save_file", save)
+    monkeypatch.setattr("src.finetune.feature_store.save_file", save)
 
 
 def no_space(*_: Any) -> None:
@@ -820,8 +821,8 @@ def test_on_a_full_disk_training_goes_on_from_memory(
 ) -> None:
     parts, tuner = split("batch"), classifier()
     expected = outcome(classifier(), parts, steps=12)
-    monkeypatch.setattr("src.finetune.store.SHARD_BYTES", 1000)
-    monkeypatch.setattr("src.data.batch.TOKENS", 50)  # several batches, so that there are several files
+    monkeypatch.setattr("src.finetune.feature_store.SHARD_BYTES", 1000)
+    monkeypatch.setattr("src.data.batching.TOKENS", 50)  # several batches, so that there are several files
     full_disk(monkeypatch, failure, files)
     capsys.readouterr()
     cache = cache_in(tmp_path)
@@ -1068,7 +1069,7 @@ def test_a_second_run_reads_back_what_the_first_has_made(home: Path, tmp_path: P
     # every message is 1 of 60, and the 42 of train are gone through three times without a cache
     assert cost[0]["train_flops"] - cost[1]["train_flops"] == 2 * 42 * cost[1]["features_flops"] // 60
     assert json.loads((second.folder / "result.json").read_text())["cost"]["features_reused"] == PARTS
-    assert {results.config_hash(results.load_config(run.folder)) for run in (off, memory, first)} == {
+    assert {run_dir.config_hash(run_dir.load_config(run.folder)) for run in (off, memory, first)} == {
         off.result["config_hash"]
     }
 

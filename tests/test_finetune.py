@@ -18,16 +18,16 @@ from omegaconf import OmegaConf
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor, nn
 
-from src import build
-from src.data.batch import Messages, ShuffledBatches, cut
+from src.config import build
+from src.data.batching import Messages, ShuffledBatches, cut
 from src.data.datamodule import evaluation_loader, loader
 from src.errors import InputError
-from src.finetune import position
-from src.finetune.classify import Classifier
+from src.evaluation.metrics import Predictions, confusion, measure, predict
+from src.finetune import pooling as position
+from src.finetune.classifier import Classifier
 from src.finetune.cost import Cost, Flops, count_flops, forget_peak_memory, peak_memory_bytes
-from src.finetune.measure import Predictions, confusion, measure, predict
-from src.finetune.optimize import Optimizer, clip
-from src.finetune.trainable import first_live_block, trainable_names
+from src.finetune.freezing import first_live_block, trainable_names
+from src.finetune.optim import Optimizer, clip
 from src.gpt.lora import LoRA
 from src.gpt.model import GPT, GPTConfig
 
@@ -294,7 +294,7 @@ def test_every_precision_trains_to_about_the_same_loss(precision: str, stored: t
 
 
 def test_full_precision_is_the_default() -> None:
-    section = OmegaConf.load(Path(build.__file__).parents[1] / "conf" / "trainer" / "default.yaml")
+    section = OmegaConf.load(Path(build.__file__).parents[2] / "conf" / "trainer" / "default.yaml")
     cfg = OmegaConf.create({"trainer": {**OmegaConf.to_container(section), "max_epochs": 1}})
     assert build.trainer(cfg, logger=False, enable_checkpointing=False).precision == "32-true"
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from src.errors import InputError
-from src.gpt.generate import Reader, greedy, sampler
+from src.gpt.generation import Reader, greedy, sampler
 from src.gpt.model import GPT, GPTConfig
 
 CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=16, context_length=12, vocab_size=23)

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedModel
 
 from src.errors import InputError
-from src.finetune.classify import Classifier
+from src.finetune.classifier import Classifier
 from src.gpt import weights
-from src.gpt.beginnings import Beginnings
 from src.gpt.lora import LoRA, LoRALinear, inject, merge
 from src.gpt.model import GPT, Attention, Block, GPTConfig, attend
 from src.gpt.pinned import Published
+from src.gpt.shared_prefixes import Beginnings
 
 CONFIG = GPTConfig(n_layer=3, n_head=3, n_embd=24, context_length=32, vocab_size=101)
 CONF = Path(__file__).parents[1] / "conf" / "gpt"

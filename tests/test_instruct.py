@@ -15,18 +15,19 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor
 
-from src import build, results
-from src.data.batch import Batch, Messages, ShuffledBatches
-from src.data.prompt import Prompt, Task, make_task, parse
-from src.data.tokens import END_OF_TEXT, decode, encode
+from src.config import build
+from src.data.batching import Batch, Messages, ShuffledBatches
+from src.data.prompts import Prompt, Task, make_task, parse
+from src.data.tokenizer import END_OF_TEXT, decode, encode
 from src.errors import InputError
 from src.eval import evaluate
-from src.finetune.classify import Classifier
-from src.finetune.instruct import IGNORED, Instruct
-from src.finetune.measure import Predictions, mean, measure, measure_tasks
-from src.finetune.optimize import Optimizer
+from src.evaluation.metrics import Predictions, mean, measure, measure_tasks
+from src.finetune.classifier import Classifier
+from src.finetune.instruction import IGNORED, Instruct
+from src.finetune.optim import Optimizer
 from src.gpt.model import GPT, GPTConfig
 from src.predict import predict_texts, write
+from src.runs import run_dir
 from src.train import train
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -542,7 +543,7 @@ def test_a_new_head_forgets_nothing(home: Path) -> None:
     (home / "held_out.txt").write_text("the rain falls on the team at the bank. " * 30)
     run = train(config(home, "task.trainable=last_layer", f"held_out.path={home}/held_out.txt"))
     assert run.result["language"]["after"] == pytest.approx(run.result["language"]["before"], rel=1e-5)
-    assert results.load_result(run.folder)["language"] == run.result["language"]
+    assert run_dir.load_result(run.folder)["language"] == run.result["language"]
 
 
 def test_a_bare_text_has_no_prompt() -> None:

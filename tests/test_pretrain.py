@@ -26,15 +26,17 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from src import build
-from src.data import bigram as bigrams
-from src.data import pack as packing
-from src.data.bigram import ALPHAS, bigram
-from src.data.pack import Document, Windows, documents, in_order, pack
-from src.data.tokens import END_OF_TEXT, encode
+from src.config import build
+from src.data.tokenizer import END_OF_TEXT, encode
 from src.errors import InputError
-from src.finetune import throughput
-from src.finetune.language import (
+from src.finetune.optim import Optimizer
+from src.gpt import weights
+from src.gpt.model import GPT, GPTConfig
+from src.pretrain import pretrain
+from src.pretraining import ngram_baseline as bigrams
+from src.pretraining import throughput
+from src.pretraining import token_stream as packing
+from src.pretraining.causal_lm import (
     IGNORED,
     Language,
     chunk_loss,
@@ -42,11 +44,9 @@ from src.finetune.language import (
     loss_of,
     sampled_cross_entropy,
 )
-from src.finetune.optimize import Optimizer
-from src.finetune.throughput import Throughput, flops_of
-from src.gpt import weights
-from src.gpt.model import GPT, GPTConfig
-from src.pretrain import pretrain
+from src.pretraining.ngram_baseline import ALPHAS, bigram
+from src.pretraining.throughput import Throughput, flops_of
+from src.pretraining.token_stream import Document, Windows, documents, in_order, pack
 
 ROOT = Path(__file__).parents[1]
 V = 13

@@ -30,11 +30,15 @@ from scipy import stats
 from sklearn.metrics import confusion_matrix
 from torch.utils.data import DataLoader
 
-from src import figures, results, study
 from src import report as entry
 from src.errors import InputError
-from src.finetune.curve import QUANTITIES, Curve
-from src.paper import charts, compare, differences, page, published, render, rows, table
+from src.evaluation import statistics as compare
+from src.finetune.history import QUANTITIES, Curve
+from src.reporting import charts, figures, published, render, rows, table
+from src.reporting import comparisons as differences
+from src.reporting import html as page
+from src.runs import run_dir
+from src.sweeps import study
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # wandb-workspaces' own
 
@@ -85,7 +89,7 @@ def write_run(
     accuracy = sum(right) / len(right)
     metrics = {"accuracy": accuracy, "f1": accuracy, "ece": 0.125, "loss": 0.5}
     result = {
-        "config_hash": results.config_hash(cfg),
+        "config_hash": run_dir.config_hash(cfg),
         "name": cfg.name,
         "seed": cfg.seed,
         "data": {"labels": list(labels), "sizes": {"train": round(1000 * cfg.data.fraction), "test": len(right)}},
@@ -998,7 +1002,7 @@ def test_wrong_arguments_get_a_sentence(
         report(*arguments)
 
 
-@pytest.mark.parametrize("module", ["src.report", "src.dashboard"])
+@pytest.mark.parametrize("module", ["src.report", "src.reporting.wandb_dashboard"])
 def test_help_answers_before_anything_heavy_is_imported(module: str) -> None:
     heavy = {"torch", "lightning", "wandb", "pandas", "numpy", "matplotlib", "scipy", "hydra"}
     code = f"import sys, {module}; print({heavy} & set(sys.modules))"
@@ -1059,22 +1063,22 @@ def accessors(spec: str) -> set[str]:
 
 def test_the_dashboards_name_what_runs_log() -> None:
     pytest.importorskip("wandb_workspaces")
-    from src import dashboard
+    from src.evaluation.metrics import Predictions, measure
     from src.finetune.cost import Cost
-    from src.finetune.measure import Predictions, measure
+    from src.reporting import wandb_dashboard as dashboard
 
     metrics = measure(Predictions(torch.tensor([[-0.1, -2.4], [-2.4, -0.1]]), torch.tensor([0, 1])))
     logged = {f"final/{part}/{name}" for part in ("train", "validation", "test") for name in metrics}
     logged |= {f"cost/{name}" for name in Cost().summary()}
     assert set(dashboard.MEASURED) <= logged
-    cfg = results.plain(study.config(study.Point({}, ())))
+    cfg = run_dir.plain(study.config(study.Point({}, ())))
     for setting in dashboard.SETTINGS:
         assert rows.reach(cfg, setting.split(".")) is not None
 
 
 def test_the_dashboards_are_built_without_a_network() -> None:
     pytest.importorskip("wandb_workspaces")
-    from src import dashboard
+    from src.reporting import wandb_dashboard as dashboard
 
     models = [made("me", "mine")._to_model() for made in (dashboard.workspace, dashboard.report)]
     specs = [model.spec.model_dump_json(by_alias=True, exclude_none=True) for model in models]
@@ -1092,7 +1096,7 @@ def test_the_dashboards_are_built_without_a_network() -> None:
 
 def test_parallel_coordinates_go_from_settings_over_cost_to_accuracy() -> None:
     pytest.importorskip("wandb_workspaces")
-    from src import dashboard
+    from src.reporting import wandb_dashboard as dashboard
 
     columns = [column.accessor for column in dashboard.panels()[0]._to_model().config.columns]
     places = [columns.index(name) for name in ("config:gpt.value.name", "config:task.value.trainable")]
@@ -1103,7 +1107,7 @@ def test_parallel_coordinates_go_from_settings_over_cost_to_accuracy() -> None:
 def test_without_the_extra_or_an_account_the_dashboards_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
-    from src import dashboard
+    from src.reporting import wandb_dashboard as dashboard
 
     monkeypatch.setattr(sys, "argv", ["dashboard", "entity=me"])
     monkeypatch.setattr(dashboard, "find_spec", lambda name: None)

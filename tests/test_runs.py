@@ -27,13 +27,15 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from src import build, results, study
-from src.command import check_resume
-from src.data import corpora
+from src.config import build
+from src.config.command_line import check_resume
+from src.data import datasets as corpora
 from src.errors import InputError
-from src.finetune.classify import Classifier
+from src.finetune.classifier import Classifier
 from src.gpt.pinned import SHIPPED
 from src.gpt.weights import export
+from src.runs import run_dir
+from src.sweeps import study
 from src.train import Run, train
 
 ROOT = Path(__file__).parents[1]
@@ -207,15 +209,15 @@ def test_config_yaml_is_plain_and_reloads(run: Run, home: Path) -> None:
     text = (run.folder / "config.yaml").read_text(encoding="utf-8")
     assert "${" not in text
     assert yaml.safe_load(text) == OmegaConf.to_container(config(home, "name=first", *LEARNS), resolve=True)
-    assert results.config_hash(results.load_config(run.folder)) == run.result["config_hash"]
+    assert run_dir.config_hash(run_dir.load_config(run.folder)) == run.result["config_hash"]
 
 
 def test_two_runs_of_one_second_get_two_folders(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
-    monkeypatch.setattr(results, "datetime", SimpleNamespace(now=lambda zone: now))
+    monkeypatch.setattr(run_dir, "datetime", SimpleNamespace(now=lambda zone: now))
     cfg = config(home, f"runs={tmp_path}")
-    stem = f"20250102-030405-train-{results.config_hash(cfg)[:8]}"
-    assert [results.create(cfg).name for _ in range(3)] == [stem, f"{stem}-2", f"{stem}-3"]
+    stem = f"20250102-030405-train-{run_dir.config_hash(cfg)[:8]}"
+    assert [run_dir.create(cfg).name for _ in range(3)] == [stem, f"{stem}-2", f"{stem}-3"]
 
 
 @pytest.mark.parametrize(
@@ -231,12 +233,12 @@ def test_two_runs_of_one_second_get_two_folders(home: Path, tmp_path: Path, monk
     ],
 )
 def test_the_config_hash_changes_with_what_can_change_the_numbers(home: Path, override: str, same: bool) -> None:
-    assert (results.config_hash(config(home, override)) == results.config_hash(config(home))) is same
+    assert (run_dir.config_hash(config(home, override)) == run_dir.config_hash(config(home))) is same
 
 
 def test_runs_from_shipped_weights_are_others_once_these_are_trained_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     def hashes(*more: str) -> str:
-        return results.config_hash(study.config(study.Point({}, more)))
+        return run_dir.config_hash(study.config(study.Point({}, more)))
 
     settings = [(), ("gpt.weights=random",), ("gpt=small",)]
     before = [hashes(*some) for some in settings]
@@ -250,7 +252,7 @@ def test_the_config_hash_does_not_depend_on_where_pinned_data_are_kept_and_how_d
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hash_of(*more: str) -> str:
-        return results.config_hash(study.config(study.Point({}, (f"data={data}", "task=instruct", *more))))
+        return run_dir.config_hash(study.config(study.Point({}, (f"data={data}", "task=instruct", *more))))
 
     here = hash_of()
     monkeypatch.setenv("TWO_WAYS_CACHE", str(tmp_path))
@@ -337,7 +339,7 @@ def test_a_resumed_run_equals_a_straight_one(
     with pytest.raises(
         InputError, match=f"^run {folder.name} has not finished: go on with python -m src.train resume="
     ):
-        results.load_result(folder)
+        run_dir.load_result(folder)
 
     resumed = train(config(home, f"runs={tmp_path}", f"resume={folder.name}"))
     assert resumed.folder == folder
@@ -979,9 +981,9 @@ def test_a_multirun_gives_each_of_its_runs_a_folder_and_a_wandb_run(
     answer = command("train", "-m", *arguments(home, "runs=runs", "logger=wandb", "seed=1,2"))
     assert answer.status == 0
     folders = [path.parent for path in (tmp_path / "runs").glob("*/result.json")]
-    assert sorted(results.load_result(folder)["seed"] for folder in folders) == [1, 2]
+    assert sorted(run_dir.load_result(folder)["seed"] for folder in folders) == [1, 2]
     for folder in folders:
-        (run,), result = inspect(folder, "--summary"), results.load_result(folder)
+        (run,), result = inspect(folder, "--summary"), run_dir.load_result(folder)
         assert (run["run_id"], run["config"]["seed"], run["state"]) == (folder.name, result["seed"], "finished")
         assert run["summary"]["final/test/loss"] == result["metrics"]["test"]["loss"]
     assert wandb.run is None

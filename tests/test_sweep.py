@@ -27,16 +27,18 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from scipy import stats
 
-from src import bayes, results, study, sweep, worker
-from src.board import Board, duration
-from src.claims import LOST, Claim, Claims, is_running
-from src.command import with_plus
+from src import sweep
+from src.config.command_line import with_plus
 from src.errors import InputError
 from src.gpt.pinned import GPT_MINI
-from src.rehearsal import rehearse
-from src.study import Point, Range, Study
+from src.runs import run_dir
+from src.sweeps import bayes, study, worker
+from src.sweeps.board import Board, duration
+from src.sweeps.claims import LOST, Claim, Claims, is_running
+from src.sweeps.rehearsal import rehearse
+from src.sweeps.study import Point, Range, Study
+from src.sweeps.worker import Given, Job
 from src.train import train
-from src.worker import Given, Job
 
 ROOT = Path(__file__).parents[1]
 STUDIES = [ROOT / "experiments" / f"{name}.yaml" for name in (
@@ -439,7 +441,7 @@ def test_an_agent_of_wandb_runs_what_src_sweep_runs(
         if i == 0:
             with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
                 cfg = compose("train", with_plus(words[4:]))
-            assert results.config_hash(cfg) == results.config_hash(study.config(point))
+            assert run_dir.config_hash(cfg) == run_dir.config_hash(study.config(point))
 
 
 def test_the_real_command_takes_the_words_of_an_agent(tmp_path: Path, one_thread: None) -> None:
@@ -509,7 +511,7 @@ def test_the_book_table_is_the_nineteen_published_rows() -> None:
     points = study.points(study.read(ROOT / "experiments" / "book_table.yaml"))
     configs = [study.config(point) for point in points]
     assert [cfg.name for cfg in configs] == [name for name, _ in BOOK.values()]
-    assert len({results.config_hash(cfg) for cfg in configs}) == 19
+    assert len({run_dir.config_hash(cfg) for cfg in configs}) == 19
     for cfg, (_, changes) in zip(configs, BOOK.values(), strict=True):
         expected = FIRST_ROW | changes
         assert {key: leaf(cfg, key) for key in expected} == expected
@@ -565,7 +567,7 @@ def test_a_study_asks_for_these_runs(name: str, n: int, expected: dict[str, set[
         assert {leaf(cfg, key) for cfg in configs} == values
     rows = {name for row, (name, _) in BOOK.items() if row not in (6, 7, 8, 9, 12)}
     assert {cfg.name for cfg in configs} == (rows if name == "mini_table" else {name})
-    assert len({results.config_hash(cfg) for cfg in configs}) == len(configs)
+    assert len({run_dir.config_hash(cfg) for cfg in configs}) == len(configs)
 
 
 # ---- claims
@@ -785,8 +787,8 @@ class Trained:
         if left:
             (Path(cfg.runs) / cfg.resume / "checkpoints").mkdir(exist_ok=True)
             raise left.pop(0)
-        result = {"config_hash": results.config_hash(cfg)}
-        results.write_text(Path(cfg.runs) / cfg.resume / "result.json", json.dumps(result))
+        result = {"config_hash": run_dir.config_hash(cfg)}
+        run_dir.write_text(Path(cfg.runs) / cfg.resume / "result.json", json.dumps(result))
         return type("Run", (), {"result": result})
 
 
@@ -862,7 +864,7 @@ def test_a_run_of_another_machine_is_waited_for_and_done_by_us_if_it_is_dropped(
 
 
 def test_shards_share_the_runs_of_a_study_out(tmp_path: Path, messages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("src.rehearsal.Rehearsal.build", lambda self, cfg: None)
+    monkeypatch.setattr("src.sweeps.rehearsal.Rehearsal.build", lambda self, cfg: None)
     asked = study.read(write(tmp_path, tiny(messages, {"seed": [1, 2, 3, 4, 5]})))
     whole = [job.label for job in sweep.plan(asked, tmp_path, "1/1")]
     assert whole == [f"seed={seed}" for seed in (1, 2, 3, 4, 5)]
@@ -874,7 +876,7 @@ def test_shards_share_the_runs_of_a_study_out(tmp_path: Path, messages: Path, mo
 
 
 def test_points_with_one_config_are_one_run(tmp_path: Path, messages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("src.rehearsal.Rehearsal.build", lambda self, cfg: None)
+    monkeypatch.setattr("src.sweeps.rehearsal.Rehearsal.build", lambda self, cfg: None)
     asked = study.read(write(tmp_path, tiny(messages, {"name": ["a", "b"], "task.trainable": ["all", "lora"]})))
     assert [job.label for job in sweep.plan(asked, tmp_path, "1/1")] == [
         "name=a task.trainable=all",
@@ -1127,7 +1129,7 @@ def test_the_time_left_follows_from_what_was_done_since_the_start(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("src.board.monotonic", lambda: now)
+    monkeypatch.setattr("src.sweeps.board.monotonic", lambda: now)
     with Board("mini", 10, 4) as board:
         now = 160.0
         board.finished("a=1", result(0.5, 30.4))
@@ -1208,9 +1210,9 @@ def test_a_bayes_study_goes_on_after_a_kill_with_what_it_had_asked_for(
         cfg = study.config(study.point(asked, values))
         cfg.runs = str(tmp_path)
         metrics = {"validation": {"accuracy": cfg.gpt.dropout}}
-        results.write_text(
-            results.create(cfg) / "result.json",
-            json.dumps({"config_hash": results.config_hash(cfg), "metrics": metrics}),
+        run_dir.write_text(
+            run_dir.create(cfg) / "result.json",
+            json.dumps({"config_hash": run_dir.config_hash(cfg), "metrics": metrics}),
         )
 
     rounds = bayes.rounds(asked, tmp_path)

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from src.data import corpora, split
-from src.data.batch import Batch, Messages, ShuffledBatches, reading_batches
-from src.data.corpora import Corpus
-from src.data.prompt import Prompt, make_task
-from src.data.split import Splits
-from src.data.split import fraction as fraction_of
-from src.data.tokens import encode
+from src.data import datasets
+from src.data.batching import Batch, Messages, ShuffledBatches, reading_batches
+from src.data.datasets import Corpus
+from src.data.prompts import Prompt, make_task
+from src.data.splits import Splits, book, deduplicated
+from src.data.splits import fraction as fraction_of
+from src.data.tokenizer import encode
 from src.errors import InputError
 
 PADDINGS = ("longest", "batch", "none", "context")
@@ -27,7 +27,7 @@ PADDINGS = ("longest", "batch", "none", "context")
 class TextData(L.LightningDataModule):
     """Labelled messages as token batches.
 
-    name, path      which corpus (see corpora.py); `validation_path` and `test_path` give a table's own splits
+    name, path      which corpus (see datasets.py); `validation_path` and `test_path` give a table's own splits
     split           book | deduplicated; `balance` samples every class down to the smallest one first
     fraction        the stratified part of the training messages that is used, in (0, 1]
     padding         longest: to the longest training message; batch: to the longest of the batch, messages of like
@@ -100,7 +100,7 @@ class TextData(L.LightningDataModule):
         if name not in ("bundled", "sms_spam", "table"):
             raise InputError(f"data.name={name} is unknown: use bundled, sms_spam or table")
         if name == "sms_spam":
-            return corpora.sms_spam(path, cache, quoted=self.split_name == "book")
+            return datasets.sms_spam(path, cache, quoted=self.split_name == "book")
         if self.split_name == "book" and not whole:
             raise InputError(
                 f"data.split=book is the published split of sms_spam: use data.split=deduplicated for {name}"
@@ -109,7 +109,7 @@ class TextData(L.LightningDataModule):
             raise InputError(
                 f"data.path={path}: data=bundled are the messages of this project; use data=table for yours"
             )
-        return corpora.bundled() if name == "bundled" else corpora.table(path, text, label)
+        return datasets.bundled() if name == "bundled" else datasets.table(path, text, label)
 
     def _split(self, validation: str | None, test: str | None, text: str | int, label: str | int) -> Splits:
         if (validation is None) != (test is None):
@@ -118,14 +118,14 @@ class TextData(L.LightningDataModule):
             )
         if validation is not None and test is not None:
             self.split_name = "given files"
-            given = [self.corpus, *(corpora.table(path, text, label) for path in (validation, test))]
+            given = [self.corpus, *(datasets.table(path, text, label) for path in (validation, test))]
             splits = Splits(*(corpus.examples for corpus in given))
             together = hashlib.sha256("".join(corpus.sha256 for corpus in given).encode()).hexdigest()
             self.corpus = replace(self.corpus, sha256=together)
         elif self.split_name == "book":
-            splits = split.book(self.corpus.examples)
+            splits = book(self.corpus.examples)
         else:
-            splits = split.deduplicated(self.corpus.examples, self.balance)
+            splits = deduplicated(self.corpus.examples, self.balance)
         known = {example.label for example in splits.train}
         for part, examples in splits._asdict().items():
             if strange := sorted({example.label for example in examples} - known):

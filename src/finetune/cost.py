@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from src.data.batch import Batch
+from src.data.batching import Batch
 from src.finetune import allocator
-from src.finetune.finetuner import FineTuner
+from src.finetune.base import FineTuner
 
 STATUS = Path("/proc/self/status")  # Linux
 

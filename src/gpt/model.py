@@ -12,24 +12,13 @@ Letters: B batch, T tokens, C channels, H heads, V vocabulary.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import InputError
-
-if TYPE_CHECKING:
-    from src.gpt.beginnings import Beginnings
-
-
-class Context(Protocol):
-    """Whom tokens attend to, where that is not just those beside them: see generate.py and beginnings.py."""
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries, keys and values of the tokens at hand -> what they have seen, (B, H, T, D) each."""
-        ...
+from src.gpt.shared_prefixes import Beginnings, Context
 
 
 @dataclass(frozen=True)
@@ -169,7 +158,7 @@ class GPT(nn.Module):
                 into_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
                 parameter.normal_(0.0, residual_std if into_residual else 0.02, generator=generator)
 
-    def prefix(self, ids: Tensor, k: int, once: "Beginnings | None" = None) -> Tensor:
+    def prefix(self, ids: Tensor, k: int, once: Beginnings | None = None) -> Tensor:
         """Embeddings and blocks 0..k-1: (B, T) ids -> (B, T, C), without dropout what begins alike `once`. Raises
         InputError beyond the context length."""
         T = ids.shape[1]

@@ -1,0 +1,116 @@
+"""What the command lines share: one sentence for wrong input, a Hydra entry point, and key=value options."""
+
+import atexit
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NoReturn, TypeVar
+
+from src.errors import InputError
+
+T = TypeVar("T")
+CONF = Path(__file__).parents[2] / "conf"
+_BEGAN = [perf_counter()]  # this module comes before everything that takes long to import
+gc.set_threshold(100_000)  # Python would look for garbage for a sixth of the time that these imports take,
+atexit.register(gc.freeze)  # and for most of a second among all that they made, before the process ends
+
+
+def began() -> float:
+    """When the command was given, by perf_counter, for the first job of a process; now, for a later one."""
+    return _BEGAN.pop() if _BEGAN else perf_counter()
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turn an InputError into its sentence on stderr and exit status 2; bugs keep their traceback."""
+    try:
+        yield
+    except InputError as error:
+        fail(str(error))
+
+
+def fail(sentence: str) -> NoReturn:
+    """Print `sentence` as an error and exit with status 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def hydra_main(config_name: str, run: Callable[[Any], Any]) -> None:
+    """Compose conf/<config_name>.yaml with the command line and call `run` with it, once a job."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and the sentence below is ours
+    sys.argv[1:] = with_plus(sys.argv[1:])
+    with one_sentence():
+        check_resume(sys.argv[1:])
+
+    def job(cfg: Any) -> None:
+        with one_sentence():  # inside the job: Hydra would put a line of its own before an error that leaves it
+            run(cfg)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(explain(error, config_name))
+
+
+def check_resume(arguments: list[str]) -> None:
+    """Raises InputError for settings beside resume=, which would be ignored."""
+    settings = [one for one in arguments if "=" in one and not one.startswith(("runs=", "hydra", "-"))]
+    others = [one for one in settings if not one.startswith("resume=")]
+    if others and set(settings) - {*others, "resume=", "resume=null"}:
+        raise InputError(f"{others[0]}: resume= takes all settings from the run; leave it out")
+
+
+def with_plus(arguments: list[str]) -> list[str]:
+    """`experiment=` as +experiment=: W&B's agents say it so, whose schema refuses a plus in the name of a parameter."""
+    return [f"+{argument}" if argument.startswith("experiment=") else argument for argument in arguments]
+
+
+def explain(error: Exception, config_name: str) -> str:
+    """One sentence for a configuration error; for a key that does not exist, with those that do."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+    cause = error.__cause__
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            node: Any = compose(config_name)
+        parent = cause.full_key.rpartition(".")[0]
+        known = OmegaConf.select(node, parent) if parent else node
+        keys = ", ".join(map(str, known)) if isinstance(known, DictConfig) else "none"
+        return f"there is no setting {cause.full_key}: {parent or 'the top level'} has {keys}"
+    return " ".join(str(error).split()).partition(" Config search path")[0]
+
+
+def whole(name: str, text: str, least: int) -> int:
+    """The number that an option says. Raises InputError for anything else, and below `least`."""
+    if not text.isdecimal() or int(text) < least:
+        raise InputError(f"{name}={text} must be a whole number, at least {least}")
+    return int(text)
+
+
+def options(kind: type[T], arguments: list[str], usage: str) -> T:
+    """Fill the dataclass `kind` from `key=value` arguments, taken as they stand: a message may hold any character."""
+    if {"-h", "--help"} & set(arguments):
+        print(usage)
+        sys.exit(0)
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    given: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key not in known:
+            raise InputError(f"{argument!r} is not understood: give key=value with one of {', '.join(known)}")
+        given[key] = value
+    for name, field in known.items():
+        if field.default is MISSING and name not in given:
+            raise InputError(f"{name}=... is missing\n{usage}")
+    return kind(**given)

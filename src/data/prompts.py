@@ -1,0 +1,89 @@
+"""A text and what is to be done with it -> one prompt; a class -> the tokens of its answer.
+
+    template: "{instruction}\\n\\nText:\\n{text}\\n\\nAnswer:"   ->   before the text | the text | after it
+    answers:  {ham: "no", spam: "yes"}                     ->   " no" <|endoftext|>,  " yes" <|endoftext|>
+
+The pieces are tokenized apart, so that a text has the same tokens in a prompt as alone; where line breaks
+part them, as in the default, these are also the tokens of the whole.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from src.data.tokenizer import END_OF_TEXT, encode
+from src.errors import InputError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids before and after a text, and how many are kept free for the answer; `Prompt()` is the text alone."""
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    reserve: int = 0
+
+    @property
+    def overhead(self) -> int:
+        """Tokens of a sequence, prompt and answer, that are not the text's."""
+        return len(self.before) + len(self.after) + self.reserve
+
+    def around(self, text: Sequence[int], limit: int) -> list[int]:
+        """The prompt with as much of `text`, from its start, as lets prompt and answer be `limit` tokens long."""
+        return [*self.before, *text[: limit - self.overhead], *self.after]
+
+
+class Task(NamedTuple):
+    """A question: its name and prompt, and of each class its number, the words of its answer, and their tokens with
+    <|endoftext|>, so that no answer begins another."""
+
+    name: str
+    prompt: Prompt
+    classes: list[int]
+    words: list[str]
+    answers: list[list[int]]
+
+
+def make_task(
+    name: str,
+    labels: Sequence[str],
+    template: str,
+    instruction: str | None,
+    answers: Mapping[str, str] | None,
+    first_class: int = 0,
+) -> Task:
+    """The question whose answers stand for `labels`. Without an instruction it asks which of the answers a text is; the
+    answer of a class is by default its name. Raises InputError for a template without a place for the text, and for
+    answers that are missing, empty or equal."""
+    if template.count("{text}") != 1 or template.count("{instruction}") > 1:
+        raise InputError(
+            f"task.template needs {{text}} exactly once and {{instruction}} at most once, got {template!r}"
+        )
+    words = _words(labels, answers)
+    asked = instruction or f"Which of these is the following text: {', '.join(words[:-1])} or {words[-1]}?"
+    before, after = (part.replace("{instruction}", asked) for part in template.split("{text}"))
+    space = "" if template[-1].isspace() else " "
+    head, tail, *tokens = encode([before, after, *(space + word for word in words)])
+    longest = max(map(len, tokens))  # <|endoftext|> is predicted after them, never read
+    classes = list(range(first_class, first_class + len(words)))
+    prompt = Prompt(tuple(head), tuple(tail), longest)
+    return Task(name, prompt, classes, words, [[*ids, END_OF_TEXT] for ids in tokens])
+
+
+def parse(written: str, words: Sequence[str]) -> int:
+    """Which of `words` a model wrote, up to case, white space and a full stop; -1 for none of them."""
+    said = written.strip().rstrip(".").casefold()
+    return next((i for i, word in enumerate(words) if word.casefold() == said), -1)
+
+
+def _words(labels: Sequence[str], answers: Mapping[str, str] | None) -> list[str]:
+    given = {str(label): str(word) for label, word in (answers or {label: label for label in labels}).items()}
+    if missing := sorted(set(labels) - set(given)):
+        raise InputError(f"data.answers has no answer for class {missing[0]}: the classes are {', '.join(labels)}")
+    words = [given[label].strip() for label in labels]
+    for i, word in enumerate(words):
+        if not word:
+            raise InputError(f"data.answers: the answer of class {labels[i]} is empty")
+        if word.casefold() in (other.casefold() for other in words[:i]):
+            raise InputError(f"data.answers: {word!r} is the answer of two classes; answers must differ")
+    return words

@@ -1,0 +1,251 @@
+"""What both ways of fine-tuning share: what is trained, by which optimizer, and what a checkpoint holds."""
+
+import hashlib
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import Any, Self
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from src.data.batching import Batch
+from src.errors import InputError
+from src.finetune import freezing as strategies
+from src.finetune.feature_store import Features
+from src.finetune.optim import Optimizer, clip
+from src.gpt.lora import LoRA, inject
+from src.gpt.model import GPT
+from src.gpt.shared_prefixes import Beginnings
+
+
+class FineTuner(L.LightningModule):
+    """A GPT and, where there is one, a head. A way of fine-tuning adds `places`, `output` and `loss`.
+
+    trainable         what is unfrozen (see freezing.py); the rest does not move by a bit
+    lora              the rank and scaling of the adapters, for trainable="lora"
+    frozen_precision  of the blocks below the first trained one: run (that of the Trainer) or bf16
+    features          part -> what these blocks have made of its messages (feature_cache.py); empty: made in each step
+    Checkpoints hold the trained parameters only, and the norms of the frozen ones, which are the GPT's that the run
+    started from.
+    """
+
+    def __init__(
+        self,
+        gpt: GPT,
+        head: nn.Linear | None,
+        trainable: str,
+        lora: LoRA | None,
+        optimizer: Optimizer | None,
+        frozen_precision: str = "run",
+    ) -> None:
+        super().__init__()
+        if frozen_precision not in ("run", "bf16"):
+            raise InputError(f"task.frozen_precision={frozen_precision} is unknown: use run or bf16")
+        self.frozen_precision = frozen_precision
+        self.features: dict[str, Features] = {}
+        self.extra = 0  # rows of a message that `frozen` has besides its own
+        self.seed = torch.initial_seed()  # what the run was seeded with
+        self.gpt, self.head = gpt, head
+        self.strict_loading = False  # a checkpoint holds the trained parameters alone, which on_load_checkpoint checks
+        self.optimizer = optimizer or Optimizer()
+        if trainable == "lora":
+            inject(self, lora or LoRA())
+        names = [name for name, _ in self.named_parameters()]
+        self.trained = strategies.trainable_names(names, trainable, gpt.config.n_layer)
+        self.first_live = strategies.first_live_block(self.trained, gpt.config.n_layer)
+        strategies.freeze_all_but(self, self.trained)
+        self.means = nn.ModuleDict(
+            {
+                f"{phase}_{name}": MeanMetric(nan_strategy="disable")
+                for phase in ("train", "validation")
+                for name in ("accuracy", "loss")
+            }
+        )
+        self.nonfinite_loss: Tensor
+        self.register_buffer("nonfinite_loss", torch.zeros((), dtype=torch.bool), persistent=False)
+        self.train()  # Lightning takes the modes as they are
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What `forward` is given for a batch in training."""
+        return batch.ids, batch.length
+
+    def frozen(self, batch: Batch, extent: Tensor) -> tuple[Tensor, Tensor]:
+        """All that `below` makes of a batch, (B, T, C), and how many rows (B,) of it count, where of each message
+        `extent` (B,) tokens do."""
+        x = self.below(*self.inputs(batch), extent)
+        return x, extent.clamp(max=x.shape[1])
+
+    def known(self, batch: Batch) -> Tensor | None:
+        """What `above` takes of a batch, from its features: what `frozen` gave."""
+        return batch.features
+
+    def forward(self, ids: Tensor, length: Tensor, features: Tensor | None = None) -> Tensor:
+        """Logits of ids (B, T), or of what `below` has made of them."""
+        return self.above(self.below(ids, length) if features is None else features, length)
+
+    def below(self, ids: Tensor, length: Tensor, extent: Tensor | None = None) -> Tensor:
+        """What lies below the first trained block: ids (B, T) -> (B, T, C), a constant unless that is block 0. Where no
+        block is trained, (B, Q, C): only what the output layer reads. Given the extent (B,) of each message, tokens
+        behind it are not computed, and those of messages that begin alike once."""
+        once = None if extent is None else Beginnings.of(ids, extent, self.gpt.config.causal)
+        with self.arithmetic():
+            x = self.gpt.prefix(ids, self.before_read, once)
+            return self.read(x, self.before_read, length) if self.only_head else x
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """That of the frozen blocks."""
+        bf16 = self.frozen_precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
+
+    def above(self, x: Tensor, length: Tensor) -> Tensor:
+        """Logits from what `below` gives of messages of length (B,)."""
+        return self.output(x if self.only_head else self.read(x, self.first_live, length))
+
+    def output(self, hidden: Tensor) -> Tensor:
+        """Logits from final hidden states (B, Q, C)."""
+        raise NotImplementedError
+
+    @property
+    def vocabulary(self) -> Tensor:
+        """The output layer of the language model, (V, C)."""
+        return self.gpt.token_embedding.weight
+
+    def places(self, length: Tensor, width: int) -> Tensor | None:
+        """Which of `width` tokens the output layer reads, (B, Q); None for the mean over all of them."""
+        raise NotImplementedError
+
+    def read(self, x: Tensor, k: int, length: Tensor) -> Tensor:
+        """Blocks k.. and the final norm, at the places that are read: (B, T, C) -> (B, Q, C)."""
+        index = self.places(length, x.shape[1])
+        if index is None:
+            return self.gpt.suffix(x, k).mean(1, keepdim=True)
+        if any("lora_" in name for name in self.trained):  # suffix_at multiplies with the bare weights of a layer
+            return self.gpt.suffix(x, k).gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+        return self.gpt.suffix_at(x, k, index)
+
+    @property
+    def before_read(self) -> int:
+        """The first block that is computed only where it is read, or trained."""
+        return max(0, self.first_live - 1) if self.only_head else self.first_live
+
+    @property
+    def only_head(self) -> bool:
+        """Whether nothing of the GPT is trained."""
+        return self.first_live == self.gpt.config.n_layer
+
+    @property
+    def reads_below(self) -> str:
+        """What `below` keeps of the hidden states; empty for all of them."""
+        return ""
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        known = self.features.get(batch.part)
+        return batch._replace(features=known.of(batch)) if known else batch
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss of a batch, and whether each message (B,) would be answered rightly."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, but for what lies below the first trained block: a frozen prefix has no dropout either."""
+        super().train(mode)
+        if self.first_live > 0:
+            self.gpt.eval()
+            self.gpt.blocks[self.first_live :].train(mode)
+        return self
+
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        if self.gpt.config.dropout:
+            torch.manual_seed(self.seed + 1_000_003 * self.current_epoch + batch_index)  # it survives a resume
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        loss = self._shared_step(batch, "train")
+        if self.trainer.is_last_batch:
+            self._log_means("train")
+        self.nonfinite_loss |= ~loss.detach().isfinite()  # looked at where a sync costs nothing: see _stop_if_nonfinite
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._stop_if_nonfinite()
+        return loss
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        self.nonfinite_loss |= ~self._shared_step(batch, "validation").isfinite()
+
+    def _shared_step(self, batch: Batch, phase: str) -> Tensor:
+        loss, right = self.loss(batch)
+        # a value a message: torchmetrics 1.9 forgets weights where it lets NaN through
+        for name, values in (("accuracy", right.float()), ("loss", loss.detach().expand(len(right)))):
+            mean = self.means[f"{phase}_{name}"]
+            assert isinstance(mean, MeanMetric)
+            mean.update(values)
+        return loss
+
+    def _log_means(self, phase: str) -> None:
+        for name in ("accuracy", "loss"):
+            mean = self.means[f"{phase}_{name}"]
+            assert isinstance(mean, MeanMetric)
+            self.log(f"{phase}/{name}", mean, on_step=False, on_epoch=True, prog_bar=True)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_means("validation")
+        self._stop_if_nonfinite()  # before a checkpoint of this epoch is written
+
+    def _stop_if_nonfinite(self) -> None:
+        if self.nonfinite_loss:
+            raise InputError(
+                f"the loss became infinite or NaN in epoch {self.current_epoch + 1}: training stopped, the checkpoints "
+                "of the epochs before are kept; lower task.optimizer.lr or set trainer.gradient_clip_val=1"
+            )
+
+    def configure_optimizers(self) -> Any:
+        # GradScaler and Lightning's clipping need the unfused form
+        fused = self.trainer.precision != "16-mixed"
+        return self.optimizer.build([p for p in self.parameters() if p.requires_grad], self._progress, fused)
+
+    def _progress(self) -> float:
+        return self.trainer.global_step / max(1, self.trainer.estimated_stepping_batches)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        if self.trainer.precision == "16-mixed":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            clip(self, gradient_clip_val)
+
+    @cached_property
+    def frozen_sha256(self) -> str:
+        """Of the parameters that do not move, to the last bit."""
+        whole = hashlib.sha256()
+        for name, parameter in self.named_parameters():
+            if name not in self.trained:
+                whole.update(name.encode())
+                whole.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return whole.hexdigest()
+
+    @cached_property
+    def frozen_norms(self) -> Tensor:
+        """Of each parameter that does not move: another GPT has others, while random weights of one seed and weights
+        that were rounded to bf16 keep theirs, on whatever processor."""
+        frozen = [p for name, p in self.named_parameters() if name not in self.trained]
+        rows = [torch.linalg.vector_norm(p.detach(), dim=-1) for p in frozen]  # of few numbers each: exact enough
+        norms = [torch.linalg.vector_norm(row, dtype=torch.float64).item() for row in rows]
+        return torch.tensor(norms, dtype=torch.float64)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in sorted(self.trained)}
+        checkpoint["frozen_norms"] = self.frozen_norms
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if (found := set(checkpoint["state_dict"])) != self.trained:
+            wrong = sorted(found ^ self.trained)[0]
+            raise InputError(
+                f"the checkpoint was trained with other settings: parameter {wrong} is in one of the two only"
+            )
+        if not torch.allclose(checkpoint["frozen_norms"], self.frozen_norms, rtol=1e-5):
+            raise InputError(
+                "the GPT is another one than that which the run was trained on, and a checkpoint holds only what was "
+                "trained: put the weights back to which gpt.weights points"
+            )

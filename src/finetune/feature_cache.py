@@ -1,0 +1,205 @@
+"""What the frozen blocks make of each message, computed once: ids -> FineTuner.frozen -> rows for every epoch.
+
+Blocks below the first trained one are a constant function of the ids while training, so that this is exact. What
+messages of a batch begin with alike is computed once for all of them. Rows are kept in memory, or on disk
+(feature_store.py) for every later run that needs the same.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from src.data.batching import Batch, Messages, packed_batches
+from src.finetune.cost import Flops
+from src.finetune.feature_store import Features, Rows, Store
+
+if TYPE_CHECKING:
+    from src.finetune.base import FineTuner
+
+KINDS = ("disk", "memory", "off")
+
+
+@dataclass
+class Cache:
+    """Where features are kept: kind disk, memory or off, and bytes at most. `prepare` fills the rest:
+
+    seconds   what it took
+    reused    the parts that were read back from disk
+    flops     of the frozen blocks, once a message of each part, also where they were read back
+    """
+
+    kind: str
+    store: Store
+    max_bytes: float
+    seconds: float = 0.0
+    reused: list[str] = field(default_factory=list)
+    flops: dict[str, int] = field(default_factory=dict)
+
+    def prepare(self, tuner: "FineTuner", parts: Mapping[str, Messages], trainer: L.Trainer) -> None:
+        """Give `tuner` the features of every part, where its frozen blocks are a constant function of a message."""
+        started = perf_counter()
+        if self.kind == "off" or tuner.first_live == 0:
+            return
+        below, taken, room = Below(tuner), 0, free_bytes(tuner, trainer.strategy.root_device)
+        for part, messages in parts.items():
+            if messages.padding == "batch" and (tuner.only_head or not tuner.gpt.config.causal):
+                return  # what becomes of a message, or where it is read, depends on those beside it
+            if taken + (size := _bytes_of(tuner, messages)) > self.max_bytes:
+                print(
+                    f"the features of {part} take {size / 1e9:.1f} GB, more than cache.max_gb leaves: frozen blocks "
+                    "are computed in every epoch",
+                    flush=True,
+                )
+                continue
+            taken += size
+            found = self._of(below, part, messages, trainer)
+            if found.bytes <= room:
+                room -= found.bytes
+                found = found.to(trainer.strategy.root_device)
+            tuner.features[part] = found
+        self.seconds = perf_counter() - started
+
+    def _of(self, below: "Below", part: str, messages: Messages, trainer: L.Trainer) -> Features:
+        whole, below.ragged = messages, messages.padding in ("free", "none")
+        if messages.padding == "batch":  # under a causal mask a row as wide as the longest holds all narrower ones
+            whole = Messages(messages.ids, messages.labels, max(map(len, messages.ids)), part=part)
+        batches = [whole[rows] for rows in packed_batches(whole, below.tuner.extra)]
+        key = key_of(below.tuner, batches, trainer, below.ragged)
+        found = self.store.open(key) if self.kind == "disk" else None
+        if found:
+            self.reused.append(part)
+            rows, facts = found
+        else:
+            facts = {"flops": below.operations(whole)}
+            rows = self._build(below, batches, trainer, key, facts)
+        self.flops[part] = facts["flops"]
+        return Features(rows, sliced=messages.padding == "batch")
+
+    def _build(self, below: "Below", batches: list[Batch], trainer: L.Trainer, key: str, facts: dict[str, Any]) -> Rows:
+        if self.kind == "disk":
+            try:
+                entry = self.store.new(key)
+                try:
+                    below.run(trainer, batches, entry.add)
+                    entry.finish(facts)
+                finally:
+                    entry.drop()
+                if found := self.store.open(key):
+                    return found[0]
+            except OSError as error:
+                print(
+                    f"the feature cache {self.store.folder} cannot be written ({error.strerror or error}): "
+                    "features are kept in memory, for this run alone; make room, or set cache.folder",
+                    flush=True,
+                )
+                self.kind = "memory"
+        rows: Rows = {}
+        below.run(trainer, batches, lambda numbers, made: rows.update(zip(numbers, made, strict=True)))
+        return rows
+
+    def facts(self) -> dict[str, Any]:
+        """What a result says of it."""
+        return {
+            "features_seconds": self.seconds,
+            "features_reused": self.reused,
+            "features_flops": sum(self.flops.values()),
+        }
+
+
+class Below(L.LightningModule):
+    """What a FineTuner has below its first trained block. ragged: padding does not count."""
+
+    def __init__(self, tuner: "FineTuner") -> None:
+        super().__init__()
+        self.tuner, self.ragged = tuner, False
+        self.count = Flops(self)
+        self.keep: Callable[[Sequence[int], Sequence[Tensor]], None]
+
+    def forward(self, ids: Tensor, length: Tensor) -> Tensor:
+        return self.tuner.below(ids, length)
+
+    def operations(self, messages: Messages) -> int:
+        """Those of every message, as if none began alike and all answers followed each other behind a prompt."""
+        widths = Counter(self.tuner.extra + (messages.width or len(ids)) for ids in messages.ids)
+        return sum(
+            self.count.of(torch.empty(n, T, dtype=torch.long), torch.ones(1, dtype=torch.long))
+            for T, n in widths.items()
+        )
+
+    def run(
+        self, trainer: L.Trainer, batches: list[Batch], keep: Callable[[Sequence[int], Sequence[Tensor]], None]
+    ) -> None:
+        """Hand the numbers and rows of each batch to `keep`."""
+        self.keep = keep
+        loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+        trainer.predict(self, loader, return_predictions=False)
+
+    def predict_step(self, batch: Batch, batch_index: int) -> list[int]:
+        extent = batch.length if self.ragged else torch.full_like(batch.length, batch.ids.shape[1])
+        x, extent = self.tuner.frozen(batch, extent)
+        numbers: list[int] = batch.row.tolist()
+        self.keep(numbers, [row[:n].cpu().clone() for row, n in zip(x, extent.tolist(), strict=True)])
+        return numbers  # Lightning warns of nothing
+
+
+def free_bytes(tuner: "FineTuner", device: torch.device) -> float:
+    """How much of a GPU's memory features may take: half of what training leaves; none of a CPU's, where they are."""
+    if device.type != "cuda":
+        return 0.0
+    size = {True: 0, False: 0}
+    for parameter in tuner.parameters():
+        size[parameter.requires_grad] += parameter.numel() * parameter.element_size()
+    on_device = next(tuner.parameters()).device.type == "cuda"
+    needed = size[False] + 4 * size[True]  # with each trained one its gradient and AdamW's two moments
+    return (torch.cuda.mem_get_info(device)[0] - needed + on_device * sum(size.values())) / 2
+
+
+def key_of(tuner: "FineTuner", batches: Sequence[Batch], trainer: L.Trainer, ragged: bool) -> str:
+    """A hash of all that features depend on: weights, messages, arithmetic, and the code that makes them."""
+    config, device = tuner.gpt.config, trainer.strategy.root_device  # the model comes there later
+    facts = {
+        "code": _code(),
+        "weights": tuner.frozen_sha256,
+        "k": tuner.first_live,
+        "n_head": config.n_head,
+        "causal": config.causal,
+        "reads": tuner.reads_below,
+        "ragged": ragged,
+        "precision": [str(trainer.precision), tuner.frozen_precision],
+        "matmul": torch.get_float32_matmul_precision(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "torch": torch.__version__,
+    }
+    whole = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for batch in batches:
+        for tensor in (*tuner.inputs(batch), batch.row):
+            whole.update(f"{tuple(tensor.shape)}".encode())
+            whole.update(tensor.contiguous().numpy().data)
+    return whole.hexdigest()
+
+
+@cache
+def _code() -> str:
+    """sha256 of the source that makes features: what an older version made is never read back."""
+    here = Path(__file__).parent
+    made_by = [here.parent / "gpt" / name for name in ("model.py", "shared_prefixes.py", "generation.py")]
+    made_by += [here / f"{name}.py" for name in ("feature_cache", "base", "classifier", "instruction", "pooling")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in made_by)).hexdigest()
+
+
+def _bytes_of(tuner: "FineTuner", messages: Messages) -> int:
+    """How much memory features take at most."""
+    wide = messages.width or (max(map(len, messages.ids)) if messages.padding == "batch" else None)
+    rows = sum(1 if tuner.only_head else wide or len(ids) for ids in messages.ids) + tuner.extra * len(messages)
+    return rows * tuner.gpt.config.n_embd * 4

@@ -1,0 +1,227 @@
+"""Language modelling, which is how a GPT is pretrained: ids (B, T+1) -> GPT -> the loss of each next token.
+
+The output layer is the token embedding (V = 50,257 rows), and two thirds of a small GPT's work. It is never held whole:
+the loss and its gradient are made chunk by chunk in one pass, and training may stand in a sample of the vocabulary for
+the words that a batch does not hold.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from src.errors import InputError
+from src.finetune.optim import Optimizer, clip
+from src.gpt.model import GPT
+
+IGNORED = -100  # a target that the loss leaves out, torch's own number for it
+ChunkLoss = Callable[[Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Tensor | None]]  # chunk_loss, or compiled
+
+
+def chunk_loss(logits: Tensor, targets: Tensor, bias: Tensor | None, gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """Summed cross-entropy of a chunk's logits (N, V) plus bias (V), and its gradient by them where it is asked for.
+
+    Everything between the matrix products: what torch.compile makes one pass of. Logits in fp32 are overwritten.
+    """
+    low, kept = logits.dtype, targets != IGNORED
+    logits = logits.float()
+    if bias is not None:
+        logits += bias
+    target = targets.clamp(min=0)[:, None]
+    log_sum = logits.logsumexp(-1, keepdim=True)
+    log_share = logits.gather(1, target) - log_sum
+    loss = -(log_share.squeeze(1) * kept).sum()
+    if not gradient:
+        return loss, None
+    error = logits.sub_(log_sum).exp_().mul_(kept[:, None]).to(low)  # softmax - one-hot, the target's own last
+    return loss, error.scatter_(1, target, ((log_share.exp() - 1) * kept[:, None]).to(low))
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """See `chunked_cross_entropy`. Gradients are made in the forward pass, while a chunk's logits are at hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        bias: Tensor | None,
+        chunk: int,
+        make: ChunkLoss,
+    ) -> Tensor:
+        low = _matmul_dtype(hidden)
+        h, w = hidden.to(low), weight.to(low)
+        grad_h = torch.empty_like(h) if ctx.needs_input_grad[0] else None
+        grad_w = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(h), chunk):
+                part = slice(start, start + chunk)
+                loss, error = make(h[part] @ w.T, targets[part], bias, grad_h is not None or grad_w is not None)
+                total += loss
+                if error is None:
+                    continue
+                if grad_h is not None:
+                    grad_h[part] = error @ w
+                if grad_w is not None:
+                    grad_w += error.T @ h[part]
+        count = (targets != IGNORED).sum().clamp(min=1)
+        ctx.save_for_backward(grad_h, grad_w, count)
+        ctx.dtypes = hidden.dtype, weight.dtype
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        grad_h, grad_w, count = ctx.saved_tensors
+        scale = grad_outputs[0] / count
+        first = None if grad_h is None else (grad_h * scale).to(ctx.dtypes[0])
+        second = None if grad_w is None else (grad_w * scale).to(ctx.dtypes[1])
+        return first, second, None, None, None, None
+
+
+def _matmul_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def chunked_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    chunk: int = 2048,
+    make: ChunkLoss = chunk_loss,
+) -> Tensor:
+    """Mean cross-entropy of `hidden` (N, C) @ `weight` (V, C)^T against targets (N,), -100 left out; at no time are
+    there more than (chunk, V) logits. make: chunk_loss, or what torch.compile made of it."""
+    if not torch.is_grad_enabled():  # needs_input_grad would still be true for a parameter
+        weight = weight.detach()
+    return ChunkedCrossEntropy.apply(hidden, weight, targets, None, chunk, make)
+
+
+def sampled_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    candidates: int,
+    generator: torch.Generator,
+    chunk: int = 2048,
+    make: ChunkLoss = chunk_loss,
+) -> Tensor:
+    """The same over a part of the vocabulary: all target words of the batch, exactly, and `candidates` of the others.
+
+    Each of these stands for (V - targets) / candidates words, so that the softmax's sum is right on average (Jean et
+    al. 2015 sample in the same spirit).
+    """
+    V = len(weight)
+    present = targets[targets != IGNORED].unique()  # sorted
+    absent = torch.ones(V, dtype=torch.bool, device=weight.device).index_fill_(0, present, False).nonzero().squeeze(1)
+    drawn = absent[torch.randperm(len(absent), generator=generator)[:candidates].to(absent.device)]
+    words = torch.cat([present, drawn])
+    bias = torch.zeros(len(words), device=weight.device)
+    bias[len(present) :] = torch.tensor(len(absent) / max(1, len(drawn))).log()
+    place = torch.where(targets == IGNORED, IGNORED, torch.searchsorted(present, targets.clamp(min=0)))
+    return ChunkedCrossEntropy.apply(hidden, weight[words], place, bias, chunk, make)
+
+
+class Language(L.LightningModule):
+    """A GPT as a language model, trained whole.
+
+    candidates    None for the exact softmax; a number samples the vocabulary in training (never in validation)
+    chunk         tokens whose logits are held at once
+    progress      share of training done, which the learning rate follows; by default steps of the Trainer's max_steps
+    """
+
+    def __init__(
+        self,
+        gpt: GPT,
+        optimizer: Optimizer,
+        candidates: int | None = None,
+        chunk: int = 2048,
+        seed: int = 123,
+        progress: Callable[[], float] | None = None,
+    ) -> None:
+        super().__init__()
+        if chunk < 1 or (candidates is not None and candidates < 1):
+            raise InputError(f"chunk={chunk} and candidates={candidates} must be at least 1")
+        self.gpt, self.optimizer, self.candidates, self.chunk, self.seed = gpt, optimizer, candidates, chunk, seed
+        self.chunk_loss = chunk_loss
+        self.validation_loss = MeanMetric(nan_strategy="disable")
+        self.progress = progress or (lambda: self.trainer.global_step / max(1, self.trainer.max_steps))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Hidden states (B, T, C)."""
+        return self.gpt(ids)
+
+    def compile_parts(self) -> None:
+        """torch.compile, for the GPT and for what the loss does between its matrix products."""
+        self.gpt.compile()
+        self.chunk_loss = torch.compile(chunk_loss)
+
+    def batch_seed(self) -> int:
+        """For what is drawn in a batch: of the seed and the number of the batch alone, so that it survives a resume."""
+        return self.seed * 1_000_003 + self.trainer.fit_loop.total_batch_idx
+
+    def on_train_batch_start(self, batch: Tensor, batch_index: int) -> None:
+        torch.manual_seed(self.batch_seed())  # dropout
+
+    def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
+        hidden, targets = self(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()
+        weight = self.gpt.token_embedding.weight
+        if self.candidates is None:
+            loss = chunked_cross_entropy(hidden, weight, targets, self.chunk, self.chunk_loss)
+        else:
+            drawn_by = torch.Generator().manual_seed(self.batch_seed())
+            loss = sampled_cross_entropy(
+                hidden, weight, targets, self.candidates, drawn_by, self.chunk, self.chunk_loss
+            )
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_index: int) -> None:
+        targets = batch[:, 1:].flatten()
+        hidden, weight = self(batch[:, :-1]).flatten(0, 1), self.gpt.token_embedding.weight
+        loss = chunked_cross_entropy(hidden, weight, targets, self.chunk, self.chunk_loss)
+        self.validation_loss.update(loss.expand(len(targets)))  # torchmetrics 1.9 forgets weights that let NaN through
+
+    def on_validation_epoch_end(self) -> None:
+        loss = self.validation_loss.compute()
+        self.validation_loss.reset()
+        self.log_dict({"validation/loss": loss, "validation/perplexity": loss.exp()}, prog_bar=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not all(parameter.isfinite().all() for parameter in self.parameters()):
+            raise InputError(
+                f"the weights became infinite or NaN before step {checkpoint['global_step']}: training stopped, the "
+                "checkpoint before is kept; lower optimizer.lr"
+            )
+
+    def configure_optimizers(self) -> Any:
+        decayed = [p for name, p in self.gpt.named_parameters() if p.ndim == 2 and "embedding" not in name]
+        others = [p for name, p in self.gpt.named_parameters() if p.ndim != 2 or "embedding" in name]
+        groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        return self.optimizer.build(groups, self.progress, fused=self.trainer.precision != "16-mixed")
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        if self.trainer.precision == "16-mixed":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            clip(self, gradient_clip_val)
+
+
+@torch.no_grad()
+def loss_of(gpt: GPT, batches: list[Tensor]) -> tuple[float, int]:
+    """Mean loss in nats over every target token of `batches` (B, T+1), and how many tokens those are."""
+    total, tokens = 0.0, 0
+    device = gpt.token_embedding.weight.device
+    for batch in batches:
+        batch = batch.to(device)
+        hidden, targets = gpt(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()
+        total += chunked_cross_entropy(hidden, gpt.token_embedding.weight, targets).item() * len(targets)
+        tokens += len(targets)
+    return total / tokens, tokens

@@ -1,0 +1,221 @@
+"""Text of any size -> one memory-mapped file of token ids, for language modelling.
+
+    documents -> ids, <|endoftext|> after each -> uint16 on disk, source after source -> windows of T+1 tokens
+
+Tokenized once: the file is named by the sha256 of the text and of the vocabulary, and stands beside a manifest. Windows
+may run over the border of two documents, as in GPT-2's training.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from src.data.tokenizer import END_OF_TEXT, VOCABULARY, encode
+from src.errors import InputError
+
+SUFFIXES = (".jsonl", ".jsonl.zst", ".txt")
+
+
+class Packed(NamedTuple):
+    """Token ids of a corpus (memory-mapped uint16), the range of each source in them, and how many documents."""
+
+    ids: np.ndarray[Any, np.dtype[np.uint16]]
+    sources: dict[str, tuple[int, int]]
+    documents: int
+    sha256: str
+
+
+class Document(NamedTuple):
+    """A text and where it comes from: its `source` in a JSONL file, else the file's name."""
+
+    source: str
+    text: str
+
+
+def documents(path: str | Path) -> Iterator[Document]:
+    """Those of a .jsonl, .jsonl.zst or .txt file (one document), or of all such files of a folder, in order.
+
+    Raises InputError naming the file and line of what cannot be read.
+    """
+    for file in _files(Path(path)):
+        name = file.name.removesuffix(".zst").rpartition(".")[0]
+        if file.suffix == ".txt":
+            try:
+                yield Document(name, file.read_text(encoding="utf-8"))
+            except UnicodeDecodeError as error:
+                raise InputError(f"{file} is no text in UTF-8 ({error})") from None
+        else:
+            for number, line in enumerate(_lines(file), 1):
+                yield _document(line, name, f"{file}, line {number}")
+
+
+def _document(line: bytes, name: str, place: str) -> Document:
+    try:
+        record = json.loads(line.decode())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{place}: not JSON lines in UTF-8 ({error})") from None
+    if isinstance(record, dict):
+        source, text = record.get("source", name), record.get("text")
+        if isinstance(source, str) and isinstance(text, str):
+            return Document(source, text)
+    raise InputError(f'{place}: a document is one line, {{"text": "..."}} or {{"source": "...", "text": "..."}}')
+
+
+def pack(path: str | Path, cache: str | Path) -> Packed:
+    """The tokens of `path`, from `cache` if it was tokenized before; two processes may do so at once."""
+    sha256 = _content_hash(Path(path))
+    folder = Path(cache).expanduser() / "tokens"
+    stem = hashlib.sha256((sha256 + "".join(VOCABULARY.values())).encode()).hexdigest()[:24]
+    manifest, tokens = folder / f"{stem}.json", folder / f"{stem}.uint16"
+    if not manifest.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+            facts = _tokenize(documents(path), Path(unfinished), Path(path))
+            facts |= {"text": str(path), "text_sha256": sha256, "vocabulary_sha256": VOCABULARY}
+            os.replace(Path(unfinished) / "tokens", tokens)
+            (Path(unfinished) / "manifest").write_text(json.dumps(facts, indent=2) + "\n")
+            os.replace(Path(unfinished) / "manifest", manifest)  # last: where it stands, the tokens are whole
+    facts = json.loads(manifest.read_text())
+    found = tokens.stat().st_size if tokens.is_file() else 0
+    if found != 2 * facts["tokens"]:
+        raise InputError(f"{tokens} has {found} bytes, {manifest} says {2 * facts['tokens']}: delete both files")
+    sources = {name: (start, end) for name, (start, end) in facts["sources"].items()}
+    return Packed(np.memmap(tokens, np.uint16, "r"), sources, facts["documents"], sha256)
+
+
+def _tokenize(texts: Iterator[Document], folder: Path, path: Path) -> dict[str, Any]:
+    """Write folder/tokens; a file a source first, then one after the other."""
+    count, size = 0, dict[str, int]()
+    numbers = dict[str, int]()  # of the sources, in the order in which they come
+    texts = iter(tqdm(texts, f"tokenizing {path.name}", unit=" documents"))
+    while some := list(islice(texts, 1000)):
+        for (source, _), ids in zip(some, encode([document.text for document in some]), strict=True):
+            number = numbers.setdefault(source, len(numbers))
+            with (folder / f"source-{number}").open("ab") as part:  # not held open: there may be thousands
+                part.write(np.array([*ids, END_OF_TEXT], np.uint16).tobytes())
+            size[source] = size.get(source, 0) + len(ids) + 1
+        count += len(some)
+    if sum(size.values()) == count:
+        raise InputError(f"{path} holds no text")
+    sources, start = {}, 0
+    with (folder / "tokens").open("wb") as whole:
+        for name, number in numbers.items():
+            with (folder / f"source-{number}").open("rb") as part:
+                shutil.copyfileobj(part, whole)
+            sources[name] = (start, start + size[name])
+            start += size[name]
+    return {"tokens": start, "documents": count, "sources": sources}
+
+
+def _files(path: Path) -> list[Path]:
+    files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES)) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise InputError(f"corpus: there is no text at {path}; give a {', '.join(SUFFIXES)} file or a folder of them")
+    if strange := [file for file in files if not file.name.endswith(SUFFIXES)]:
+        raise InputError(f"corpus: {strange[0]} is none of {', '.join(SUFFIXES)}")
+    return files
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as content:
+        if file.suffix != ".zst":
+            yield from content
+            return
+        rest = b""
+        for part in _decompressed(content, file):
+            *lines, rest = (rest + part).split(b"\n")
+            yield from lines
+    if rest:
+        yield rest
+
+
+def _decompressed(content: BinaryIO, file: Path) -> Iterator[bytes]:
+    """Frame after frame: the library's own reader takes half a file for a whole one."""
+    import zstandard
+
+    frame = None
+    try:
+        while compressed := content.read(1 << 20):
+            while compressed:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(compressed)
+                compressed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    except zstandard.ZstdError as error:
+        raise InputError(f"{file} is no Zstandard file ({error})") from None
+    if frame:
+        raise InputError(f"{file} ends in the middle: get it again")
+
+
+def _content_hash(path: Path) -> str:
+    """One sha256 over the files' names and contents."""
+    whole = hashlib.sha256()
+    for file in _files(path):
+        with file.open("rb") as content:
+            whole.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+class Windows:
+    """Batches of token windows (B, T+1) without end, in random order, every window of an epoch once.
+
+    Epoch e cuts the tokens into windows of T, starting at a random offset, and shuffles them, by (seed, e) alone; fewer
+    windows than a batch are left over. How far an iteration got is kept by state_dict: a run that was killed goes on at
+    the very next batch. A batch counts as done when the next one is asked for, because Lightning, which is told of no
+    length, always holds one in advance.
+    """
+
+    def __init__(self, ids: np.ndarray[Any, Any], window: int, batch_size: int, seed: int) -> None:
+        self.ids, self.window, self.batch_size, self.seed = ids, window, batch_size, seed
+        self.done = 0
+        self.n = (len(ids) - 1) // window - 1  # windows of every epoch, whatever its offset
+        self.epoch_batches = self.n // batch_size
+        if not self.epoch_batches:
+            raise InputError(
+                f"the corpus has {len(ids)} tokens: {batch_size} windows of {window} tokens need "
+                f"{(batch_size + 1) * window + 1}; lower window or batch_size"
+            )
+
+    def starts(self, epoch: int) -> np.ndarray[Any, Any]:
+        """First token of each window (batches, B) of an epoch, in the order in which they come."""
+        rng = np.random.default_rng((self.seed, epoch))
+        offset = rng.integers(self.window)
+        order = rng.permutation(self.n)[: self.epoch_batches * self.batch_size]
+        return offset + self.window * order.reshape(self.epoch_batches, self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while True:
+            epoch, first = divmod(self.done, self.epoch_batches)
+            for batch in self.starts(epoch)[first:]:
+                yield windows(self.ids, batch, self.window)
+                self.done += 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.done = state["done"]
+
+
+def in_order(ids: np.ndarray[Any, Any], window: int, batch_size: int) -> list[Tensor]:
+    """Every token but the first once as a target: windows (B, T+1) in order, the last one alone and shorter."""
+    n = (len(ids) - 1) // window
+    starts = window * np.arange(n)
+    batches = [windows(ids, starts[i : i + batch_size], window) for i in range(0, n, batch_size)]
+    rest = torch.from_numpy(ids[n * window :].astype(np.int64))
+    return batches + ([rest[None]] if len(rest) > 1 else [])
+
+
+def windows(ids: np.ndarray[Any, Any], starts: np.ndarray[Any, Any], window: int) -> Tensor:
+    """(B, T+1) int64 from the places `starts`."""
+    return torch.from_numpy(ids[starts[:, None] + np.arange(window + 1)].astype(np.int64))

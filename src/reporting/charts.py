@@ -1,0 +1,243 @@
+"""Rows -> charts, as data: what is drawn against what. figures.py draws them for print, page.html in a browser."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+
+from src.reporting.rows import PART, Row, Run, namer, shown
+
+# of Okabe and Ito's colours, which all eyes tell apart; their yellow is too pale for lines
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+BINS = 15
+DATA = "data"
+ACCURACY = "test accuracy (%)"
+MEAN = "mean over seeds, and its 95% interval over test messages"
+BEYOND = ("all", "lora")
+DEPTHS = {"last_layer": 0, "last_block": 1, "last_two_blocks": 2}
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points with the name that a legend gives them; low and high are the ends of their bars or the edges of a band."""
+
+    name: str
+    style: int  # colour, marker and line by number: the same number looks the same everywhere
+    x: list[float]
+    y: list[float]
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
+    shift: float = 0.0  # how far it is drawn beside x, so that bars do not hide one another; on a log axis a share of x
+    sizes: list[float] = field(default_factory=list)  # shares of all messages, shown by the size of a point
+    joined: int = 0  # how many of the points, from the first, a line joins
+    band: bool = False
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Counts of messages: row the true label, column the predicted one."""
+
+    labels: list[str]
+    counts: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: series, or a confusion matrix."""
+
+    title: str
+    series: list[Series] = field(default_factory=list)
+    matrix: Matrix | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure; `note` says what is drawn. `ticks` are (place, label) on the x axis where numbers would say less."""
+
+    kind: str
+    title: str
+    x_label: str
+    y_label: str
+    panels: list[Panel]
+    note: str = ""
+    log_x: bool = False
+    own_scales: bool = False  # whether each panel has its own, where they show different data
+    ticks: list[tuple[float, str]] = field(default_factory=list)
+    diagonal: bool = False
+
+
+def charts(rows: Sequence[Row]) -> list[Chart]:
+    """Every chart that the finished rows of a study give."""
+    rows = [row for row in rows if row.runs]
+    made = [
+        depth(rows),
+        fraction(rows),
+        cost(rows),
+        curves(rows, "loss", 1),
+        curves(rows, "accuracy", 100),
+        reliability(rows),
+        confusion(rows),
+    ]
+    return [chart for chart in made if chart is not None]
+
+
+def lines(rows: Sequence[Row], *keys: str) -> dict[str, list[Row]]:
+    """Rows that differ in `keys` alone, under the name of what they share."""
+    others = [{k: v for k, v in row.values.items() if k not in keys} for row in rows]
+    name = namer(others, "")
+    found: dict[str, list[Row]] = {}
+    for row, shared in zip(rows, others, strict=True):
+        found.setdefault(name(shared), []).append(row)
+    return found
+
+
+def panels(rows: Sequence[Row], key: str, place: Callable[[Row], float | None], step: float = 0.0) -> list[Panel]:
+    """A panel for each set of data; in it, of rows that differ in `key` alone, a series at their places on the x axis
+    (None for nowhere), drawn `step` beside the others. A series looks the same in every panel."""
+    series = [*enumerate(lines(rows, DATA, key).items())]
+    found = []
+    for data in dict.fromkeys(row.values.get(DATA) for row in rows):
+        drawn = []
+        for style, (name, group) in series:
+            points = [(x, row) for row in group if row.values.get(DATA) == data and (x := place(row)) is not None]
+            if points:
+                joined = sum(row.values.get(key) not in BEYOND for _, row in points)  # these are no number of blocks
+                shift = step * (style - (len(series) - 1) / 2)
+                drawn.append(replace(accuracies(name, style, points, joined), shift=shift))
+        found.append(Panel("" if data is None else shown(data), drawn))
+    return [panel for panel in found if panel.series]
+
+
+def accuracies(name: str, style: int, points: Sequence[tuple[float, Row]], joined: int) -> Series:
+    """Test accuracy in % with its interval, of rows at their place on the x axis."""
+    points = sorted(points, key=lambda point: point[0])
+    return Series(
+        name,
+        style,
+        [x for x, _ in points],
+        [100 * row.accuracy for _, row in points],
+        [100 * row.interval.low for _, row in points],
+        [100 * row.interval.high for _, row in points],
+        joined=joined,
+    )
+
+
+def depth(rows: Sequence[Row]) -> Chart | None:
+    """Accuracy against how many blocks are unfrozen; everything and LoRA stand beyond the deepest."""
+    key = "task.trainable"
+    places = unfrozen({shown(row.values[key]) for row in rows if key in row.values})
+    if len(places) < 2:
+        return None
+    named = {"last_layer": "head", "all": "all", "lora": "LoRA"}
+    ticks = sorted({(place, named.get(value, str(int(place)))) for value, place in places.items()})
+    return Chart(
+        "depth",
+        "Accuracy against unfrozen blocks",
+        "unfrozen blocks",
+        ACCURACY,
+        panels(rows, key, lambda row: places.get(shown(row.values.get(key))), 0.06),
+        MEAN,
+        own_scales=True,
+        ticks=ticks,
+    )
+
+
+def unfrozen(strategies: set[str]) -> dict[str, float]:
+    """Strategy -> its place on an axis of unfrozen blocks."""
+    blocks = {s: int(match[1]) for s in strategies if (match := re.fullmatch(r"(\d+)_blocks", s))}
+    places: dict[str, float] = {s: float(n) for s, n in (blocks | DEPTHS).items() if s in strategies}
+    for beyond in BEYOND:
+        if beyond in strategies:
+            places[beyond] = max(places.values(), default=-1.0) + 1
+    return places
+
+
+def fraction(rows: Sequence[Row]) -> Chart | None:
+    """Accuracy against how many messages a row was trained on, a line for each of the other settings."""
+    if len({row.values[PART] for row in rows if PART in row.values}) < 2:
+        return None
+    drawn = panels(rows, PART, lambda row: row.mean("data", "sizes", "train"), 0.02)
+    title = "Accuracy against training messages"
+    return Chart("fraction", title, "training messages", ACCURACY, drawn, MEAN, log_x=True, own_scales=True)
+
+
+def curves(rows: Sequence[Row], quantity: str, unit: float) -> Chart | None:
+    """Loss or accuracy against epochs, the range over seeds as a band, a panel a row; from runs that keep a curve."""
+    panels = []
+    for row in rows:
+        if kept := [run.result["curve"] for run in row.runs if run.result.get("curve")]:
+            series = [curve(kept, part, quantity, unit, style) for style, part in enumerate(("validation", "train"))]
+            panels.append(Panel(row.label, series))
+    label = {"loss": "loss (nats)", "accuracy": "accuracy (%)"}[quantity]
+    title = f"Learning curves: {quantity}"
+    return Chart(f"curves-{quantity}", title, "epoch", label, panels, "mean and range over seeds") if panels else None
+
+
+def curve(kept: Sequence[list[dict[str, float]]], part: str, quantity: str, unit: float, style: int) -> Series:
+    """Mean and range over seeds of a quantity after each epoch that all of them went through."""
+    seeds = [[unit * point[f"{part}_{quantity}"] for point in points] for points in kept]
+    epochs = list(zip(*seeds, strict=False))
+    return Series(
+        {"train": "training"}.get(part, part),
+        style,
+        [float(point["epoch"]) for point in kept[0][: len(epochs)]],
+        [fmean(values) for values in epochs],
+        [min(values) for values in epochs],
+        [max(values) for values in epochs],
+        joined=len(epochs),
+        band=True,
+    )
+
+
+def reliability(rows: Sequence[Row]) -> Chart | None:
+    """Accuracy against confidence in 15 bins, of all seeds together, a panel a row."""
+    panels = []
+    for row in rows:
+        if any(run.confidence is None for run in row.runs):
+            continue
+        ece = row.mean("metrics", "test", "ece")
+        series = bins([p for run in row.runs for p in run.confidence or []], [r for run in row.runs for r in run.right])
+        panels.append(Panel(f"{row.label}\nECE {ece:.3f}", [series]))
+    if not panels:
+        return None
+    return Chart("reliability", "Reliability", "confidence", "accuracy", panels, "all seeds together", diagonal=True)
+
+
+def bins(confidence: Sequence[float], right: Sequence[bool]) -> Series:
+    """Mean confidence and accuracy of the messages of each bin that has any."""
+    held: dict[int, list[tuple[float, bool]]] = {}
+    for p, is_right in zip(confidence, right, strict=True):
+        held.setdefault(min(int(p * BINS), BINS - 1), []).append((p, is_right))
+    full = [held[i] for i in sorted(held)]
+    return Series(
+        "",
+        0,
+        [sum(p for p, _ in one) / len(one) for one in full],
+        [sum(is_right for _, is_right in one) / len(one) for one in full],
+        sizes=[len(one) / len(right) for one in full],
+        joined=len(full),
+    )
+
+
+def confusion(rows: Sequence[Row]) -> Chart | None:
+    """True against predicted labels, of all seeds together, a panel a row."""
+    panels = [Panel(row.label, matrix=matrix(row.runs)) for row in rows]
+    return Chart("confusion", "Confusion", "predicted", "true", panels, "all seeds together") if panels else None
+
+
+def matrix(runs: Sequence[Run]) -> Matrix:
+    """The confusion matrix of runs on the same labels; what was predicted beyond them comes last."""
+    pairs = Counter((line["label"], line["predicted"]) for run in runs for line in run.predictions)
+    known = list(runs[0].result["data"]["labels"])
+    labels = known + sorted({label for pair in pairs for label in pair} - set(known))
+    return Matrix(labels, [[pairs[true, said] for said in labels] for true in labels])
+
+
+def cost(rows: Sequence[Row]) -> Chart | None:
+    """Accuracy against training operations, for rows that were trained; a line over parts of the messages."""
+    drawn = panels(rows, PART, lambda row: (row.mean("cost", "train_flops") or 0) / 1e12 or None)
+    title = "Accuracy against the cost of training"
+    if not drawn:
+        return None
+    return Chart("cost", title, "TFLOP of training", ACCURACY, drawn, MEAN, log_x=True, own_scales=True)

@@ -1,0 +1,62 @@
+"""The book's table (Raschka, "Build a Large Language Model (From Scratch)", chapter 6): 19 figures, each of one seed on
+300 test messages, and which of them a config repeats. They are facts about another's runs, kept in published.csv."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.evaluation.statistics import Interval, wilson
+from src.runs import run_dir
+from src.sweeps import study
+
+TABLE = Path(__file__).parents[2] / "experiments" / "published.csv"
+TEST_MESSAGES = 300
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of that table: its number, the experiment that repeats it, and its test accuracy."""
+
+    row: int
+    experiment: str
+    gpt: str
+    weights: str
+    accuracy: float
+    note: str
+
+    @property
+    def interval(self) -> Interval:
+        return wilson(round(self.accuracy * TEST_MESSAGES), TEST_MESSAGES)
+
+
+def published_rows() -> dict[str, Published]:
+    """Experiment -> its row of the book's table."""
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        return {
+            line["experiment"]: Published(
+                int(line["row"]),
+                line["experiment"],
+                line["gpt"],
+                line["weights"],
+                float(line["test_accuracy"]) / 100,
+                line["note"],
+            )
+            for line in csv.DictReader(file)
+        }
+
+
+def repeated_by(cfg: Any, known: dict[str, Published]) -> Published | None:
+    """The published row that a config repeats: the same experiment, GPT, weights, data, task and length of training."""
+    row = known.get(cfg.name)
+    if row is None or (cfg.gpt.name, cfg.gpt.weights, cfg.data.name) != (row.gpt, row.weights, "sms_spam"):
+        return None
+    book = study.config(study.Point({}, (f"+experiment={row.experiment}", f"gpt={row.gpt}", "data=sms_spam")))
+    return row if decisive(cfg) == decisive(book) else None
+
+
+def decisive(cfg: Any) -> list[Any]:
+    """The settings that a published figure depends on; precision and seed are left free."""
+    trainer = [cfg.trainer[key] for key in ("max_epochs", "accumulate_grad_batches", "gradient_clip_val")]
+    gpt, data, task = (run_dir.plain(section) for section in (cfg.gpt, cfg.data, cfg.task))
+    return [gpt, run_dir.identity(data), task, trainer, cfg.patience]

@@ -1,0 +1,211 @@
+"""A study and the run folders -> its rows: the points that differ in more than the seed, each with its finished runs.
+
+A row's runs are found by the hash of the config that its points compose to. A row without any stays, as missing.
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from src.errors import InputError
+from src.evaluation.statistics import Interval, accuracy_interval
+from src.reporting.published import Published, published_rows, repeated_by
+from src.runs import run_dir
+from src.sweeps import study
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PART = "data.fraction"
+
+Message = tuple[str, str, int]  # sha256 of the text, label, and how many like it came before
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its result.json and the lines of its predictions.csv."""
+
+    result: dict[str, Any]
+    predictions: list[dict[str, str]]
+
+    @cached_property
+    def right(self) -> list[bool]:
+        """Which test messages it got right."""
+        return [line["label"] == line["predicted"] for line in self.predictions]
+
+    @cached_property
+    def messages(self) -> list[Message]:
+        """The test messages in order. Where a mix of tasks calls a class <task>/<label>, the task is left out."""
+        seen = Counter[tuple[str, str]]()
+        found = []
+        for line in self.predictions:
+            message = (line["text_sha256"], line["label"].rpartition("/")[2])
+            found.append((*message, seen[message]))
+            seen[message] += 1
+        return found
+
+    @cached_property
+    def confidence(self) -> list[float] | None:
+        """The probability of each predicted label; None where one has no probability."""
+        given = [line.get(f"p_{line['predicted']}") for line in self.predictions]
+        return None if None in given or "" in given else [float(p) for p in given if p]
+
+
+@dataclass(eq=False)
+class Row:
+    """What varies in it (dotted key -> value, without the seed), how many runs it wants, and those that finished."""
+
+    label: str
+    values: dict[str, Any]
+    wanted: int = 0
+    runs: list[Run] = field(default_factory=list)
+    published: Published | None = None
+
+    @cached_property
+    def places(self) -> dict[Message, int]:
+        """The test messages that it was measured on, and where each stands; none where nothing has finished."""
+        return {message: i for i, message in enumerate(self.runs[0].messages)} if self.runs else {}
+
+    def covers(self, other: "Row") -> bool:
+        """Whether both have finished and this one was tested on every test message of the other."""
+        return bool(other.runs) and other.places.keys() <= self.places.keys()
+
+    @cached_property
+    def right(self) -> "NDArray[np.bool_]":
+        """Seeds x test messages: what was answered rightly."""
+        import numpy as np
+
+        return np.array([run.right for run in self.runs], dtype=bool)
+
+    def right_on(self, other: "Row") -> "NDArray[np.bool_]":
+        """`right` on the test messages of a row that this one covers, in their order."""
+        return self.right[:, [self.places[message] for message in other.places]]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each run."""
+        return [run.result["seed"] for run in self.runs]
+
+    @cached_property
+    def accuracy(self) -> float:
+        """Test accuracy, the mean over seeds."""
+        return float(self.right.mean())
+
+    @cached_property
+    def interval(self) -> Interval:
+        return accuracy_interval(self.right)
+
+    def mean(self, *path: str) -> float | None:
+        """The mean over seeds of the number at a place in result.json; None where a run has none."""
+        found = [reach(run.result, path) for run in self.runs]
+        return None if not found or None in found else fmean(value for value in found if value is not None)
+
+    def deviation(self, split: str) -> float | None:
+        """Standard deviation of a split's accuracy over seeds; None with fewer than two."""
+        values = [run.result["metrics"][split]["accuracy"] for run in self.runs]
+        return stdev(values) if len(values) > 1 else None
+
+
+def reach(node: Any, path: Sequence[str]) -> float | None:
+    """What stands at a place in nested dicts; None where there is no such place."""
+    for key in path:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
+
+
+def read(asked: study.Study, runs: str | Path) -> list[Row]:
+    """The rows of a study in its order, with the runs below `runs` that are theirs. Raises InputError for a run whose
+    predictions are gone, and for runs of one row that were measured on different test messages."""
+    points, folders, known = study.points(asked, runs), study.finished(runs), published_rows()
+    name = namer([point.values for point in points], asked.name)
+    rows: dict[str, Row] = {}
+    for point, cfg in zip(points, study.configs(points), strict=True):
+        values = {key: value for key, value in point.values.items() if key != "seed"}
+        label = name(values)
+        if label not in rows:
+            rows[label] = Row(label, values, published=repeated_by(cfg, known))
+        row = rows[label]
+        row.wanted += 1
+        if folder := folders.get(run_dir.config_hash(cfg)):
+            row.runs.append(read_run(folder))
+    for row in rows.values():
+        if any(run.messages != row.runs[0].messages for run in row.runs):
+            ids = " and ".join(run.result["id"] for run in row.runs)
+            raise InputError(
+                f"row {row.label} of {asked.name}: runs {ids} were tested on different messages, so that no mean is "
+                "taken over them; remove those on data that is no longer used"
+            )
+    return list(rows.values())
+
+
+def read_run(folder: Path) -> Run:
+    """A finished run's folder."""
+    path = folder / "predictions.csv"
+    if not path.is_file():
+        raise InputError(f"{path} is missing, without which nothing can be compared: remove {folder} and run it again")
+    with path.open(encoding="utf-8", newline="") as file:
+        return Run(run_dir.load_result(folder), list(csv.DictReader(file)))
+
+
+def namer(values: Sequence[dict[str, Any]], name: str) -> Callable[[dict[str, Any]], str]:
+    """A function that names a row by what varies: strings alone, other values with the short name of their key."""
+    short = short_names({key for one in values for key in one})
+    text = {key: short_values([one[key] for one in values]) for key in short}
+
+    def label(row: dict[str, Any]) -> str:
+        texts = [(key, text[key][shown(value)], isinstance(value, str)) for key, value in row.items()]
+        return ", ".join(value if plain else f"{short[key]}={value}" for key, value, plain in texts) or name
+
+    return label
+
+
+def short_names(keys: set[str]) -> dict[str, str]:
+    """Dotted key -> its last part, where no other key ends in it."""
+    last = {key: key.lstrip("+").rpartition(".")[2] for key in keys}
+    return {key: part if list(last.values()).count(part) == 1 else key.lstrip("+") for key, part in last.items()}
+
+
+def short_values(values: Sequence[Any]) -> dict[str, str]:
+    """Value as text -> what it is called: a path by its end, a long number rounded, where that tells all apart."""
+    names = {shown(value): brief(value) for value in values}
+    return names if len(set(names.values())) == len(names) else {text: text for text in names}
+
+
+def brief(value: Any) -> str:
+    """A value in few letters."""
+    if isinstance(value, float) and len(str(value)) > 6:
+        return f"{value:.3g}"
+    return shown(value).rstrip("/").rpartition("/")[2]
+
+
+def shown(value: Any) -> str:
+    """A config value as it is written in YAML."""
+    if value is None or isinstance(value, bool):
+        return {True: "true", False: "false", None: "null"}[value]
+    return str(value)
+
+
+def find(rows: Sequence[Row], wanted: str) -> list[Row]:
+    """The rows that `wanted` names, by label or by key=value,key=value with short or dotted keys.
+
+    Raises InputError for none.
+    """
+    if exact := [row for row in rows if row.label == wanted]:
+        return exact
+    short = short_names({key for row in rows for key in row.values})
+    pairs = [part.partition("=")[::2] for part in wanted.split(",")]
+    found = [row for row in rows if all(given in _pairs(row, short) for given in pairs)]
+    if not found:
+        raise InputError(f"reference={wanted} is no row: use key=value of {', '.join(row.label for row in rows)}")
+    return found
+
+
+def _pairs(row: Row, short: dict[str, str]) -> set[tuple[str, str]]:
+    names = {key: (key, key.lstrip("+"), short[key]) for key in row.values}
+    return {(name, shown(row.values[key])) for key in row.values for name in names[key]}
