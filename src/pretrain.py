@@ -4,6 +4,7 @@ Trains a GPT from random weights to predict the next token. A killed run goes on
 """
 
 import json
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -25,15 +26,24 @@ NEW_TOKENS = 24  # of a prompt's continuation
 
 def pretrain(cfg: DictConfig) -> "Path":
     """Train as `cfg` says, measure on all of the held-out text, write the run's folder with the weights in model/."""
+    with ExitStack() as held:
+        return train_on_text(cfg, held)
+
+
+def train_on_text(cfg: DictConfig, held: ExitStack) -> "Path":
+    """What `pretrain` does, with the lock of the run folder in `held`."""
     from torch.utils.data import DataLoader
 
     from src.config import build
     from src.pretraining.throughput import Throughput
     from src.pretraining.token_stream import Windows, pack
     from src.runs import loggers, run_dir
+    from src.runs.lock import run_lock
 
-    folder = run_dir.find(cfg.runs, cfg.resume) if cfg.resume else None
-    cfg = run_dir.load_config(folder) if folder else cfg
+    if folder := run_dir.find(cfg.runs, cfg.resume) if cfg.resume else None:
+        held.enter_context(run_lock(folder))
+        run_dir.check_unfinished(folder)
+        cfg = run_dir.load_config(folder)
     run_dir.plain(cfg)  # whatever must be given is
     loggers.check(cfg)
     build.check_pretraining(cfg)
@@ -48,6 +58,7 @@ def pretrain(cfg: DictConfig) -> "Path":
     print(describe(cfg, text, held_out, model), flush=True)
 
     folder, is_new = (folder, False) if folder else (run_dir.create(cfg), True)
+    held.enter_context(run_lock(folder))
     logger = loggers.start(cfg, folder, remove_on_failure=is_new)
     callbacks = [clock, tell, *build.pretraining_callbacks(cfg, folder)]
     trainer = build.pretrainer(cfg, windows.epoch_batches, callbacks, logger=logger, default_root_dir=folder)

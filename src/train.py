@@ -4,6 +4,7 @@ Fine-tunes a GPT to classify messages, by a head or by instruction, and measures
 `resume=<run id>`.
 """
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig
@@ -33,19 +34,28 @@ class Run(NamedTuple):
 
 def train(cfg: DictConfig) -> Run:
     """Fine-tune as `cfg` says, choose the best epoch on validation, measure every split once, write the run folder."""
+    with ExitStack() as held:
+        return fine_tune(cfg, held)
+
+
+def fine_tune(cfg: DictConfig, held: ExitStack) -> Run:
+    """What `train` does, with the lock of the run folder in `held`."""
     from src.config import build
     from src.evaluation.metrics import predict
     from src.finetune.cost import Cost, forget_peak_memory
     from src.finetune.history import Curve
     from src.pretraining.forgetting import Forgetting
     from src.runs import loggers, run_dir
+    from src.runs.lock import run_lock
     from src.runs.progress import SayHowToResume
 
     started = began()
     forget_peak_memory()
     build.check_root(cfg)
-    folder = run_dir.unfinished(cfg.runs, cfg.resume) if cfg.resume else None
-    cfg = run_dir.load_config(folder) if folder else cfg
+    if folder := run_dir.find(cfg.runs, cfg.resume) if cfg.resume else None:
+        held.enter_context(run_lock(folder))
+        run_dir.check_unfinished(folder)
+        cfg = run_dir.load_config(folder)
 
     data, held_out = build.data(cfg), build.held_out(cfg)
     model, cache = build.model(cfg, data.labels), build.cache(cfg)
@@ -54,6 +64,7 @@ def train(cfg: DictConfig) -> Run:
 
     loggers.check(cfg)
     folder, is_new = (folder, False) if folder else (run_dir.create(cfg), True)
+    held.enter_context(run_lock(folder))
     logger = loggers.start(cfg, folder, remove_on_failure=is_new)
     cost, curve = Cost(started), Curve()
     callbacks = [cost, curve, SayHowToResume(folder), *build.callbacks(cfg, folder)]

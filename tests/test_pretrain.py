@@ -897,6 +897,13 @@ def test_a_killed_run_goes_on_by_its_id(run: Run, home: Home, tmp_path: Path, mo
     assert [{**row, "seconds": 0} for row in result["curve"]] == [{**row, "seconds": 0} for row in run.result["curve"]]
 
 
+def test_a_finished_pretraining_is_not_gone_on_with(run: Run) -> None:
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=f"^run {run.folder.name} has finished"):
+        pretrain(config(f"resume={run.folder.name}", f"runs={run.folder.parent}"))
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+
+
 def test_one_pass_over_the_text_is_the_default(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     text = pack(home.folder / "train.jsonl", home.folder / "cache")
     batches = ((len(text.ids) - 1) // 8 - 1) // 4

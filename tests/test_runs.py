@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from string import ascii_lowercase
@@ -35,6 +36,7 @@ from src.finetune.classifier import Classifier
 from src.gpt.pinned import SHIPPED
 from src.gpt.weights import export
 from src.runs import run_dir
+from src.runs.lock import RunLockedError, run_lock
 from src.sweeps import study
 from src.train import Run, train
 
@@ -359,9 +361,14 @@ def test_patience_ends_a_run_whose_validation_loss_does_not_fall(home: Path) -> 
 def test_a_finished_run_is_not_gone_on_with(home: Path) -> None:
     first = train(config(home))
     before = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=f"^run {first.folder.name} has finished: there is nothing to go on with$"):
+    with pytest.raises(InputError, match=f"^run {first.folder.name} has finished"):
         train(config(home, f"resume={first.folder.name}"))
     assert {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_another_process_writes_is_left_alone(run: Run, home: Path) -> None:
+    with ThreadPoolExecutor() as other, run_lock(run.folder), pytest.raises(RunLockedError, match=str(os.getpid())):
+        other.submit(train, config(home, f"resume={run.folder.name}")).result()
 
 
 def test_a_run_that_had_stopped_early_is_resumed_to_the_same(

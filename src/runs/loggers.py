@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from src.runs import run_dir
 from src.errors import InputError
+from src.runs import run_dir
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger

@@ -90,11 +90,10 @@ def find(runs: str | Path, run: str) -> Path:
     )
 
 
-def unfinished(runs: str | Path, run: str) -> Path:
-    """The folder of a run to go on with. Raises InputError where there is nothing left to do."""
-    if has_finished(folder := find(runs, run)):
-        raise InputError(f"run {folder.name} has finished: there is nothing to go on with")
-    return folder
+def check_unfinished(run: Path) -> None:
+    """Raises InputError where there is nothing left to do for a run."""
+    if has_finished(run):
+        raise InputError(f"run {run.name} has finished: there is nothing to go on with")
 
 
 def load_config(run: Path) -> DictConfig:
