@@ -25,8 +25,7 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from src.config import build
@@ -39,8 +38,8 @@ from src.evaluation.metrics import Predictions, predict
 from src.finetune.base import FineTuner
 from src.finetune.classifier import Classifier
 from src.finetune.cost import Cost, Flops, count_flops
-from src.finetune.feature_cache import Cache, free_bytes, key_of
-from src.finetune.feature_store import Entry, Rows, Store
+from src.finetune.feature_cache import FeatureCache, free_bytes, key_of
+from src.finetune.feature_store import CHECKSUM, HEADER, DamagedError, FeatureStore, Rows
 from src.finetune.instruction import Instruct
 from src.finetune.optim import Optimizer
 from src.gpt.model import GPT, GPTConfig
@@ -127,7 +126,7 @@ class Outcome(NamedTuple):
 
 
 def outcome(
-    tuner: FineTuner, parts: dict[str, Messages], cache: Cache | None = None, steps: int = 50, **settings: Any
+    tuner: FineTuner, parts: dict[str, Messages], cache: FeatureCache | None = None, steps: int = 50, **settings: Any
 ) -> Outcome:
     losses: list[float] = []
     note = LambdaCallback(on_train_batch_end=lambda trainer, model, output, *_: losses.append(output["loss"].item()))
@@ -165,8 +164,8 @@ def said(outcome: Outcome) -> list[int]:
     return [number for p in outcome.predictions.values() if p.said is not None for number in p.said.tolist()]
 
 
-def cache_in(folder: Path, kind: str = "disk", max_bytes: float = MUCH) -> Cache:
-    return Cache(kind, Store(folder / "features", max_bytes), max_bytes)
+def cache_in(folder: Path, kind: str = "disk", max_bytes: float = MUCH) -> FeatureCache:
+    return FeatureCache(kind, FeatureStore(folder / "features", max_bytes), max_bytes)
 
 
 # cached = uncached
@@ -432,7 +431,7 @@ def test_an_instructed_model_answers_in_half_precision(precision: str, tmp_path:
 def test_an_instructed_model_answers_with_frozen_blocks_in_half_precision(tmp_path: Path) -> None:
     messages, trainer = split("free", 5)["validation"], quiet_trainer()
 
-    def answered(frozen: str, cache: Cache | None = None) -> torch.Tensor:
+    def answered(frozen: str, cache: FeatureCache | None = None) -> torch.Tensor:
         tuner = instruct(frozen_precision=frozen)
         if cache:
             cache.prepare(tuner, {"validation": messages}, trainer)
@@ -567,7 +566,7 @@ def test_the_answers_count_for_an_instructed_model(strategy: str, tmp_path: Path
     assert prepared(model("no"), messages, tmp_path)
 
 
-def test_device_arithmetic_version_and_code_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_arithmetic_and_versions_count(monkeypatch: pytest.MonkeyPatch) -> None:
     def key(device: str) -> str:
         trainer: Any = SimpleNamespace(precision="32-true", strategy=SimpleNamespace(root_device=torch.device(device)))
         return key_of(classifier(), [changed()[[0, 1]]], trainer, False)
@@ -581,7 +580,7 @@ def test_device_arithmetic_version_and_code_count(monkeypatch: pytest.MonkeyPatc
     keys.append(key("cpu"))
     monkeypatch.setattr(torch, "__version__", "0.1")
     keys.append(key("cpu"))
-    monkeypatch.setattr("src.finetune.feature_cache._code", lambda: "of another commit")
+    monkeypatch.setattr("src.finetune.feature_cache.VERSION", 0)
     keys.append(key("cpu"))
     assert len(set(keys)) == 6
 
@@ -606,16 +605,17 @@ def rows(n: int = 20) -> Rows:
     return {number: torch.randn(3 + number % 4, 8, generator=generator) for number in range(n)}
 
 
-def write(store: Store, key: str, given: Rows, facts: dict[str, Any] | None = None) -> Path:
+def write(store: FeatureStore, key: str, given: Rows, flops: int = 5) -> Path:
     """An entry, filled by four rows at a time."""
-    entry = store.new(key)
-    numbers = list(given)
-    for start in range(0, len(numbers), 4):
-        few = numbers[start : start + 4]
-        entry.add(few, [given[number] for number in few])
-    entry.finish(facts or {"flops": 5})
-    entry.drop()
-    return store.folder / key
+
+    def fill(add: Callable[..., None]) -> None:
+        numbers = list(given)
+        for start in range(0, len(numbers), 4):
+            few = numbers[start : start + 4]
+            add(few, [given[number] for number in few])
+
+    store.write(key, {"flops": flops}, fill)
+    return store.path(key)
 
 
 def same(found: tuple[Rows, dict[str, Any]] | None, given: Rows, flops: int = 5) -> bool:
@@ -624,24 +624,24 @@ def same(found: tuple[Rows, dict[str, Any]] | None, given: Rows, flops: int = 5)
     return all(found[0][n].dtype == row.dtype and torch.equal(found[0][n], row) for n, row in given.items())
 
 
-@pytest.fixture
-def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that an entry consists of five."""
-    monkeypatch.setattr("src.finetune.feature_store.SHARD_BYTES", 500)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("width", [8, 3])
+def test_rows_come_back_as_they_were(dtype: torch.dtype, width: int, tmp_path: Path) -> None:
+    given = {number: row[:, :width].to(dtype) for number, row in rows().items()}
+    path = write(FeatureStore(tmp_path / "a" / "b", MUCH), KEYS[0], given)
+    assert same(FeatureStore(tmp_path / "a" / "b", MUCH).open(KEYS[0]), given)
+    assert list(path.parent.iterdir()) == [path]
+    kept = load_file(path)["values"]  # any reader of safetensors can
+    assert torch.equal(kept, torch.cat(list(given.values())))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("size", [1, 500, 501, 10_000])
-def test_rows_come_back_as_they_were(
-    dtype: torch.dtype, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where the last rows just fill a file."""
-    monkeypatch.setattr("src.finetune.feature_store.SHARD_BYTES", size)
-    given = {number: row.to(dtype) for number, row in rows().items()}
-    entry = write(Store(tmp_path / "a" / "b", MUCH), KEYS[0], given)
-    assert same(Store(tmp_path / "a" / "b", MUCH).open(KEYS[0]), given)
-    assert len(list(entry.iterdir())) == (1 if size == 10_000 else 5) or dtype != torch.float32
-    assert [path.name for path in entry.parent.iterdir()] == [KEYS[0]]
+def test_a_file_can_be_read_by_whoever_may_read_the_folder(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        path = write(FeatureStore(tmp_path / "features", MUCH), KEYS[0], rows())
+    finally:
+        os.umask(before)
+    assert (path.parent.stat().st_mode & 0o777, path.stat().st_mode & 0o777) == (0o755, 0o644)
 
 
 def replaced(file: Path, old: bytes, new: bytes) -> None:
@@ -650,85 +650,89 @@ def replaced(file: Path, old: bytes, new: bytes) -> None:
     file.write_bytes(content.replace(old, new))
 
 
-DAMAGE: dict[str, Callable[[list[Path]], None]] = {
-    "half a file": lambda files: os.truncate(files[1], files[1].stat().st_size // 2),
-    "a byte less": lambda files: os.truncate(files[-1], files[-1].stat().st_size - 1),
-    "an empty file": lambda files: os.truncate(files[0], 0),
-    "no file": lambda files: [file.unlink() for file in files],  # type: ignore[dict-item]
-    "no first file": lambda files: files[0].unlink(),
-    "no last file": lambda files: files[-1].unlink(),
-    "a file twice": lambda files: shutil.copy(files[0], files[1]),  # type: ignore[dict-item]
-    "a value": lambda files: replaced(files[1], rows()[5][2].numpy().tobytes(), rows()[5][1].numpy().tobytes()),
-    "flops": lambda files: replaced(files[-1], b'flops\\": 5', b'flops\\": 6'),
-    "the type": lambda files: replaced(files[0], b'"F32"', b'"I32"'),
-    "no metadata": lambda files: save_file({n: torch.ones(1) for n in ("values", "numbers", "sizes")}, files[0]),
+def swap(file: Path) -> None:
+    shutil.copy(write(FeatureStore(file.parent, MUCH), KEYS[1], rows()), file)
+
+
+def of_another_version(file: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("src.finetune.feature_store.VERSION", 0)
+        write(FeatureStore(file.parent, MUCH), KEYS[0], rows())
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "half a file": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "a byte less": lambda file: os.truncate(file, file.stat().st_size - 1),
+    "a byte more": lambda file: os.truncate(file, file.stat().st_size + 1),
+    "an empty file": lambda file: os.truncate(file, 0),
+    "a header alone": lambda file: os.truncate(file, HEADER + CHECKSUM),
+    "a value": lambda file: replaced(file, rows()[5][2].numpy().tobytes(), rows()[5][1].numpy().tobytes()),
+    "flops": lambda file: replaced(file, b'flops\\": 5', b'flops\\": 6'),
+    "the type": lambda file: replaced(file, b'"F32"', b'"I32"'),
+    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+    "no safetensors": lambda file: file.write_text("mine" * 5000),
+    "another's": lambda file: save_file({"values": torch.ones(5000)}, file),
+    "swapped": swap,
+    "of another version": of_another_version,
 }
 
 
-@pytest.mark.usefixtures("small_files")
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_damaged_entry_is_removed_and_said_so(how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = Store(tmp_path, MUCH)
-    entry = write(store, KEYS[0], rows())
-    files = sorted(entry.iterdir())
-    assert len(files) == 5
-    DAMAGE[how](files)
-    assert store.open(KEYS[0]) is None
-    why = "a file is missing" if how.startswith(("no ", "a file twice")) and how != "no metadata" else ".+"
-    assert re.fullmatch(rf"the feature cache {entry} is damaged \({why}\): it is made anew\n", capsys.readouterr().out)
-    assert list(tmp_path.iterdir()) == []
-    assert store.open(KEYS[0]) is None
-    assert capsys.readouterr().out == ""
+def test_what_was_not_written_so_is_refused_and_written_anew(how: str, tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, MUCH)
+    DAMAGE[how](write(store, KEYS[0], rows()))
+    with pytest.raises(DamagedError):
+        store.open(KEYS[0])
     write(store, KEYS[0], rows())
     assert same(store.open(KEYS[0]), rows())
 
 
-@pytest.mark.usefixtures("small_files")
-def test_no_other_byte_is_ever_taken_for_what_was_written(tmp_path: Path) -> None:
-    rng, store = random.Random(0), Store(tmp_path, MUCH)
-    removed = 0
-    for _ in range(100):
-        files = sorted(write(store, KEYS[0], rows()).iterdir())
-        content = bytearray((file := rng.choice(files)).read_bytes())
-        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-        file.write_bytes(content)
-        found = store.open(KEYS[0])
-        assert found is None or same(found, rows())
-        removed += found is None
-    assert removed > 90
+def test_no_flipped_bit_is_taken_for_what_was_written(tmp_path: Path) -> None:
+    rng, store = random.Random(0), FeatureStore(tmp_path, MUCH)
+    content = (file := write(store, KEYS[0], rows())).read_bytes()
+    for place in rng.sample(range(len(content)), 200):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << rng.randrange(8)
+        file.write_bytes(flipped)
+        with pytest.raises(DamagedError):
+            store.open(KEYS[0])
 
 
-@pytest.mark.usefixtures("small_files")
 def test_what_was_not_finished_is_never_read_and_goes_after_a_day(tmp_path: Path) -> None:
-    store = Store(tmp_path, MUCH)
-    entry = store.new(KEYS[0])  # as if the process were killed here
-    entry.add([0, 1, 2, 3, 4], list(rows(5).values()))
-    entry.add([5], [rows()[5]])
-    assert len(list(entry.unfinished.iterdir())) == 1
+    store = FeatureStore(tmp_path, MUCH)
+
+    def killed(add: Callable[..., None]) -> None:
+        add([0], [rows()[0]])
+        (unfinished,) = tmp_path.iterdir()
+        shutil.copy(unfinished, tmp_path / ".unfinished-of-a-killed-process")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.write(KEYS[0], {}, killed)
+    (left,) = tmp_path.iterdir()
     assert store.open(KEYS[0]) is None
     write(store, KEYS[0], rows())
-    assert same(store.open(KEYS[0]), rows())
-    assert entry.unfinished.exists()
-    os.utime(entry.unfinished, (0, 0))
+    assert left.exists()
+    os.utime(left, (0, 0))
     write(store, KEYS[1], rows())
-    assert {path.name for path in tmp_path.iterdir()} == {KEYS[0], KEYS[1]}
+    assert set(tmp_path.iterdir()) == {store.path(key) for key in KEYS[:2]}
 
 
-def test_a_damaged_entry_is_built_anew_by_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_features_are_built_anew_by_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = split()
     expected = outcome(classifier(), parts, cache_in(tmp_path), steps=12)
-    entries = {path.name: path for path in (tmp_path / "features").iterdir()}
-    damaged = max(entries.values(), key=lambda entry: next(entry.iterdir()).stat().st_size)  # that of train
-    (file,) = damaged.iterdir()
-    content = file.read_bytes()
-    file.write_bytes(content[:-5] + bytes([content[-5] ^ 64]) + content[-4:])
+    files = sorted((tmp_path / "features").iterdir(), key=lambda file: file.stat().st_size)  # validation, test, train
+    content = files[-1].read_bytes()
+    files[-1].write_bytes(content[:-50] + bytes([content[-50] ^ 64]) + content[-49:])
+    first = files[0].read_bytes()
+    shutil.copy(files[1], files[0])  # swapped
     capsys.readouterr()
-    cache = cache_in(tmp_path)
-    found = outcome(classifier(), parts, cache, steps=12)
-    assert f"the feature cache {damaged} is damaged" in capsys.readouterr().out
-    assert cache.reused == ["validation", "test"]
-    assert found.losses == expected.losses
-    assert {path.name for path in (tmp_path / "features").iterdir()} == set(entries)
+    found = outcome(classifier(), parts, cache := cache_in(tmp_path), steps=12)
+    out = capsys.readouterr().out
+    assert [out.count(f"the cached features {file} are damaged") for file in files] == [1, 0, 1]
+    assert cache.reused == ["test"]
+    assert (found.losses, found.validation) == (expected.losses, expected.validation)
+    assert (files[0].read_bytes(), files[-1].read_bytes()) == (first, content)
     outcome(classifier(), parts, cache := cache_in(tmp_path), steps=12)
     assert cache.reused == ["train", "validation", "test"]
 
@@ -738,18 +742,18 @@ def test_two_processes_build_an_entry_at_once(tmp_path: Path) -> None:
     """Both have found nothing and written everything before either puts it in its place."""
     fork = multiprocessing.get_context("fork")
     both, answers = fork.Barrier(2, timeout=60), fork.Queue()
-    finish = Entry.finish
+    replace_file = os.replace
 
-    def meet(entry: Entry, facts: dict[str, Any]) -> None:
+    def meet(*paths: Path) -> None:
         both.wait()
-        finish(entry, facts)
+        replace_file(*paths)
 
     def build() -> None:
-        Entry.finish = meet  # type: ignore[method-assign]
+        os.replace = meet  # type: ignore[assignment]
         tuner, cache = classifier(), cache_in(tmp_path)
         cache.prepare(tuner, {"train": changed()}, quiet_trainer())
         found = {number: row.tolist() for number, row in tuner.features["train"].rows.items()}
-        answers.put((found, cache.reused, cache.kind))
+        answers.put((found, cache.reused, cache.warned))
 
     processes = [fork.Process(target=build) for _ in range(2)]
     for process in processes:
@@ -761,82 +765,88 @@ def test_two_processes_build_an_entry_at_once(tmp_path: Path) -> None:
     tuner = classifier()
     cache_in(tmp_path / "other", "memory").prepare(tuner, {"train": changed()}, quiet_trainer())
     alone = {number: row.tolist() for number, row in tuner.features["train"].rows.items()}
-    assert found == [(alone, [], "disk")] * 2
+    assert found == [(alone, [], set())] * 2
     (entry,) = (tmp_path / "features").iterdir()
-    assert re.fullmatch("[0-9a-f]{64}", entry.name)
+    assert re.fullmatch(r"[0-9a-f]{64}-0-of-1\.safetensors", entry.name)
     assert prepared(classifier(), changed(), tmp_path)
 
 
 # no room
 
 
-def full_disk(monkeypatch: pytest.MonkeyPatch, failure: Callable[..., None], files: int) -> None:
-    """Fail after so many files."""
-    written: list[Path] = []
-
-    def save(tensors: Any, path: Path, metadata: Any) -> None:
-        if len(written) == files:
-            failure(tensors, path, metadata)
-        save_file(tensors, path, metadata)
-        written.append(path)
-
-    monkeypatch.setattr("src.finetune.feature_store.save_file", save)
+NOT_WRITTEN = "the feature cache {} cannot be written ({}): features are kept in memory"
 
 
 def no_space(*_: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def no_space_in_rust(*_: Any) -> None:
-    raise SafetensorError("I/O error: No space left on device (os error 28)")
-
-
-def too_large(tensors: Any, path: Path, metadata: Any) -> None:
-    """As the operating system says it, by a limit on the size of files."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    try:
-        save_file(tensors, path, metadata)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.parametrize(
-    ("failure", "files", "why"),
-    [
-        (no_space, 0, "No space left on device"),
-        (no_space, 2, "No space left on device"),
-        (no_space_in_rust, 2, "I/O error: No space left on device (os error 28)"),
-        (too_large, 0, None),
-    ],
-    ids=["at_once", "later", "in_rust", "really"],
-)
+@pytest.mark.parametrize("method", ["__init__", "add", "finish"])
 def test_on_a_full_disk_training_goes_on_from_memory(
-    failure: Callable[..., None],
-    why: str | None,
-    files: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts, tuner = split("batch"), classifier()
     expected = outcome(classifier(), parts, steps=12)
-    monkeypatch.setattr("src.finetune.feature_store.SHARD_BYTES", 1000)
-    monkeypatch.setattr("src.data.batching.TOKENS", 50)  # several batches, so that there are several files
-    full_disk(monkeypatch, failure, files)
+    monkeypatch.setattr(f"src.finetune.feature_store._Entry.{method}", no_space)
     capsys.readouterr()
-    cache = cache_in(tmp_path)
-    found = outcome(tuner, parts, cache, 12)
+    found = outcome(tuner, parts, cache_in(tmp_path), 12)
     (line,) = capsys.readouterr().out.splitlines()
-    reason = re.escape(why) if why else ".*os error 27.*"
-    assert re.fullmatch(
-        rf"the feature cache {tmp_path / 'features'} cannot be written \({reason}\): features are kept in memory, for "
-        "this run alone; make room, or set cache.folder",
-        line,
-    )
+    assert line.startswith(NOT_WRITTEN.format(tmp_path / "features", "No space left on device"))
     assert losses_apart(found, expected) < 1e-6
     assert set(tuner.features) == set(parts)
     assert list((tmp_path / "features").iterdir()) == []
+
+
+def test_behind_a_limit_on_the_size_of_files_training_goes_on_from_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuner, before = classifier(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        cache_in(tmp_path).prepare(tuner, split(), quiet_trainer())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(NOT_WRITTEN.format(tmp_path / "features", "File too large"))
+    assert set(tuner.features) == {"train", "validation", "test"}
+    assert list((tmp_path / "features").iterdir()) == []
+
+
+def denied(*_: Any, **__: Any) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_a_cache_that_can_only_be_read_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As root may write everywhere, these are the errors that others get."""
+    parts = split()
+    cache_in(tmp_path).prepare(classifier(), {name: parts[name] for name in ("train", "test")}, quiet_trainer())
+    kept = {path: path.stat().st_mtime for path in (tmp_path / "features").iterdir()}
+    for name in ("utime", "replace", "unlink"):
+        monkeypatch.setattr(os, name, denied)
+    monkeypatch.setattr(FeatureStore, "write", denied)
+    (cache := cache_in(tmp_path)).prepare(tuner := classifier(), parts, quiet_trainer())
+    assert cache.reused == ["train", "test"]
+    assert set(tuner.features) == set(parts)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(NOT_WRITTEN.format(tmp_path / "features", "Permission denied"))
+    assert {path: path.stat().st_mtime for path in (tmp_path / "features").iterdir()} == kept
+
+
+def test_a_cache_that_cannot_be_read_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = split()
+    cache_in(tmp_path).prepare(classifier(), parts, quiet_trainer())
+    kept = {path: path.read_bytes() for path in (tmp_path / "features").iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", denied)
+        (cache := cache_in(tmp_path)).prepare(tuner := classifier(), parts, quiet_trainer())
+    assert (cache.reused, set(tuner.features)) == ([], set(parts))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"the feature cache {tmp_path / 'features'} cannot be read (Permission denied)")
+    assert {path: path.read_bytes() for path in (tmp_path / "features").iterdir()} == kept
 
 
 @pytest.mark.parametrize(("below", "why"), [("", "File exists"), ("below", "Not a directory")])
@@ -847,11 +857,9 @@ def test_where_a_file_stands_in_the_folder_s_place_training_goes_on_from_memory(
     folder, parts, tuner = tmp_path / "file" / below, split(), classifier()
     expected = outcome(classifier(), parts, steps=12)
     capsys.readouterr()
-    found = outcome(tuner, parts, Cache("disk", Store(folder, MUCH), MUCH), steps=12)
-    assert capsys.readouterr().out == (
-        f"the feature cache {folder} cannot be written ({why}): features are kept in memory, for this run alone; make "
-        "room, or set cache.folder\n"
-    )
+    found = outcome(tuner, parts, FeatureCache("disk", FeatureStore(folder, MUCH), MUCH), steps=12)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(NOT_WRITTEN.format(folder, why))
     assert losses_apart(found, expected) < 1e-6
     assert set(tuner.features) == set(parts)
     assert (tmp_path / "file").read_text() == "kept"
@@ -862,41 +870,45 @@ def test_where_a_file_stands_in_the_folder_s_place_training_goes_on_from_memory(
 
 def test_the_least_recently_used_entry_goes(tmp_path: Path) -> None:
     """Opening an entry counts as using it."""
-    one = sum(file.stat().st_size for file in write(Store(tmp_path, MUCH), KEYS[0], rows()).iterdir())
-    store = Store(tmp_path, 2.5 * one)
-    os.utime(tmp_path / KEYS[0], (1000, 1000))
+    one = write(FeatureStore(tmp_path, MUCH), KEYS[0], rows()).stat().st_size
+    store = FeatureStore(tmp_path, 2.5 * one)
+    os.utime(store.path(KEYS[0]), (1000, 1000))
     os.utime(write(store, KEYS[1], rows()), (2000, 2000))
     assert same(store.open(KEYS[0]), rows())
     write(store, KEYS[2], rows())
-    assert {path.name for path in tmp_path.iterdir()} == {KEYS[0], KEYS[2]}
-    os.utime(tmp_path / KEYS[0], (1000, 1000))
-    os.utime(tmp_path / KEYS[2], (2000, 2000))
+    assert set(tmp_path.iterdir()) == {store.path(KEYS[0]), store.path(KEYS[2])}
+    os.utime(store.path(KEYS[0]), (1000, 1000))
+    os.utime(store.path(KEYS[2]), (2000, 2000))
     write(store, KEYS[3], rows())
-    assert {path.name for path in tmp_path.iterdir()} == {KEYS[2], KEYS[3]}
+    assert set(tmp_path.iterdir()) == {store.path(KEYS[2]), store.path(KEYS[3])}
 
 
 def test_the_newest_entry_stays_however_small_the_bound(tmp_path: Path) -> None:
     for key in KEYS:
-        write(Store(tmp_path, 0), key, rows())
-        assert [path.name for path in tmp_path.iterdir()] == [key]
+        path = write(FeatureStore(tmp_path, 0), key, rows())
+        assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_is_no_entry_is_never_removed(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").write_bytes(b"x" * 5000)
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "model.safetensors").write_text("mine")
     (tmp_path / ".hidden").mkdir()
     os.utime(tmp_path / ".hidden", (0, 0))
+    mine = set(tmp_path.iterdir())
+    (tmp_path / KEYS[3]).mkdir()  # of version 0.1
+    (tmp_path / KEYS[3] / "00000.safetensors").touch()
     for key in KEYS[:2]:
-        write(Store(tmp_path, 0), key, rows())
-    assert {path.name for path in tmp_path.iterdir()} == {"photos", "notes.txt", ".hidden", KEYS[1]}
+        path = write(FeatureStore(tmp_path, 0), key, rows())
+    assert set(tmp_path.iterdir()) == {*mine, path}
 
 
 def test_rows_outlive_the_eviction_of_their_entry(tmp_path: Path) -> None:
-    write(Store(tmp_path, 0), KEYS[0], rows())
-    found = Store(tmp_path, 0).open(KEYS[0])
-    write(Store(tmp_path, 0), KEYS[1], rows())
-    assert not (tmp_path / KEYS[0]).exists()
+    path = write(FeatureStore(tmp_path, 0), KEYS[0], rows())
+    found = FeatureStore(tmp_path, 0).open(KEYS[0])
+    write(FeatureStore(tmp_path, 0), KEYS[1], rows())
+    assert not path.exists()
     assert same(found, rows())
 
 

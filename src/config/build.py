@@ -26,8 +26,8 @@ from src.finetune import allocator
 from src.finetune.base import FineTuner
 from src.finetune.checkpointing import LastCheckpoint, Patience, WholeFiles
 from src.finetune.classifier import Classifier
-from src.finetune.feature_cache import KINDS, Cache
-from src.finetune.feature_store import Store
+from src.finetune.feature_cache import KINDS, FeatureCache
+from src.finetune.feature_store import FeatureStore
 from src.finetune.instruction import Instruct
 from src.finetune.optim import Optimizer
 from src.gpt import weights
@@ -148,7 +148,7 @@ def padding_is_read(cfg: DictConfig) -> bool:
     return cfg.task.kind != "instruct" and cfg.task.position not in ("first", "last_real")
 
 
-def cache(cfg: DictConfig) -> Cache:
+def cache(cfg: DictConfig) -> FeatureCache:
     """Where the features of frozen blocks are kept."""
     if cfg.cache.kind not in KINDS:
         raise InputError(f"cache.kind={cfg.cache.kind} is unknown: use cache={', cache='.join(KINDS)}")
@@ -157,7 +157,7 @@ def cache(cfg: DictConfig) -> Cache:
     if cfg.cache.kind == "disk" and not cfg.cache.folder:
         raise InputError("cache.folder is missing: cache=disk needs a folder")
     folder, most = Path(cfg.cache.folder or "").expanduser(), cfg.cache.max_gb * 1e9
-    return Cache(cfg.cache.kind, Store(folder, most), most)
+    return FeatureCache(cfg.cache.kind, FeatureStore(folder, most), most)
 
 
 def template(cfg: DictConfig) -> str | None:

@@ -2,16 +2,14 @@
 
 Blocks below the first trained one are a constant function of the ids while training, so that this is exact. What
 messages of a batch begin with alike is computed once for all of them. Rows are kept in memory, or on disk
-(feature_store.py) for every later run that needs the same.
+(feature_store.py) for every later run that needs the same; a disk that cannot be read or written costs time alone.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from src.data.batching import Batch, Messages, packed_batches
 from src.finetune.cost import Flops
-from src.finetune.feature_store import Features, Rows, Store
+from src.finetune.feature_store import VERSION, AddRows, DamagedError, Features, FeatureStore, Rows
 
 if TYPE_CHECKING:
     from src.finetune.base import FineTuner
@@ -31,7 +29,7 @@ KINDS = ("disk", "memory", "off")
 
 
 @dataclass
-class Cache:
+class FeatureCache:
     """Where features are kept: kind disk, memory or off, and bytes at most. `prepare` fills the rest:
 
     seconds   what it took
@@ -40,73 +38,89 @@ class Cache:
     """
 
     kind: str
-    store: Store
+    store: FeatureStore
     max_bytes: float
     seconds: float = 0.0
     reused: list[str] = field(default_factory=list)
     flops: dict[str, int] = field(default_factory=dict)
+    warned: set[str] = field(default_factory=set)
+    writable: bool = True
 
     def prepare(self, tuner: "FineTuner", parts: Mapping[str, Messages], trainer: L.Trainer) -> None:
         """Give `tuner` the features of every part, where its frozen blocks are a constant function of a message."""
         started = perf_counter()
         if self.kind == "off" or tuner.first_live == 0:
             return
-        below, taken, room = Below(tuner), 0, free_bytes(tuner, trainer.strategy.root_device)
+        frozen, taken, room = FrozenBlocks(tuner), 0, free_bytes(tuner, trainer.strategy.root_device)
         for part, messages in parts.items():
             if messages.padding == "batch" and (tuner.only_head or not tuner.gpt.config.causal):
                 return  # what becomes of a message, or where it is read, depends on those beside it
             if taken + (size := _bytes_of(tuner, messages)) > self.max_bytes:
-                print(
+                self._warn(
                     f"the features of {part} take {size / 1e9:.1f} GB, more than cache.max_gb leaves: frozen blocks "
-                    "are computed in every epoch",
-                    flush=True,
+                    "are computed in every epoch"
                 )
                 continue
             taken += size
-            found = self._of(below, part, messages, trainer)
+            found = self._features(frozen, part, messages, trainer)
             if found.bytes <= room:
                 room -= found.bytes
                 found = found.to(trainer.strategy.root_device)
             tuner.features[part] = found
         self.seconds = perf_counter() - started
 
-    def _of(self, below: "Below", part: str, messages: Messages, trainer: L.Trainer) -> Features:
-        whole, below.ragged = messages, messages.padding in ("free", "none")
+    def _features(self, frozen: "FrozenBlocks", part: str, messages: Messages, trainer: L.Trainer) -> Features:
+        whole, frozen.ragged = messages, messages.padding in ("free", "none")
         if messages.padding == "batch":  # under a causal mask a row as wide as the longest holds all narrower ones
             whole = Messages(messages.ids, messages.labels, max(map(len, messages.ids)), part=part)
-        batches = [whole[rows] for rows in packed_batches(whole, below.tuner.extra)]
-        key = key_of(below.tuner, batches, trainer, below.ragged)
-        found = self.store.open(key) if self.kind == "disk" else None
-        if found:
+        batches = [whole[rows] for rows in packed_batches(whole, frozen.tuner.extra)]
+        key = key_of(frozen.tuner, batches, trainer, frozen.ragged)
+        if found := self._cached_features(key):
             self.reused.append(part)
-            rows, facts = found
         else:
-            facts = {"flops": below.operations(whole)}
-            rows = self._build(below, batches, trainer, key, facts)
+            found = self._computed_features(frozen, batches, trainer, key, {"flops": frozen.operations(whole)})
+        rows, facts = found
         self.flops[part] = facts["flops"]
         return Features(rows, sliced=messages.padding == "batch")
 
-    def _build(self, below: "Below", batches: list[Batch], trainer: L.Trainer, key: str, facts: dict[str, Any]) -> Rows:
-        if self.kind == "disk":
+    def _cached_features(self, key: str) -> tuple[Rows, dict[str, Any]] | None:
+        if self.kind != "disk":
+            return None
+        try:
+            return self.store.open(key)
+        except DamagedError as error:
+            self._warn(f"the cached features {self.store.path(key)} are damaged ({error}): they are computed anew")
+        except OSError as error:
+            self._warn(
+                f"the feature cache {self.store.folder} cannot be read ({error.strerror or error}): features are "
+                "computed anew and kept in memory, for this run alone"
+            )
+            self.writable = False  # what is there is another's: it is left alone
+        return None
+
+    def _computed_features(
+        self, frozen: "FrozenBlocks", batches: list[Batch], trainer: L.Trainer, key: str, facts: dict[str, Any]
+    ) -> tuple[Rows, dict[str, Any]]:
+        if self.kind == "disk" and self.writable:
             try:
-                entry = self.store.new(key)
-                try:
-                    below.run(trainer, batches, entry.add)
-                    entry.finish(facts)
-                finally:
-                    entry.drop()
-                if found := self.store.open(key):
-                    return found[0]
+                self.store.write(key, facts, lambda add: frozen.compute_features(trainer, batches, add))
+                if found := self._cached_features(key):
+                    return found
             except OSError as error:
-                print(
-                    f"the feature cache {self.store.folder} cannot be written ({error.strerror or error}): "
-                    "features are kept in memory, for this run alone; make room, or set cache.folder",
-                    flush=True,
+                self._warn(
+                    f"the feature cache {self.store.folder} cannot be written ({error.strerror or error}): features "
+                    "are kept in memory, for this run alone; make room, or set cache.folder"
                 )
-                self.kind = "memory"
+                self.writable = False
         rows: Rows = {}
-        below.run(trainer, batches, lambda numbers, made: rows.update(zip(numbers, made, strict=True)))
-        return rows
+        frozen.compute_features(trainer, batches, lambda numbers, made: rows.update(zip(numbers, made, strict=True)))
+        return rows, facts
+
+    def _warn(self, sentence: str) -> None:
+        """Say it once."""
+        if sentence not in self.warned:
+            print(sentence, flush=True)
+        self.warned.add(sentence)
 
     def facts(self) -> dict[str, Any]:
         """What a result says of it."""
@@ -117,14 +131,14 @@ class Cache:
         }
 
 
-class Below(L.LightningModule):
+class FrozenBlocks(L.LightningModule):
     """What a FineTuner has below its first trained block. ragged: padding does not count."""
 
     def __init__(self, tuner: "FineTuner") -> None:
         super().__init__()
         self.tuner, self.ragged = tuner, False
         self.count = Flops(self)
-        self.keep: Callable[[Sequence[int], Sequence[Tensor]], None]
+        self.add: AddRows
 
     def forward(self, ids: Tensor, length: Tensor) -> Tensor:
         return self.tuner.below(ids, length)
@@ -137,11 +151,9 @@ class Below(L.LightningModule):
             for T, n in widths.items()
         )
 
-    def run(
-        self, trainer: L.Trainer, batches: list[Batch], keep: Callable[[Sequence[int], Sequence[Tensor]], None]
-    ) -> None:
-        """Hand the numbers and rows of each batch to `keep`."""
-        self.keep = keep
+    def compute_features(self, trainer: L.Trainer, batches: list[Batch], add: AddRows) -> None:
+        """Hand the numbers and rows of each batch to `add`."""
+        self.add = add
         loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
         trainer.predict(self, loader, return_predictions=False)
 
@@ -149,7 +161,7 @@ class Below(L.LightningModule):
         extent = batch.length if self.ragged else torch.full_like(batch.length, batch.ids.shape[1])
         x, extent = self.tuner.frozen(batch, extent)
         numbers: list[int] = batch.row.tolist()
-        self.keep(numbers, [row[:n].cpu().clone() for row, n in zip(x, extent.tolist(), strict=True)])
+        self.add(numbers, [row[:n].cpu().clone() for row, n in zip(x, extent.tolist(), strict=True)])
         return numbers  # Lightning warns of nothing
 
 
@@ -166,10 +178,10 @@ def free_bytes(tuner: "FineTuner", device: torch.device) -> float:
 
 
 def key_of(tuner: "FineTuner", batches: Sequence[Batch], trainer: L.Trainer, ragged: bool) -> str:
-    """A hash of all that features depend on: weights, messages, arithmetic, and the code that makes them."""
+    """A hash of all that features depend on: weights, messages, arithmetic, and the version of what is made of them."""
     config, device = tuner.gpt.config, trainer.strategy.root_device  # the model comes there later
     facts = {
-        "code": _code(),
+        "version": VERSION,
         "weights": tuner.frozen_sha256,
         "k": tuner.first_live,
         "n_head": config.n_head,
@@ -187,15 +199,6 @@ def key_of(tuner: "FineTuner", batches: Sequence[Batch], trainer: L.Trainer, rag
             whole.update(f"{tuple(tensor.shape)}".encode())
             whole.update(tensor.contiguous().numpy().data)
     return whole.hexdigest()
-
-
-@cache
-def _code() -> str:
-    """sha256 of the source that makes features: what an older version made is never read back."""
-    here = Path(__file__).parent
-    made_by = [here.parent / "gpt" / name for name in ("model.py", "shared_prefixes.py", "generation.py")]
-    made_by += [here / f"{name}.py" for name in ("feature_cache", "base", "classifier", "instruction", "pooling")]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in made_by)).hexdigest()
 
 
 def _bytes_of(tuner: "FineTuner", messages: Messages) -> int:
