@@ -75,6 +75,7 @@ def train_on_text(cfg: DictConfig, held: ExitStack) -> "Path":
     finally:
         loggers.close(logger)
     show(result, folder)
+    loggers.show(logger)
     return folder
 
 
@@ -220,10 +221,13 @@ def record(logger: Any, result: dict[str, Any]) -> None:
     """The final numbers in W&B's summary."""
     if isinstance(logger, bool):
         return
-    for part, sources in result["metrics"].items():
-        for source, measured in sources.items():
-            logger.experiment.summary.update({f"final/{part}/{source}/{key}": x for key, x in measured.items()})
-    logger.experiment.summary.update({f"cost/{name}": value for name, value in result["cost"].items()})
+    from src.runs.loggers import best_effort
+
+    with best_effort():
+        for part, sources in result["metrics"].items():
+            for source, measured in sources.items():
+                logger.experiment.summary.update({f"final/{part}/{source}/{key}": x for key, x in measured.items()})
+        logger.experiment.summary.update({f"cost/{name}": value for name, value in result["cost"].items()})
 
 
 def show(result: dict[str, Any], folder: "Path") -> None:

@@ -87,6 +87,7 @@ def fine_tune(cfg: DictConfig, held: ExitStack) -> Run:
     finally:
         loggers.close(logger)
     run_dir.show(result, folder)
+    loggers.show(logger)
     return Run(result, folder, model, data, trainer)
 
 

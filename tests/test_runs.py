@@ -1,6 +1,7 @@
 """End to end on a tiny GPT: run folders, resuming, evaluation and prediction, W&B offline, and the command line."""
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -8,6 +9,7 @@ import math
 import os
 import random
 import re
+import resource
 import runpy
 import shutil
 import subprocess
@@ -27,15 +29,17 @@ import wandb
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
 
 from src.config import build
 from src.config.command_line import check_resume
 from src.data import datasets as corpora
 from src.errors import InputError
+from src.files import refusal, whole_file
 from src.finetune.classifier import Classifier
 from src.gpt.pinned import SHIPPED
 from src.gpt.weights import export
-from src.runs import run_dir
+from src.runs import loggers, run_dir
 from src.runs.lock import RunLockedError, run_lock
 from src.sweeps import study
 from src.train import Run, train
@@ -752,9 +756,7 @@ def test_wandb_online_without_an_account_is_refused_in_a_sentence(
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     wandb.teardown()  # settings are read from the environment once
     runs = tmp_path / "runs"
-    with pytest.raises(
-        InputError, match=r"^W&B: No API key configured.*; leave logger\.offline=true to need neither .*$"
-    ):
+    with pytest.raises(InputError, match=r"^W&B: No API key configured.*logger\.offline=true"):
         train(config(home, "logger=wandb", "logger.offline=false", f"runs={runs}"))
     monkeypatch.undo()
     wandb.teardown()
@@ -771,26 +773,224 @@ def test_wandb_without_a_network_is_refused_on_one_line(
     monkeypatch.setattr(wandb, "init", init)
     with pytest.raises(InputError) as caught:
         train(config(home, "logger=wandb", "logger.offline=false", f"runs={tmp_path}"))
-    why = "no answer while retrying: connection refused"
-    assert str(caught.value) == f"W&B: {why}; leave logger.offline=true to need neither account nor network"
+    assert str(caught.value).startswith("W&B: no answer while retrying: connection refused; logger.offline=true")
 
 
-@pytest.mark.parametrize(("sweep", "mode"), [("", "offline"), ("abc123", "online")])
-def test_a_run_of_one_of_wandbs_agents_is_online(
-    sweep: str, mode: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("given", "variables", "mode"),
+    [
+        ("", {}, "offline"),
+        ("", {"WANDB_MODE": "online"}, "online"),
+        ("", {"WANDB_MODE": "dryrun"}, "offline"),
+        ("", {"WANDB_MODE": "disabled"}, "disabled"),
+        ("", {"WANDB_DISABLED": "True"}, "disabled"),
+        ("", {"WANDB_DISABLED": "false"}, "offline"),
+        ("", {"WANDB_SWEEP_ID": "abc123"}, "online"),  # offline, it would stay empty, and its bayes learn nothing
+        ("", {"WANDB_SWEEP_ID": "abc123", "WANDB_MODE": "offline"}, "offline"),
+        ("logger.offline=true", {"WANDB_MODE": "online"}, "offline"),
+        ("logger.offline=false", {"WANDB_MODE": "offline"}, "online"),
+        ("logger.offline=false", {"WANDB_DISABLED": "1"}, "disabled"),
+    ],
+)
+def test_wandb_is_used_as_its_own_variables_say(
+    given: str, variables: dict[str, str], mode: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sweep whose runs are offline stays empty, and its bayes learns nothing."""
-    given = dict[str, Any]()
+    monkeypatch.delenv("WANDB_MODE")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert loggers.mode(config(home, "logger=wandb", *given.split())) == mode
 
-    def init(**settings: Any) -> None:
-        given.update(settings)
-        raise wandb.errors.CommError("enough")
 
-    monkeypatch.setattr(wandb, "init", init)
-    monkeypatch.setenv("WANDB_SWEEP_ID", sweep)
-    with pytest.raises(InputError, match="enough"):
-        train(config(home, "logger=wandb", f"runs={tmp_path}"))
-    assert given["mode"] == mode
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("WANDB_MODE", "off"), ("WANDB_DISABLED", "maybe"), ("WANDB_DIR", "/nowhere"), ("WANDB_INIT_TIMEOUT", "soon")],
+)
+def test_a_wrong_variable_of_wandb_is_answered_with_a_sentence(
+    variable: str, value: str, home: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb.teardown()  # settings are read from the environment once
+    monkeypatch.setenv(variable, value)
+    answer = command("train", *arguments(home, "logger=wandb", f"runs={tmp_path / 'runs'}"))
+    monkeypatch.undo()
+    wandb.teardown()
+    assert answer.status == 2
+    assert answer.error.startswith("error: ")
+    assert value in answer.error
+    assert list(tmp_path.glob("runs/*")) == []
+
+
+def test_wandb_is_left_out_where_its_variables_say_so(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert loggers.start(config(home, "logger=wandb"), tmp_path, remove_on_failure=False) is False
+    assert "W&B is left out" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_project_and_entity_come_from_wandbs_variables(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (config(home, "logger=wandb").logger.project, config(home, "logger=wandb").logger.entity) == (
+        "two-ways",
+        None,
+    )
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.setenv("WANDB_ENTITY", "lab")
+    given = config(home, "logger=wandb")
+    assert (given.logger.project, given.logger.entity) == ("mine", "lab")
+    assert config(home, "logger=wandb", "logger.project=other").logger.project == "other"
+
+
+def test_what_wandb_cannot_take_at_the_end_costs_nothing(
+    home: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B's name of the table has more than 128 letters here, and its files go elsewhere than those of the run."""
+    wandb.teardown()  # settings are read from the environment once
+    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    answer = command("train", *arguments(home, "logger=wandb", f"name={'x' * 95}", f"runs={tmp_path / 'runs'}"))
+    (folder,) = (tmp_path / "runs").iterdir()
+    (offline,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert answer.status == 0
+    assert (folder / "result.json").is_file()
+    assert "W&B could not take all of the run" in answer.error
+    assert f"wandb sync {offline}\n" in answer.out
+    assert not (tmp_path / "home" / ".local").exists()  # where W&B copies tables to by default
+    assert "WANDB_DATA_DIR" not in os.environ
+    monkeypatch.undo()
+    wandb.teardown()
+    (run,) = inspect(tmp_path, "--summary")
+    assert run["summary"]["final/test/loss"] == run_dir.load_result(folder)["metrics"]["test"]["loss"]
+
+
+def test_the_parts_of_a_resumed_run_are_sent_together_oldest_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = [tmp_path / f"offline-run-2026010{day}_000000-mine" for day in (1, 2, 3)]
+    for part in (parts[1], parts[0], parts[2], tmp_path / "offline-run-20260101_000000-other"):
+        part.mkdir()
+    settings = SimpleNamespace(mode="offline", wandb_dir=str(tmp_path))
+    loggers.show(SimpleNamespace(experiment=SimpleNamespace(settings=settings, id="mine")))  # type: ignore[arg-type]
+    assert capsys.readouterr().out.endswith(f": wandb sync {' '.join(map(str, parts))}\n")
+
+
+# ---- where the system refuses
+
+
+def save_torch(path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save({"x": torch.zeros(10_000)}, file)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_text("x" * 20_000),
+        save_torch,
+        lambda path: save_file({"x": torch.zeros(10_000)}, path),
+    ],
+    ids=["text", "torch", "safetensors"],
+)
+def test_a_file_that_cannot_be_written_whole_is_named_and_not_there(write: Any, tmp_path: Path) -> None:
+    (path := tmp_path / "file").write_text("before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught, whole_file(path) as unfinished:
+            write(unfinished)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(path)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["before"]
+    assert refusal(caught.value) == f"{path} cannot be written: File too large"
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, ("disk full", "cannot be written")),
+        (errno.EDQUOT, ("disk full", "cannot be written")),
+        (errno.EROFS, ("cannot be written", "Read-only")),
+        (errno.EACCES, ("cannot be written", "Permission denied")),
+    ],
+)
+def test_what_the_system_refuses_is_a_sentence_and_leaves_no_run(
+    number: int, words: tuple[str, ...], home: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text = Path.write_text
+
+    def refuse(path: Path, *given: Any, **named: Any) -> int:
+        if "config.yaml" not in path.name:
+            return write_text(path, *given, **named)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    answer = command("train", *arguments(home, f"runs={tmp_path}"))
+    assert (answer.status, answer.error.count("\n")) == (2, 1)
+    assert answer.error.startswith("error: ")
+    for word in (*words, str(tmp_path), "config.yaml"):
+        assert word in answer.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_too_long_and_a_file_in_a_folder_s_place_are_sentences(
+    home: Path, tmp_path: Path, command: Command
+) -> None:
+    (tmp_path / "file").touch()
+    for given, word in (
+        ((f"name={'x' * 240}", f"runs={tmp_path / 'runs'}"), "too long"),
+        ((f"runs={tmp_path / 'file'}",), f"{tmp_path / 'file'} cannot be written"),
+        ((f"runs={tmp_path / 'file' / 'runs'}",), f"{tmp_path / 'file' / 'runs'} cannot be"),
+    ):
+        answer = command("train", *arguments(home, *given))
+        assert answer.status == 2
+        assert answer.error.startswith("error: ")
+        assert word in answer.error
+    assert list(tmp_path.glob("runs/*")) == []
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv, to be a user without rights")
+def test_an_unreadable_file_is_named(run: Run, tmp_path: Path) -> None:
+    (secret := tmp_path / "secret.txt").write_text("a message")
+    secret.chmod(0)
+    script = (
+        f"from src.files import refusal\ntry: open({str(secret)!r})\nexcept OSError as error: print(refusal(error))"
+    )
+    command = ["setpriv", "--inh-caps=-all", "--bounding-set=-all", sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if "Operation not permitted" in done.stderr:
+        pytest.skip("this user may not give up rights")
+    assert done.stdout == f"{secret} cannot be read: Permission denied\n"
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
+def test_a_notebook_s_backend_of_matplotlib_does_not_matter(backend: str) -> None:
+    """torchmetrics imports matplotlib, which refuses a backend that its Python lacks."""
+    script = [sys.executable, "-c", "import src.errors, matplotlib"]
+    done = subprocess.run(script, cwd=ROOT, env={**os.environ, "MPLBACKEND": backend}, capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def test_a_log_file_holds_a_line_now_and_then(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lines() -> list[str]:
+        train(config(home, "data.batch_size=4", f"runs={tmp_path}", "cache=memory"))
+        return [
+            line for line in capsys.readouterr().out.splitlines() if re.match("epoch|training|valid|frozen|pred", line)
+        ]
+
+    assert len(lines()) == 2  # its epochs
+    monkeypatch.setattr("src.runs.progress.SECONDS", 0)
+    found = lines()
+    assert "training: 1 of 11 batches" in found
+    assert len(found) > 22
+    assert {line.split(":")[0] for line in found if ":" in line} == {
+        "training",
+        "validation",
+        "prediction",
+        "frozen blocks",
+    }
 
 
 # ---- the command line

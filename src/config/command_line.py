@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any, NoReturn, TypeVar
 
 from src.errors import InputError
+from src.files import refusal
 
 T = TypeVar("T")
 CONF = Path(__file__).parents[2] / "conf"
@@ -27,11 +28,16 @@ def began() -> float:
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Turn an InputError into its sentence on stderr and exit status 2; bugs keep their traceback."""
+    """Turn an InputError, or what the system refused, into its sentence on stderr and exit status 2; bugs keep their
+    traceback."""
     try:
         yield
     except InputError as error:
         fail(str(error))
+    except OSError as error:
+        if sentence := refusal(error):
+            fail(sentence)
+        raise
 
 
 def fail(sentence: str) -> NoReturn:

@@ -9,6 +9,7 @@ import codecs
 import csv
 import hashlib
 import io
+import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,8 @@ def download_sms_spam(cache: Path) -> bytes:
     name = "sms_spam_collection.zip"
     for url in UCI_URLS:
         try:
-            file = pooch.retrieve(url, known_hash=f"sha256:{UCI_ZIP_SHA256}", fname=name, path=cache, progressbar=True)
+            pin, bar = f"sha256:{UCI_ZIP_SHA256}", sys.stderr.isatty()  # no bar, of thousands of lines, in a log file
+            file = pooch.retrieve(url, known_hash=pin, fname=name, path=cache, progressbar=bar)
         except requests.RequestException:
             continue  # the next address
         except OSError as error:

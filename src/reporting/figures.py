@@ -5,6 +5,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from src.files import whole_file
 from src.reporting.charts import COLOURS, Chart, Matrix, Panel, Series
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def loss_curve(curve: Sequence[dict[str, float]], path: Path, title: str) -> Non
     axes.set(xlabel="million tokens", ylabel="loss (nats a token)", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, format=path.suffix[1:], dpi=150)
 
 
 def save(chart: Chart, stem: Path) -> list[Path]:
@@ -49,7 +51,8 @@ def save(chart: Chart, stem: Path) -> list[Path]:
     with rc_context(STYLE):
         figure = draw(chart)
         for path in paths:
-            figure.savefig(path, dpi=200, metadata=NO_DATE[path.suffix[1:]])
+            with whole_file(path) as unfinished:
+                figure.savefig(unfinished, format=(kind := path.suffix[1:]), dpi=200, metadata=NO_DATE[kind])
     return paths
 
 

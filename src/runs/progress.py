@@ -1,11 +1,14 @@
-"""How training shows that it goes on: bars in a terminal, one line an epoch in a log file or a pipe."""
+"""How training shows that it goes on: bars in a terminal, a line now and then in a log file or a pipe."""
 
 import sys
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
+
+SECONDS = 60  # between two lines of a log file
 
 
 class Bars(TQDMProgressBar):
@@ -15,17 +18,38 @@ class Bars(TQDMProgressBar):
         return {name: value for name, value in super().get_metrics(trainer, module).items() if name != "v_num"}
 
 
-class EpochLines(L.Callback):
-    """Prints what an epoch came to."""
+class LogLines(L.Callback):
+    """Prints what an epoch came to, and once a minute how far it is: a log file holds a line for each."""
+
+    def __init__(self) -> None:
+        self.printed = perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in sorted(trainer.progress_bar_metrics.items()))
-        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}", flush=True)
+        self._print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}")
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *given: Any) -> None:
+        self._now_and_then("training", given[2], trainer.num_training_batches)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *given: Any) -> None:
+        self._now_and_then("validation", given[2], sum(trainer.num_val_batches))
+
+    def on_predict_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *given: Any) -> None:
+        what = "frozen blocks" if type(module).__name__ == "FrozenBlocks" else "prediction"
+        self._now_and_then(what, given[2], sum(trainer.num_predict_batches))
+
+    def _now_and_then(self, what: str, batch_index: int, batches: float) -> None:
+        if perf_counter() - self.printed > SECONDS:
+            self._print(f"{what}: {batch_index + 1} of {batches} batches")
+
+    def _print(self, line: str) -> None:
+        print(line, flush=True)
+        self.printed = perf_counter()
 
 
 def shown() -> list[L.Callback]:
     """What fits where standard error goes."""
-    return [Bars(leave=True)] if sys.stderr.isatty() else [EpochLines()]
+    return [Bars(leave=True)] if sys.stderr.isatty() else [LogLines()]
 
 
 class SayHowToResume(L.Callback):

@@ -7,7 +7,7 @@ import csv
 import hashlib
 import io
 import json
-import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import InputError
+from src.files import whole_file
 from src.gpt.pinned import SHIPPED
 
 if TYPE_CHECKING:
@@ -74,7 +75,11 @@ def create(cfg: DictConfig) -> Path:
             run.mkdir()
         except FileExistsError:
             continue
-        write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        try:
+            write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        except OSError:
+            shutil.rmtree(run, ignore_errors=True)
+            raise
         return run
     raise InputError(f"{cfg.runs} holds a thousand runs named {stem}: clean it up")
 
@@ -138,9 +143,8 @@ def last_checkpoint(run: Path) -> Path | None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def write(run: Path, result: dict[str, Any], texts: list[str], test: "Predictions") -> None:
@@ -241,6 +245,4 @@ def show(result: dict[str, Any], run: Path) -> None:
         f"evaluation {cost['evaluate_seconds']:.1f} s"
     )
     console.print(f"run folder: {run} (result.json, predictions.csv, checkpoints)", soft_wrap=True, highlight=False)
-    for offline in run.glob("wandb/offline-run-*"):
-        console.print(f"W&B:        offline; send it with: wandb sync {offline}", soft_wrap=True, highlight=False)
     console.print(f'use it:     python -m src.predict run={run.name} text="..."', soft_wrap=True, highlight=False)

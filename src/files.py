@@ -1,0 +1,66 @@
+"""Whole files or none: written under a temporary name, then renamed; and what to say where the system refuses."""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (
+    *FULL,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give the name under which to write what is to be `path`, and rename it; leave nothing if that fails.
+
+    Raises OSError that names `path`, also where a library says in its own words that the system refused.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    except Exception as error:
+        if number := _errno(error):
+            raise OSError(number, os.strerror(number), str(path)) from None
+        raise
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
+
+
+def _errno(error: BaseException) -> int | None:
+    """That of an error, of the one that torch.save met in a file that was given to it, or that safetensors reports."""
+    for one in (error, error.__context__):
+        if isinstance(one, OSError):
+            return one.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
+def refusal(error: OSError) -> str | None:
+    """A sentence for what the system refused: a full disk, missing rights, a name too long; None for other errors."""
+    if error.errno not in REFUSED:
+        return None
+    path, reason = error.filename, error.strerror
+    if error.errno in FULL:
+        return f"disk full: {path or 'a file'} cannot be written ({reason}); make room and give the command again"
+    if path is None:
+        return f"a file cannot be read or written: {reason}"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"the name {path} is too long for a file: give a shorter one"
+    closed = os.path.exists(Path(path).parent) and not os.access(Path(path).parent, os.X_OK)
+    unreadable = closed or (os.path.exists(path) and not os.access(path, os.R_OK))
+    return f"{path} cannot be {'read' if unreadable else 'written'}: {reason}"
