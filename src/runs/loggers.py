@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig
 
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from src.evaluation.metrics import Predictions
 
+Mode = Literal["online", "offline", "shared", "disabled"]
 # what WANDB_MODE may say, older words too
-MODES = {"online": "online", "offline": "offline", "disabled": "disabled", "shared": "shared"}
+MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "disabled", "shared": "shared"}
 MODES |= {"run": "online", "dryrun": "offline"}
 ON, OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
@@ -41,7 +42,7 @@ def check(cfg: DictConfig) -> None:
             raise InputError(f"WANDB_DIR={folder} is no folder that can be written: make it, or unset WANDB_DIR")
 
 
-def mode(cfg: DictConfig) -> str:
+def mode(cfg: DictConfig) -> Mode:
     """online, offline, shared or disabled. W&B's switches that leave it out win, then the settings, then WANDB_MODE."""
     said, disabled = os.environ.get("WANDB_MODE", ""), os.environ.get("WANDB_DISABLED", "").lower()
     if said and said not in MODES:
