@@ -5,6 +5,7 @@ Trains a GPT from random weights to predict the next token. A killed run goes on
 
 import json
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -12,8 +13,6 @@ from omegaconf import DictConfig
 from src.config.command_line import hydra_main
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import lightning as L
 
     from src.gpt.model import GPT
@@ -22,15 +21,16 @@ if TYPE_CHECKING:
     from src.pretraining.token_stream import Packed
 
 NEW_TOKENS = 24  # of a prompt's continuation
+SHAPE = ("n_layer", "n_head", "n_embd", "context_length", "vocab_size")
 
 
-def pretrain(cfg: DictConfig) -> "Path":
+def pretrain(cfg: DictConfig) -> Path:
     """Train as `cfg` says, measure on all of the held-out text, write the run's folder with the weights in model/."""
     with ExitStack() as held:
         return train_on_text(cfg, held)
 
 
-def train_on_text(cfg: DictConfig, held: ExitStack) -> "Path":
+def train_on_text(cfg: DictConfig, held: ExitStack) -> Path:
     """What `pretrain` does, with the lock of the run folder in `held`."""
     from torch.utils.data import DataLoader
 
@@ -69,12 +69,12 @@ def train_on_text(cfg: DictConfig, held: ExitStack) -> "Path":
             trainer.validate(model, batches, verbose=False)  # the curve ends where training does
         model.to(trainer.strategy.root_device)  # which Lightning leaves
         result = summarize(cfg, folder, text, held_out, model, clock)
-        result["environment"] = run_dir.environment(trainer.strategy.root_device, cfg.trainer.precision)
+        result["environment"] = run_dir.environment(trainer.strategy.root_device, trainer.precision)
         write(folder, model.gpt, result)
         record(logger, result)
     finally:
         loggers.close(logger)
-    show(result, folder)
+    show(cfg, result, folder)
     loggers.show(logger)
     return folder
 
@@ -135,7 +135,7 @@ def some(held_out: "Packed", cfg: DictConfig) -> list[Any]:
 
 
 def summarize(
-    cfg: DictConfig, folder: "Path", text: "Packed", held_out: "Packed", model: "Language", clock: "Throughput"
+    cfg: DictConfig, folder: Path, text: "Packed", held_out: "Packed", model: "Language", clock: "Throughput"
 ) -> dict[str, Any]:
     """The content of result.json: losses on the held-out text by source, and what it took."""
     from src.finetune.cost import peak_memory_bytes
@@ -203,7 +203,7 @@ def by_source(losses: dict[str, tuple[float, int]]) -> dict[str, dict[str, float
     }
 
 
-def write(folder: "Path", gpt: "GPT", result: dict[str, Any]) -> None:
+def write(folder: Path, gpt: "GPT", result: dict[str, Any]) -> None:
     """model/ (bf16, Hugging Face's layout), curve.png, then result.json."""
     import torch
 
@@ -230,7 +230,7 @@ def record(logger: Any, result: dict[str, Any]) -> None:
         logger.experiment.summary.update({f"cost/{name}": value for name, value in result["cost"].items()})
 
 
-def show(result: dict[str, Any], folder: "Path") -> None:
+def show(cfg: DictConfig, result: dict[str, Any], folder: Path) -> None:
     """Print what came out."""
     baseline = result["metrics"]["bigram"]
     for name, measured in result["metrics"]["validation"].items():
@@ -241,7 +241,18 @@ def show(result: dict[str, Any], folder: "Path") -> None:
     cost = result["cost"]
     rate = cost["train_tokens"] / max(cost["train_seconds"], 1e-9)
     print(f"{cost['train_tokens']:,} tokens in {cost['train_seconds']:.0f} s ({rate:,.0f} a second)")
-    print(f"weights: {folder / 'model'}; fine-tune them with python -m src.train gpt.weights={folder / 'model'}")
+    print(f"weights: {folder / 'model'}; fine-tune them with python -m src.train {shape(cfg.gpt)}{folder / 'model'}")
+
+
+def shape(gpt: DictConfig) -> str:
+    """What src.train must be given for a GPT of this shape: its size's name, and where it departs from that."""
+    from omegaconf import OmegaConf
+
+    path = Path(__file__).parents[1] / "conf" / "gpt" / f"{gpt.name}.yaml"
+    named = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
+    assert isinstance(named, DictConfig)
+    other = {key: gpt[key] for key in SHAPE if gpt[key] != named.get(key)}
+    return f"gpt={gpt.name} {''.join(f'gpt.{key}={value} ' for key, value in other.items())}gpt.weights="
 
 
 if __name__ == "__main__":

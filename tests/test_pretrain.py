@@ -873,6 +873,16 @@ def test_the_exported_weights_are_the_trained_ones_in_bf16(run: Run) -> None:
     assert not torch.equal(loaded.logits(loaded(ids)), gpt.logits(gpt(ids)))
 
 
+def test_the_command_that_is_printed_takes_the_trained_gpt_with_its_sizes(run: Run) -> None:
+    _, _, command = run.said.rpartition("python -m src.train ")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", command.split())
+        alone = compose("train", [f"gpt.weights={run.folder / 'model'}"])
+    assert build.gpt(cfg).config == trained(run).config
+    with pytest.raises(InputError, match=r"n_head=2.*gpt\.n_head=6"):
+        build.gpt(alone)
+
+
 def test_a_killed_run_goes_on_by_its_id(run: Run, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = [*home.arguments, f"runs={tmp_path}"]
     step = Language.training_step

@@ -46,5 +46,6 @@ def encode(texts: list[str]) -> list[list[int]]:
 
 
 def decode(ids: list[int]) -> str:
-    """The text of token ids."""
-    return tokenizer().decode(ids)
+    """The text of token ids; those of a GPT with a larger vocabulary that are no GPT-2 token become U+FFFD."""
+    unknown = tokenizer().encode_ordinary("\ufffd")
+    return tokenizer().decode([known for id in ids for known in ([id] if id <= END_OF_TEXT else unknown)])

@@ -1,4 +1,5 @@
-"""GPT-2 weights on disk <-> a GPT. Files are safetensors in Hugging Face's layout; every key and shape is checked.
+"""GPT-2 weights on disk <-> a GPT. Files are safetensors in Hugging Face's layout; each key, shape and type is checked,
+and so is config.json where there is one.
 
 `build` takes "random", "pretrained" or a path; `export` writes a folder that transformers' GPT2LMHeadModel reads.
 """
@@ -8,15 +9,17 @@ import json
 import os
 import re
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from src.errors import InputError
 from src.gpt.model import GPT, GPTConfig
 from src.gpt.pinned import PUBLISHED, SHIPPED
+from src.gpt.weight_files import check_config, named_tensors, tensor_files
 
 OURS_TO_GPT2 = [  # one row a module; Conv1D layers of GPT-2 hold their weight as (in, out)
     ("token_embedding", "wte", False),
@@ -29,14 +32,17 @@ OURS_TO_GPT2 = [  # one row a module; Conv1D layers of GPT-2 hold their weight a
     ("blocks.{}.mlp.down", "h.{}.mlp.c_proj", True),
     ("final_norm", "ln_f", False),
 ]
-# what older GPT-2 files hold besides the parameters: causal-mask buffers, and the tied output layer once more
-NOT_PARAMETERS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|lm_head\.weight")
+# causal-mask buffers, which older GPT-2 files hold besides the parameters
+NOT_PARAMETERS = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
 
 
 def build(name: str, weights: str, config: GPTConfig, seed: int) -> GPT:
     """A GPT of `config` with `weights`: "random" (from `seed`), "pretrained" (those of size `name`) or a path."""
     if weights == "random":
         return GPT(config, seed=seed)
+    source = PUBLISHED.get(name) if weights == "pretrained" else None
+    if source and source.n_head not in (None, config.n_head):
+        raise InputError(f"gpt.n_head={config.n_head}: the published weights of gpt={name} have {source.n_head} heads")
     path = pretrained_file(name) if weights == "pretrained" else Path(weights)
     gpt = GPT(config, blank=True)
     read(gpt, path)
@@ -44,25 +50,41 @@ def build(name: str, weights: str, config: GPTConfig, seed: int) -> GPT:
 
 
 def read(gpt: GPT, path: str | Path) -> None:
-    """Copy a safetensors file, or the one in a Hugging Face folder, into `gpt`. Raises InputError naming the tensor."""
-    path = _tensor_file(Path(path))
+    """Copy the weights that a path names (see weight_files.py) into `gpt`. Raises InputError naming the tensor."""
+    files = tensor_files(Path(path))
+    where = files[0] if len(files) == 1 else files[0].parent
     renamed = _gpt2_names(gpt)
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = {key.removeprefix("transformer."): key for key in list(file.keys())}
-            _check_keys(path, set(renamed), {key for key in stored if not NOT_PARAMETERS.fullmatch(key)})
-            for key, (parameter, transposed) in renamed.items():
-                tensor, shape = file.get_tensor(stored[key]), tuple(parameter.shape)
-                shape = shape[::-1] if transposed else shape
-                if tensor.shape != shape:
-                    raise InputError(
-                        f"{path}: tensor {key} is {tuple(tensor.shape)}, this GPT needs {shape}: "
-                        "choose the gpt= size that the file was made for"
-                    )
-                with torch.no_grad():
-                    parameter.copy_(tensor.t() if transposed else tensor)
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a whole safetensors file ({error}): delete it and get it again") from None
+    with ExitStack() as stack:
+        stored = named_tensors(files, stack)
+        output_layer = stored.pop("lm_head.weight", None)
+        check_config(files[0].parent / "config.json", gpt.config, tied=output_layer is not None)
+        _check_keys(where, set(renamed), {key for key in stored if not NOT_PARAMETERS.fullmatch(key)})
+        for key, (parameter, transposed) in renamed.items():
+            _copy(where, key, stored[key](), parameter, transposed)
+        embedding = gpt.token_embedding.weight
+        if output_layer and not _equal(output_layer(), embedding):
+            raise InputError(
+                f"{where}: lm_head.weight is an output layer of its own, where this GPT has the token embedding: these "
+                "weights would give other numbers than in the model that they are of"
+            )
+
+
+@torch.no_grad()
+def _copy(where: Path, key: str, tensor: Tensor, parameter: Tensor, transposed: bool) -> None:
+    shape = tuple(parameter.shape)[::-1] if transposed else tuple(parameter.shape)
+    if tensor.shape != shape:
+        raise InputError(
+            f"{where}: tensor {key} is {tuple(tensor.shape)}, this GPT needs {shape}: "
+            "choose the gpt= size that the file was made for"
+        )
+    if not tensor.dtype.is_floating_point:
+        raise InputError(f"{where}: tensor {key} is of {tensor.dtype}: weights are floating-point numbers")
+    parameter.copy_(tensor.t() if transposed else tensor)
+
+
+def _equal(output_layer: Tensor, embedding: Tensor) -> bool:
+    """Whether they are the same numbers, each rounded as the file has them."""
+    return output_layer.shape == embedding.shape and torch.equal(output_layer.to(embedding.dtype), embedding)
 
 
 def export(gpt: GPT, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -102,7 +124,7 @@ def pretrained_file(name: str) -> Path:
     if name not in SHIPPED:
         return published_file(name)
     path, sha256 = SHIPPED[name]
-    verify(_tensor_file(path), sha256)
+    verify(tensor_files(path)[0], sha256, f"bring it back with git checkout {path}")
     return path
 
 
@@ -126,18 +148,17 @@ def published_file(name: str) -> Path:
             "stay offline with gpt=mini or gpt.weights=random"
         ) from None
     # the cache names the content of a large file by its sha256, which is the hub's etag
-    verify(path, source.sha256 or path.readlink().name)
+    verify(path, source.sha256 or path.readlink().name, "remove it from the hub's cache, and it is downloaded again")
     return path
 
 
-def verify(path: Path, sha256: str) -> None:
+def verify(path: Path, sha256: str, remedy: str) -> None:
     """Raises InputError unless the file's content has this sha256."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise InputError(
-            f"{path} has sha256 {found}, expected {sha256}: it is damaged or not the pinned file; "
-            "delete it and get it again"
+            f"{path.resolve()} has sha256 {found}, expected {sha256}: it is damaged or not the pinned file; {remedy}"
         )
 
 
@@ -154,16 +175,6 @@ def _gpt2_names(gpt: GPT) -> dict[str, tuple[torch.nn.Parameter, bool]]:
     if ours:
         raise InputError(f"only a plain GPT has GPT-2's layout; merge or remove {sorted(ours)[0]} first")
     return names
-
-
-def _tensor_file(path: Path) -> Path:
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise InputError(
-            f"gpt.weights: there is no file {file}; expected random, pretrained, a .safetensors file or a Hugging Face "
-            "folder"
-        )
-    return file
 
 
 def _check_keys(path: Path, expected: set[str], found: set[str]) -> None:
