@@ -15,7 +15,6 @@ if TYPE_CHECKING:  # heavy imports wait until a run begins: --help and a misspel
     from pathlib import Path
 
     import lightning as L
-    import torch
 
     from src.data.datamodule import TextData
     from src.evaluation.metrics import Predictions
@@ -79,7 +78,7 @@ def fine_tune(cfg: DictConfig, held: ExitStack) -> Run:
         predictions = {part: predict(trainer, model, data.evaluation_loader(part)) for part in data.splits}
 
         device = trainer.strategy.root_device
-        result = summarize(cfg, folder, data, model, predictions, device) | forgetting.facts()
+        result = summarize(cfg, folder, data, model, predictions, trainer) | forgetting.facts()
         spent = cost.summary(device, cache.seconds, cache.flops.get("train", 0)) | cache.facts()
         result |= {"curve": curve.points, "cost": spent}
         run_dir.write(folder, result, data.texts("test"), predictions["test"])
@@ -110,7 +109,7 @@ def summarize(
     data: "TextData",
     model: "FineTuner",
     predictions: "dict[str, Predictions]",
-    device: "torch.device",
+    trainer: "L.Trainer",
 ) -> dict[str, Any]:
     """The content of result.json but for its cost."""
     from src.config import build
@@ -135,7 +134,7 @@ def summarize(
         },
         "metrics": metrics,
         **({"tasks": by_task} if by_task else {}),
-        "environment": run_dir.environment(device, cfg.trainer.precision),
+        "environment": run_dir.environment(trainer.strategy.root_device, trainer.precision),
     }
 
 

@@ -267,6 +267,16 @@ def test_a_class_that_is_ignored_does_not_count() -> None:
     assert found == pytest.approx([expected], abs=1e-6)
 
 
+@pytest.mark.parametrize("size", [3, 8])
+def test_the_loss_of_an_epoch_is_the_mean_over_what_is_not_ignored(size: int) -> None:
+    model, data = classifier(n_classes=3, ignore_index=1).eval(), messages(8, n_classes=3)
+    for rows in cut(list(range(8)), size):
+        model.validation_step(data[rows], 0)
+    whole = data[list(range(8))]
+    expected = F.cross_entropy(model(whole.ids, whole.length), whole.label, ignore_index=1).item()
+    assert model.means["validation_loss"].compute().item() == pytest.approx(expected, abs=1e-6)
+
+
 def test_two_accumulated_batches_of_4_equal_one_of_8() -> None:
     twice, once = classifier("all"), classifier("all")
     fit(twice, messages(8), batch_size=4, max_steps=1, accumulate_grad_batches=2)

@@ -94,6 +94,7 @@ def test_a_value_given_on_the_command_line_wins_over_an_experiment() -> None:
         "rank": 16,
         "alpha": 4,
         "scaling": "alpha",
+        "init": "rank",
     }
 
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from src.config import build
 from src.data.batching import Batch, Messages, ShuffledBatches
+from src.data.datamodule import evaluation_loader
 from src.data.prompts import Prompt, Task, make_task, parse
 from src.data.tokenizer import END_OF_TEXT, decode, encode
 from src.errors import InputError
@@ -110,24 +111,39 @@ def test_a_template_that_ends_in_white_space_gets_answers_without_it() -> None:
             None,
             "task.template needs {text} exactly once and {instruction} at most once, got '{text} {text}'",
         ),
-        (
-            TEMPLATE,
-            {"ham": "yes", "spam": "Yes "},
-            "data.answers: 'Yes' is the answer of two classes; answers must differ",
-        ),
-        (TEMPLATE, {"ham": "no", "spam": " "}, "data.answers: the answer of class spam is empty"),
+        (TEMPLATE, {"ham": "yes", "spam": "Yes "}, "'yes' and 'Yes' are one answer of two classes, ham and spam"),
+        (TEMPLATE, {"ham": "no", "spam": "no."}, "'no' and 'no.' are one answer of two classes"),
+        (TEMPLATE, {"ham": "U.S.", "spam": "u.s . "}, "are one answer of two classes"),
+        (TEMPLATE, {"ham": "no", "spam": " "}, "the answer of class spam is empty"),
+        (TEMPLATE, {"ham": "no", "spam": "..."}, "the answer of class spam is empty"),
+        (TEMPLATE, {"ham": False, "spam": True}, "the answer of class ham is false, no text"),
+        (TEMPLATE, {"ham": "no", "spam": None}, "the answer of class spam is none, no text"),
+        (TEMPLATE, {"ham": "no", "spam": 1.5}, "the answer of class spam is 1.5, no text"),
+        (TEMPLATE, {"ham": "no", True: "yes"}, "a class is true, no text"),
         (TEMPLATE, {"ham": "no"}, "data.answers has no answer for class spam: the classes are ham, spam"),
     ],
 )
-def test_a_question_that_cannot_be_asked(template: str, answers: dict[str, str] | None, said: str) -> None:
-    assert sentence(lambda: make_task("t", ["ham", "spam"], template, "Is it?", answers)) == said
+def test_a_question_that_cannot_be_asked(template: str, answers: dict[Any, Any] | None, said: str) -> None:
+    assert said in sentence(lambda: make_task("t", ["ham", "spam"], template, "Is it?", answers))
 
 
 @pytest.mark.parametrize(
     ("written", "place"), [("yes", 1), (" Yes.", 1), ("\nno ", 0), ("yes no", -1), ("", -1), ("maybe", -1)]
 )
-def test_a_written_answer_is_read_up_to_case_space_and_full_stop(written: str, place: int) -> None:
-    assert parse(written, ["no", "yes"]) == place
+@pytest.mark.parametrize("words", [["no", "yes"], ["No.", "YES..."]])
+def test_a_written_answer_is_read_up_to_case_space_and_full_stop(written: str, place: int, words: list[str]) -> None:
+    assert parse(written, words) == place
+
+
+@pytest.mark.parametrize("written", ["U.S.", " u.s", "U.S. ."])
+def test_full_stops_within_an_answer_count(written: str) -> None:
+    assert parse(written, ["US", "U.S.", "3.5"]) == 1
+    assert make_task("t", ["a", "b"], TEMPLATE, None, {"a": "US", "b": "U.S."}).words == ["US", "U.S."]
+
+
+def test_numbers_are_answers() -> None:
+    task = make_task("t", ["neg", "pos"], TEMPLATE, None, {"neg": 0, "pos": 1})  # type: ignore[dict-item]
+    assert task.words == ["0", "1"]
 
 
 # loss
@@ -197,6 +213,24 @@ def test_loss_equals_transformers_with_labels_outside_the_answer_ignored() -> No
     targets = torch.tensor([[-100] * len(p) + a + [-100] * (width - len(p) - len(a)) for p, a in sequences])
     expected = reference(ids, labels=targets).loss
     assert model.loss(batch(WORDY, TEXTS, labels))[0].item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_the_loss_of_an_epoch_depends_on_no_batch_size(size: int, stored: torch.dtype) -> None:
+    """Answers of one to three tokens: a mean over batches, or over messages, of means over tokens is another one."""
+    model, labels = instruct(WORDY), [0, 1, 2, 0]
+    model.means.to(stored)  # as trainer.precision=bf16-true does
+    for phase, step in (
+        ("validation", model.validation_step),
+        ("train", lambda batch, _: model._shared_step(batch, "train")),
+    ):
+        for start in range(0, 4, size):
+            part = slice(start, start + size)
+            step(batch(WORDY, TEXTS[part], labels[part]), 0)
+        expected, right = model.loss(batch(WORDY, TEXTS, labels))
+        assert model.means[f"{phase}_loss"].compute().item() == pytest.approx(expected.item(), abs=1e-5)
+        assert model.means[f"{phase}_accuracy"].compute().item() == right.float().mean().item()
 
 
 def test_the_accuracy_of_a_step_says_whose_whole_answer_comes_first() -> None:
@@ -362,6 +396,31 @@ def test_an_instruct_model_learns_sixteen_messages_by_heart(home: Path) -> None:
     assert all(sum(p) == pytest.approx(1, abs=1e-5) for p in probabilities)
 
 
+def test_answers_with_full_stops_are_recognised_with_and_without_features(home: Path) -> None:
+    answers = 'data.answers={ham: "No.", spam: "Yes."}'
+    run = train(config(home, answers, "task.optimizer.lr=1e-2", "trainer.max_epochs=8"))
+    assert run.result["cost"]["features_seconds"] > 0
+    for metrics in (run.result["metrics"], evaluate(run.folder.name, f"{home}/runs")[0]):
+        assert metrics["train"]["valid_rate"] == 1.0
+        assert metrics["train"]["generated_accuracy"] == metrics["train"]["accuracy"]
+    (said,) = predict_texts(run.folder.name, ["win your free cash now"], f"{home}/runs")
+    assert said["said"] == said["label"]
+
+
+def test_the_precision_that_was_computed_in_is_recorded(home: Path) -> None:
+    with pytest.warns(UserWarning, match="bf16-mixed"):  # Lightning's, for a CPU
+        run = train(config(home, "trainer.precision=16-mixed"))
+    assert run.result["environment"]["precision"] == run.trainer.precision == "bf16-mixed"
+
+
+def test_answers_that_yaml_reads_as_booleans_are_refused(home: Path) -> None:
+    cfg = config(home)
+    cfg.data.answers = OmegaConf.create("{ham: no, spam: yes}")
+    assert "in quotes" in sentence(lambda: build.data(cfg))
+    cfg.data.answers = OmegaConf.create("{ham: 'no', spam: 'yes'}")
+    assert build.tasks(cfg, build.data(cfg).labels)[0].words == ["no", "yes"]
+
+
 def test_a_head_cannot_write(home: Path) -> None:
     run = train(config(home, "task=classify"))
     said = sentence(lambda: write(run.folder.name, "hello", 5, f"{home}/runs"))
@@ -434,6 +493,33 @@ def test_a_mix_asks_each_message_its_own_question(home: Path) -> None:
     batches = list(data.evaluation_loader("test"))
     assert sorted(row for batch in batches for row in batch.row.tolist()) == list(range(len(data.splits["test"])))
     assert all(len({int(label) < 2 for label in batch.label}) == 1 for batch in batches)
+
+
+@pytest.mark.parametrize("padding", ["longest", "batch"])
+def test_a_message_of_a_mix_is_cut_at_prediction_as_in_training(
+    home: Path, padding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = {"topics": ["x", "y", "z"], "messages": ["ham", "spam"]}
+    for name, labels in long.items():
+        rows = [f"{label}\t{'the rain here ' * 30}" for label in labels]
+        (home / f"long_{name}.tsv").write_text("label\ttext\n" + "\n".join(rows) + "\n")
+    sources = [
+        f"data.sources.{task}.{part}_path={home}/long_{file}.tsv"
+        for task, file in (("mail", "messages"), ("topic", "topics"))
+        for part in ("validation", "test")
+    ]
+    run = train(mix(home, f"data.padding={padding}", *sources))
+    read: list[Messages] = []
+
+    def captured(messages: Messages, *_: Any) -> Any:
+        read.append(messages)
+        return evaluation_loader(messages, 8)
+
+    monkeypatch.setattr("src.data.datamodule.evaluation_loader", captured)
+    for task, part in run.data.parts.items():  # type: ignore[attr-defined]
+        list(predict_texts(run.folder.name, part.texts("test"), f"{home}/runs", task=task))
+        assert read[-1].ids == part.splits["test"].ids
+    assert max(map(len, run.data.splits["test"].ids)) <= run.result["data"]["max_length"]
 
 
 def test_metrics_of_a_mix_are_those_of_each_task_and_their_mean(home: Path) -> None:

@@ -36,6 +36,8 @@ class MixData(TextData):
         self.seed = any_part.seed
         self.labels = tuple(f"{name}/{label}" for name, part in parts.items() for label in part.labels)
         self.limit = max(part.limit for part in parts.values())
+        for part in parts.values():  # with padding=longest, the longest training message of all tasks
+            part.read_as(part.labels, self.limit, part.width)
         self.width = None  # answers are written under a causal mask: nobody reads padding
         self.examples = {split: [e for p in self.asked(split) for e in parts[p].examples[split]] for split in SPLITS}
         self.splits = {split: self._merge(split) for split in SPLITS}

@@ -7,6 +7,7 @@ The pieces are tokenized apart, so that a text has the same tokens in a prompt a
 part them, as in the default, these are also the tokens of the whole.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -71,19 +72,42 @@ def make_task(
 
 
 def parse(written: str, words: Sequence[str]) -> int:
-    """Which of `words` a model wrote, up to case, white space and a full stop; -1 for none of them."""
-    said = written.strip().rstrip(".").casefold()
-    return next((i for i, word in enumerate(words) if word.casefold() == said), -1)
+    """Which of `words` a model wrote, -1 for none of them: the one that is the same but for case, white space around it
+    and full stops at its end."""
+    said = normalize(written)
+    return next((i for i, word in enumerate(words) if normalize(word) == said), -1)
+
+
+def normalize(answer: str) -> str:
+    """An answer without what does not count, whether it was written by a model or given in data.answers."""
+    return re.sub(r"[\s.]+$", "", answer).lstrip().casefold()
+
+
+def _text(word: object, key: str) -> str:
+    """A class or an answer as text. Raises InputError for what YAML reads as something else: which word stood there is
+    lost."""
+    if isinstance(word, bool) or not isinstance(word, str | int):
+        raise InputError(
+            f"data.answers: {key} is {str(word).lower()}, no text: YAML reads yes, no, on, off, true, false, null and "
+            'decimals its own way, so put the word in quotes, such as ham: "no"'
+        )
+    return str(word)
 
 
 def _words(labels: Sequence[str], answers: Mapping[str, str] | None) -> list[str]:
-    given = {str(label): str(word) for label, word in (answers or {label: label for label in labels}).items()}
+    given = {
+        _text(label, "a class"): _text(word, f"the answer of class {label}")
+        for label, word in (answers or {label: label for label in labels}).items()
+    }
     if missing := sorted(set(labels) - set(given)):
         raise InputError(f"data.answers has no answer for class {missing[0]}: the classes are {', '.join(labels)}")
     words = [given[label].strip() for label in labels]
     for i, word in enumerate(words):
-        if not word:
+        if not normalize(word):
             raise InputError(f"data.answers: the answer of class {labels[i]} is empty")
-        if word.casefold() in (other.casefold() for other in words[:i]):
-            raise InputError(f"data.answers: {word!r} is the answer of two classes; answers must differ")
+        if (place := parse(word, words[:i])) >= 0:
+            raise InputError(
+                f"data.answers: {words[place]!r} and {word!r} are one answer of two classes, {labels[place]} and "
+                f"{labels[i]}; answers must differ in more than case, white space and full stops"
+            )
     return words

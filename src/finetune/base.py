@@ -8,12 +8,12 @@ from typing import Any, Self
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from src.data.batching import Batch
 from src.errors import InputError
 from src.finetune import freezing as strategies
 from src.finetune.feature_store import Features
+from src.finetune.history import Mean
 from src.finetune.optim import Optimizer, clip
 from src.gpt.lora import LoRA, inject
 from src.gpt.model import GPT
@@ -57,11 +57,7 @@ class FineTuner(L.LightningModule):
         self.first_live = strategies.first_live_block(self.trained, gpt.config.n_layer)
         strategies.freeze_all_but(self, self.trained)
         self.means = nn.ModuleDict(
-            {
-                f"{phase}_{name}": MeanMetric(nan_strategy="disable")
-                for phase in ("train", "validation")
-                for name in ("accuracy", "loss")
-            }
+            {f"{phase}_{name}": Mean() for phase in ("train", "validation") for name in ("accuracy", "loss")}
         )
         self.nonfinite_loss: Tensor
         self.register_buffer("nonfinite_loss", torch.zeros((), dtype=torch.bool), persistent=False)
@@ -148,6 +144,11 @@ class FineTuner(L.LightningModule):
         """The loss of a batch, and whether each message (B,) would be answered rightly."""
         raise NotImplementedError
 
+    def targets(self, batch: Batch) -> Tensor:
+        """How many targets the loss of a batch is the mean of: its weight in the loss of an epoch, which so depends on
+        no batch size."""
+        raise NotImplementedError
+
     def train(self, mode: bool = True) -> Self:
         """Training mode, but for what lies below the first trained block: a frozen prefix has no dropout either."""
         super().train(mode)
@@ -174,18 +175,18 @@ class FineTuner(L.LightningModule):
 
     def _shared_step(self, batch: Batch, phase: str) -> Tensor:
         loss, right = self.loss(batch)
-        # a value a message: torchmetrics 1.9 forgets weights where it lets NaN through
-        for name, values in (("accuracy", right.float()), ("loss", loss.detach().expand(len(right)))):
-            mean = self.means[f"{phase}_{name}"]
-            assert isinstance(mean, MeanMetric)
-            mean.update(values)
+        self._mean(phase, "accuracy").update(right.float().mean(), len(right))
+        self._mean(phase, "loss").update(loss.detach(), self.targets(batch))
         return loss
+
+    def _mean(self, phase: str, name: str) -> Mean:
+        mean = self.means[f"{phase}_{name}"]
+        assert isinstance(mean, Mean)
+        return mean
 
     def _log_means(self, phase: str) -> None:
         for name in ("accuracy", "loss"):
-            mean = self.means[f"{phase}_{name}"]
-            assert isinstance(mean, MeanMetric)
-            self.log(f"{phase}/{name}", mean, on_step=False, on_epoch=True, prog_bar=True)
+            self.log(f"{phase}/{name}", self._mean(phase, name), on_step=False, on_epoch=True, prog_bar=True)
 
     def on_validation_epoch_end(self) -> None:
         self._log_means("validation")

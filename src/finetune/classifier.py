@@ -85,5 +85,8 @@ class Classifier(FineTuner):
         loss = F.cross_entropy(logits, batch.label, ignore_index=self.ignore_index)
         return loss, logits.detach().argmax(-1) == batch.label
 
+    def targets(self, batch: Batch) -> Tensor:
+        return (batch.label != self.ignore_index).sum()
+
     def predict_step(self, batch: Batch, batch_index: int, dataloader_index: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         return batch.row.cpu(), self(batch.ids, batch.length, self.known(batch)).float().cpu(), batch.label.cpu()

@@ -1,10 +1,36 @@
-"""Loss and accuracy after each epoch, kept for the run's folder."""
+"""Loss and accuracy of an epoch: their means over it, and after each epoch for the run's folder."""
 
 from typing import Any
 
 import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics import Metric
 
 QUANTITIES = ("train_loss", "validation_loss", "train_accuracy", "validation_accuracy")
+
+
+class Mean(Metric):
+    """Mean of the means of batches, each weighted by its number of terms, in fp32 whatever the weights are stored in.
+
+    torchmetrics 1.9's own forgets the weights where it lets NaN through, and adds up in bf16 with bf16-true.
+    """
+
+    full_state_update = False
+    total: Tensor
+    terms: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("terms", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, mean: Tensor, terms: Tensor | int) -> None:
+        self.total = self.total.float() + mean.float() * terms
+        self.terms = self.terms.float() + terms
+
+    def compute(self) -> Tensor:
+        return self.total / self.terms
 
 
 class Curve(L.Callback):

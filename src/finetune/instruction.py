@@ -153,6 +153,9 @@ class Instruct(FineTuner):
         written = (logits.detach().argmax(-1) == targets) | (targets == IGNORED)
         return loss, written.all(1)
 
+    def targets(self, batch: Batch) -> Tensor:
+        return (self.answers[batch.label] != IGNORED).sum()
+
     def predict_step(
         self, batch: Batch, batch_index: int, dataloader_index: int = 0
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -46,6 +46,8 @@ def config_hash(cfg: DictConfig) -> str:
     relevant = {key: value for key, value in plain(cfg).items() if key not in NOT_IN_HASH}
     relevant.get("gpt", {}).pop("finetune", None)  # where other settings have their defaults from
     relevant.get("held_out", {}).pop("cache", None)
+    if (lora := relevant.get("task", {}).get("lora", {})).get("init") == "in_features":
+        lora.pop("init")  # what every run had before there was a choice
     gpt = relevant.get("gpt", {})
     if gpt.get("weights") == "pretrained" and gpt.get("name") in SHIPPED:  # these may be trained anew
         gpt["sha256"] = SHIPPED[gpt["name"]][1]
@@ -192,7 +194,7 @@ def commit() -> str | None:
 
 
 def environment(device: "torch.device", precision: Any) -> dict[str, str]:
-    """Where a run's numbers come from."""
+    """Where a run's numbers come from; `precision` is the Trainer's own, which is bf16-mixed for 16-mixed on a CPU."""
     import platform
     from importlib.metadata import version
 
