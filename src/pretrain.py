@@ -39,10 +39,12 @@ def train_on_text(cfg: DictConfig, held: ExitStack) -> Path:
     from src.pretraining.token_stream import Windows, pack
     from src.runs import loggers, run_dir
     from src.runs.lock import run_lock
+    from src.runs.progress import say_how_to_resume
 
     if folder := run_dir.find(cfg.runs, cfg.resume) if cfg.resume else None:
         held.enter_context(run_lock(folder))
         run_dir.check_unfinished(folder)
+        held.enter_context(say_how_to_resume(folder, "pretrain"))
         cfg = run_dir.load_config(folder)
     run_dir.plain(cfg)  # whatever must be given is
     loggers.check(cfg)
@@ -57,8 +59,11 @@ def train_on_text(cfg: DictConfig, held: ExitStack) -> Path:
     build.pretrainer(cfg, windows.epoch_batches, logger=False, enable_checkpointing=False)  # refuses before a folder
     print(describe(cfg, text, held_out, model), flush=True)
 
-    folder, is_new = (folder, False) if folder else (run_dir.create(cfg), True)
-    held.enter_context(run_lock(folder))
+    is_new = folder is None
+    if folder is None:
+        folder = run_dir.create(cfg)
+        held.enter_context(run_lock(folder))
+        held.enter_context(say_how_to_resume(folder, "pretrain"))
     logger = loggers.start(cfg, folder, remove_on_failure=is_new)
     callbacks = [clock, tell, *build.pretraining_callbacks(cfg, folder)]
     trainer = build.pretrainer(cfg, windows.epoch_batches, callbacks, logger=logger, default_root_dir=folder)

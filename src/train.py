@@ -46,7 +46,7 @@ def fine_tune(cfg: DictConfig, held: ExitStack) -> Run:
     from src.pretraining.forgetting import Forgetting
     from src.runs import loggers, run_dir
     from src.runs.lock import run_lock
-    from src.runs.progress import SayHowToResume
+    from src.runs.progress import say_how_to_resume
 
     started = began()
     forget_peak_memory()
@@ -54,6 +54,7 @@ def fine_tune(cfg: DictConfig, held: ExitStack) -> Run:
     if folder := run_dir.find(cfg.runs, cfg.resume) if cfg.resume else None:
         held.enter_context(run_lock(folder))
         run_dir.check_unfinished(folder)
+        held.enter_context(say_how_to_resume(folder, "train"))
         cfg = run_dir.load_config(folder)
 
     data, held_out = build.data(cfg), build.held_out(cfg)
@@ -62,11 +63,14 @@ def fine_tune(cfg: DictConfig, held: ExitStack) -> Run:
     print(data.summary(), describe(cfg, model), sep="\n", flush=True)
 
     loggers.check(cfg)
-    folder, is_new = (folder, False) if folder else (run_dir.create(cfg), True)
-    held.enter_context(run_lock(folder))
+    is_new = folder is None
+    if folder is None:
+        folder = run_dir.create(cfg)
+        held.enter_context(run_lock(folder))
+        held.enter_context(say_how_to_resume(folder, "train"))
     logger = loggers.start(cfg, folder, remove_on_failure=is_new)
     cost, curve = Cost(started), Curve()
-    callbacks = [cost, curve, SayHowToResume(folder), *build.callbacks(cfg, folder)]
+    callbacks = [cost, curve, *build.callbacks(cfg, folder)]
     trainer = build.trainer(cfg, callbacks, logger=logger, default_root_dir=folder)
 
     try:

@@ -11,9 +11,9 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 import lightning as L
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -24,7 +24,13 @@ from src.data.tokenizer import END_OF_TEXT, decode
 from src.errors import InputError
 from src.finetune import allocator
 from src.finetune.base import FineTuner
-from src.finetune.checkpointing import LastCheckpoint, Patience, WholeFiles
+from src.finetune.checkpointing import (
+    AtomicCheckpointIO,
+    EpochCheckpoint,
+    ResumableEarlyStopping,
+    StepCheckpoint,
+    read_checkpoint,
+)
 from src.finetune.classifier import Classifier
 from src.finetune.feature_cache import KINDS, FeatureCache
 from src.finetune.feature_store import FeatureStore
@@ -236,10 +242,9 @@ def trainer(cfg: DictConfig, callbacks: list[Callback] | None = None, **given: A
     warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen blocks
     warnings.filterwarnings("ignore", ".*on_before_batch_transfer.*")  # where features come in
-    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # a run that goes on
     warnings.filterwarnings("ignore", ".*(treespec, LeafSpec).*")  # Lightning's own, with torch 2.13
     given |= {"callbacks": [*(callbacks or []), *progress.shown()], "enable_model_summary": False}
-    given |= {"enable_progress_bar": sys.stderr.isatty(), "plugins": [WholeFiles()]}
+    given |= {"enable_progress_bar": sys.stderr.isatty(), "plugins": [AtomicCheckpointIO()]}
     try:
         made = construct(L.Trainer, "trainer", run_dir.plain(cfg.trainer), **given)
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
@@ -248,6 +253,8 @@ def trainer(cfg: DictConfig, callbacks: list[Callback] | None = None, **given: A
         raise InputError(f"trainer: {' '.join(str(error).split())}") from None
     if made.world_size > 1:
         raise InputError(f"training runs on one device, not on {made.world_size}: give trainer.devices=1")
+    if not isinstance(made.strategy, SingleDeviceStrategy):
+        raise InputError(f"trainer.strategy={cfg.trainer.strategy}: training runs on one device; leave it out")
     return made
 
 
@@ -308,19 +315,13 @@ def pretrainer(cfg: DictConfig, epoch_batches: int, callbacks: list[Callback] | 
 
 def pretraining_callbacks(cfg: DictConfig, run: Path) -> list[Callback]:
     """The checkpoint that a killed run goes on from."""
-    last = LastCheckpoint(run / "checkpoints" / "last.ckpt", cfg.checkpoint_every)
-    return [last, progress.SayHowToResume(run, "pretrain")]
+    return [StepCheckpoint(run / "checkpoints" / "last.ckpt", cfg.checkpoint_every)]
 
 
 def callbacks(cfg: DictConfig, run: Path) -> list[Callback]:
     """Best checkpoint on validation loss, last one for resuming, and early stopping where it is asked for."""
-    folder = run / "checkpoints"
-    best = ModelCheckpoint(
-        folder, "best", monitor="validation/loss", save_weights_only=True, enable_version_counter=False
-    )
-    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-    stop = [Patience("validation/loss", patience=cfg.patience)] if cfg.patience else []
-    return [*stop, best, last]
+    stop = [ResumableEarlyStopping("validation/loss", patience=cfg.patience)] if cfg.patience else []
+    return [*stop, EpochCheckpoint(run / "checkpoints")]
 
 
 def load_best(model: FineTuner, run: Path) -> None:
@@ -328,7 +329,12 @@ def load_best(model: FineTuner, run: Path) -> None:
     path = run / "checkpoints" / "best.ckpt"
     if not path.is_file():
         raise InputError(f"{run} has no checkpoint yet: its training was stopped before the first epoch ended")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(
+        path,
+        ("state_dict", "frozen_norms"),
+        "put back a copy of it, or train the run anew with the settings of its config.yaml; what else is in its folder "
+        "stays valid",
+    )
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"], strict=False)
 

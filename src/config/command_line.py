@@ -3,7 +3,9 @@
 import atexit
 import gc
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
@@ -29,15 +31,40 @@ def began() -> float:
 @contextmanager
 def one_sentence() -> Iterator[None]:
     """Turn an InputError, or what the system refused, into its sentence on stderr and exit status 2; bugs keep their
-    traceback."""
+    traceback. Ctrl-C and SIGTERM end what happens at once, but for what tidies up, with exit status 130 and 143."""
     try:
-        yield
+        with terminable():
+            yield
     except InputError as error:
         fail(str(error))
     except OSError as error:
         if sentence := refusal(error):
             fail(sentence)
         raise
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SystemExit as exit:
+        if isinstance(exit.__context__, KeyboardInterrupt):  # Lightning's sys.exit(1) after Ctrl-C
+            sys.exit(130)
+        raise
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit. Lightning, left alone, would wait for the end of a batch, or of all features."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice: to a process, and to its group
+    sys.exit(128 + signal.SIGTERM)
 
 
 def fail(sentence: str) -> NoReturn:
@@ -48,14 +75,18 @@ def fail(sentence: str) -> NoReturn:
 
 def hydra_main(config_name: str, run: Callable[[Any], Any]) -> None:
     """Compose conf/<config_name>.yaml with the command line and call `run` with it, once a job."""
+    with one_sentence():
+        _hydra_main(config_name, run)
+
+
+def _hydra_main(config_name: str, run: Callable[[Any], Any]) -> None:
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and the sentence below is ours
     sys.argv[1:] = with_plus(sys.argv[1:])
-    with one_sentence():
-        check_resume(sys.argv[1:])
+    check_resume(sys.argv[1:])
 
     def job(cfg: Any) -> None:
         with one_sentence():  # inside the job: Hydra would put a line of its own before an error that leaves it

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from src.data.batching import Batch
 from src.errors import InputError
 from src.finetune import freezing as strategies
+from src.finetune.checkpointing import check_tensors
 from src.finetune.feature_store import Features
 from src.finetune.history import Mean
 from src.finetune.optim import Optimizer, clip
@@ -56,6 +57,7 @@ class FineTuner(L.LightningModule):
         self.trained = strategies.trainable_names(names, trainable, gpt.config.n_layer)
         self.first_live = strategies.first_live_block(self.trained, gpt.config.n_layer)
         strategies.freeze_all_but(self, self.trained)
+        self.frozen_norms = self._norms_of_frozen()  # now: a Trainer may round the weights to its precision
         self.means = nn.ModuleDict(
             {f"{phase}_{name}": Mean() for phase in ("train", "validation") for name in ("accuracy", "loss")}
         )
@@ -213,7 +215,7 @@ class FineTuner(L.LightningModule):
         if self.trainer.precision == "16-mixed":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
-            clip(self, gradient_clip_val)
+            clip(self, gradient_clip_val, gradient_clip_algorithm)
 
     @cached_property
     def frozen_sha256(self) -> str:
@@ -225,10 +227,9 @@ class FineTuner(L.LightningModule):
                 whole.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return whole.hexdigest()
 
-    @cached_property
-    def frozen_norms(self) -> Tensor:
-        """Of each parameter that does not move: another GPT has others, while random weights of one seed and weights
-        that were rounded to bf16 keep theirs, on whatever processor."""
+    def _norms_of_frozen(self) -> Tensor:
+        """Of each parameter that does not move: another GPT has others, while random weights of one seed keep theirs on
+        whatever processor."""
         frozen = [p for name, p in self.named_parameters() if name not in self.trained]
         rows = [torch.linalg.vector_norm(p.detach(), dim=-1) for p in frozen]  # of few numbers each: exact enough
         norms = [torch.linalg.vector_norm(row, dtype=torch.float64).item() for row in rows]
@@ -240,12 +241,10 @@ class FineTuner(L.LightningModule):
         checkpoint["frozen_norms"] = self.frozen_norms
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if (found := set(checkpoint["state_dict"])) != self.trained:
-            wrong = sorted(found ^ self.trained)[0]
-            raise InputError(
-                f"the checkpoint was trained with other settings: parameter {wrong} is in one of the two only"
-            )
-        if not torch.allclose(checkpoint["frozen_norms"], self.frozen_norms, rtol=1e-5):
+        state = self.state_dict()
+        check_tensors(checkpoint["state_dict"], {name: state[name] for name in self.trained})
+        norms = checkpoint.get("frozen_norms", torch.empty(0))
+        if norms.shape != self.frozen_norms.shape or not torch.allclose(norms, self.frozen_norms, rtol=1e-5):
             raise InputError(
                 "the GPT is another one than that which the run was trained on, and a checkpoint holds only what was "
                 "trained: put the weights back to which gpt.weights points"

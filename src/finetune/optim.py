@@ -56,7 +56,13 @@ class Optimizer:
         return self.floor + (1.0 - self.floor) * shape
 
 
-def clip(module: torch.nn.Module, norm: float | None) -> None:
-    """Clip the gradient's global norm. Lightning refuses to under autocast with a fused optimizer, scaler or not."""
-    if norm:
-        torch.nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], norm)
+def clip(module: torch.nn.Module, limit: float | None, algorithm: str | None = None) -> None:
+    """Clip the gradient's global norm, or by algorithm="value" each of its values. Lightning refuses to under autocast
+    with a fused optimizer, scaler or not."""
+    if not limit:
+        return
+    parameters = [p for p in module.parameters() if p.grad is not None]
+    if algorithm == "value":
+        torch.nn.utils.clip_grad_value_(parameters, limit)
+    else:
+        torch.nn.utils.clip_grad_norm_(parameters, limit)

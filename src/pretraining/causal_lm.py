@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from src.errors import InputError
+from src.finetune.checkpointing import check_tensors
 from src.finetune.optim import Optimizer, clip
 from src.gpt.model import GPT
 
@@ -199,6 +200,9 @@ class Language(L.LightningModule):
                 "checkpoint before is kept; lower optimizer.lr"
             )
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_tensors(checkpoint["state_dict"], self.state_dict())
+
     def configure_optimizers(self) -> Any:
         decayed = [p for name, p in self.gpt.named_parameters() if p.ndim == 2 and "embedding" not in name]
         others = [p for name, p in self.gpt.named_parameters() if p.ndim != 2 or "embedding" in name]
@@ -211,7 +215,7 @@ class Language(L.LightningModule):
         if self.trainer.precision == "16-mixed":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
-            clip(self, gradient_clip_val)
+            clip(self, gradient_clip_val, gradient_clip_algorithm)
 
 
 @torch.no_grad()

@@ -1,12 +1,16 @@
 """How training shows that it goes on: bars in a terminal, a line now and then in a log file or a pipe."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
+
+from src.runs import run_dir
 
 SECONDS = 60  # between two lines of a log file
 
@@ -52,23 +56,16 @@ def shown() -> list[L.Callback]:
     return [Bars(leave=True)] if sys.stderr.isatty() else [LogLines()]
 
 
-class SayHowToResume(L.Callback):
-    """Tells what an interrupted run leaves and how to go on with it."""
-
-    def __init__(self, run: Path, command: str = "train") -> None:
-        self.run, self.command = run, command
-
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        if not isinstance(exception, KeyboardInterrupt):
-            return
-        place = "" if self.run.parent == Path("runs") else f" runs={self.run.parent}"
+@contextmanager
+def say_how_to_resume(run: Path, command: str) -> Iterator[None]:
+    """Tell, if Ctrl-C or SIGTERM ends what happens in a run's folder, what it keeps and how to go on with it."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):  # a SystemExit is SIGTERM's, or what Lightning makes of Ctrl-C
+        kept = "its last checkpoint" if run_dir.last_checkpoint(run) else "its settings, and no checkpoint yet"
+        place = "" if run.parent == Path("runs") else f" runs={run.parent}"
         print(
-            f"\ninterrupted: {self.run} keeps {self._kept(trainer)}; "
-            f"go on with python -m src.{self.command} resume={self.run.name}{place}",
+            f"\ninterrupted: {run} keeps {kept}; go on with python -m src.{command} resume={run.name}{place}",
             file=sys.stderr,
         )
-
-    def _kept(self, trainer: L.Trainer) -> str:
-        if self.command == "train":
-            return f"the {trainer.current_epoch} epochs that ended"
-        return f"what its last checkpoint holds of {trainer.global_step} steps"
+        raise
