@@ -1,7 +1,7 @@
 """python -m src.train [+experiment=<name>] [key=value ...]
 
 Fine-tunes a GPT to classify messages, by a head or by instruction, and measures it. An interrupted run goes on with
-`resume=<run id>`.
+`resume=<run id>`; with `trainer.max_epochs=<more>` beside it, a new run goes on from the last epoch of that one.
 """
 
 from contextlib import ExitStack
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from src.config.command_line import began, hydra_main
+from src.config.command_line import began, hydra_main, was_given
 
 if TYPE_CHECKING:  # heavy imports wait until a run begins: --help and a misspelt key answer at once
     from pathlib import Path
@@ -31,14 +31,17 @@ class Run(NamedTuple):
     trainer: "L.Trainer"
 
 
-def train(cfg: DictConfig) -> Run:
-    """Fine-tune as `cfg` says, choose the best epoch on validation, measure every split once, write the run folder."""
+def train(cfg: DictConfig, longer: int | None = None) -> Run:
+    """Fine-tune as `cfg` says, choose the best epoch on validation, measure every split once, write the run folder.
+
+    longer: where cfg.resume names a run, the epochs of a new run that goes on from its last one.
+    """
     with ExitStack() as held:
-        return fine_tune(cfg, held)
+        return fine_tune(cfg, longer, held)
 
 
-def fine_tune(cfg: DictConfig, held: ExitStack) -> Run:
-    """What `train` does, with the lock of the run folder in `held`."""
+def fine_tune(cfg: DictConfig, longer: int | None, held: ExitStack) -> Run:
+    """What `train` does, with the locks of run folders in `held`."""
     from src.config import build
     from src.evaluation.metrics import predict
     from src.finetune.cost import Cost, forget_peak_memory
@@ -46,6 +49,7 @@ def fine_tune(cfg: DictConfig, held: ExitStack) -> Run:
     from src.pretraining.forgetting import Forgetting
     from src.runs import loggers, run_dir
     from src.runs.lock import run_lock
+    from src.runs.longer import begin_longer
     from src.runs.progress import say_how_to_resume
 
     started = began()
@@ -53,7 +57,11 @@ def fine_tune(cfg: DictConfig, held: ExitStack) -> Run:
     build.check_root(cfg)
     if folder := run_dir.find(cfg.runs, cfg.resume) if cfg.resume else None:
         held.enter_context(run_lock(folder))
-        run_dir.check_unfinished(folder)
+        if longer is None:
+            run_dir.check_unfinished(folder)
+        else:
+            folder = begin_longer(folder, cfg.runs, longer)
+            held.enter_context(run_lock(folder))
         held.enter_context(say_how_to_resume(folder, "train"))
         cfg = run_dir.load_config(folder)
 
@@ -142,5 +150,10 @@ def summarize(
     }
 
 
+def main(cfg: DictConfig) -> Run:
+    """Train, longer than the run that resume= names if the command says so."""
+    return train(cfg, cfg.trainer.max_epochs if cfg.resume and was_given("trainer.max_epochs") else None)
+
+
 if __name__ == "__main__":
-    hydra_main("train", train)
+    hydra_main("train", main)

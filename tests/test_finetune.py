@@ -471,6 +471,21 @@ def test_clip_bounds_the_global_norm(norm: float | None, expected: list[float]) 
     assert module[2].grad is None
 
 
+@pytest.mark.parametrize(("limit", "expected"), [(3.5, [3.0, -3.5]), (None, [3.0, -4.0])])
+def test_clip_by_value_bounds_each_value(limit: float | None, expected: list[float]) -> None:
+    module = nn.ParameterList([torch.zeros(2)])
+    module[0].grad = torch.tensor([3.0, -4.0])
+    clip(module, limit, "value")
+    assert module[0].grad.tolist() == expected
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_training_clips_by_value_where_the_trainer_is_told_so(precision: str) -> None:
+    model = classifier("all")
+    fit(model, messages(), max_steps=1, precision=precision, gradient_clip_val=1e-3, gradient_clip_algorithm="value")
+    assert max(p.grad.abs().max().item() for p in model.parameters()) == pytest.approx(1e-3, rel=0.01)
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 def test_training_clips_the_gradient_as_the_trainer_is_told(precision: str) -> None:
     free, clipped = classifier("all"), classifier("all")

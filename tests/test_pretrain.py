@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from src.config import build
+from src.config.command_line import one_sentence
 from src.data.tokenizer import END_OF_TEXT, encode
 from src.errors import InputError
 from src.finetune.optim import Optimizer
@@ -905,6 +906,32 @@ def test_a_killed_run_goes_on_by_its_id(run: Run, home: Home, tmp_path: Path, mo
     for name in ("train_tokens", "train_flops"):
         assert result["cost"][name] == run.result["cost"][name]
     assert [{**row, "seconds": 0} for row in result["curve"]] == [{**row, "seconds": 0} for row in run.result["curve"]]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_pretraining_at_once_and_says_how_to_go_on(
+    home: Home,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    status: int,
+) -> None:
+    step = Language.training_step
+
+    def signalled(model: Language, batch: Tensor, index: int) -> Tensor:
+        if model.trainer.global_step == 8:
+            os.kill(os.getpid(), number)
+        return step(model, batch, index)
+
+    monkeypatch.setattr(Language, "training_step", signalled)
+    with pytest.raises(SystemExit) as ended, one_sentence():
+        pretrain(config(*home.arguments, f"runs={tmp_path}"))
+    assert ended.value.code == status
+    (folder,) = tmp_path.iterdir()
+    said = capsys.readouterr().err
+    assert f"{folder} keeps its last checkpoint" in said
+    assert f"go on with python -m src.pretrain resume={folder.name} runs={tmp_path}" in said
 
 
 def test_a_finished_pretraining_is_not_gone_on_with(run: Run) -> None:

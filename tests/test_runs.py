@@ -12,8 +12,10 @@ import re
 import resource
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,10 +37,15 @@ from src.config import build
 from src.config.command_line import check_resume
 from src.data import datasets as corpora
 from src.errors import InputError
+from src.eval import evaluate
+from src.finetune.base import FineTuner
 from src.files import refusal, whole_file
 from src.finetune.classifier import Classifier
+from src.finetune.feature_cache import Below
+from src.gpt.model import GPT
 from src.gpt.pinned import SHIPPED
 from src.gpt.weights import export
+from src.predict import predict_texts
 from src.runs import loggers, run_dir
 from src.runs.lock import RunLockedError, run_lock
 from src.sweeps import study
@@ -397,6 +404,185 @@ def test_a_run_that_had_stopped_early_is_resumed_to_the_same(
     assert trained_epochs(capsys) == []
     assert resumed.result["metrics"] == straight.result["metrics"]
     assert resumed.result["curve"] == straight.result["curve"]
+
+
+def test_a_run_whose_folder_was_moved_keeps_its_best_epoch(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ("task.trainable=all", "task.optimizer.lr=0.3", "trainer.max_epochs=3")
+    straight = train(config(home, *changes))
+    best = torch.load(straight.folder / "checkpoints/best.ckpt", weights_only=True)["epoch"]
+    assert best < 2, "a later epoch was to be worse"
+    interrupt(monkeypatch, config(home, *changes, f"runs={tmp_path / 'old'}"), best + 1, batch=1)
+    (tmp_path / "old").rename(tmp_path / "new")
+    (folder,) = (tmp_path / "new").iterdir()
+    folder = folder.rename(folder.with_name("renamed"))
+    assert train(config(home, f"runs={tmp_path / 'new'}", "resume=renamed")).folder == folder
+    assert torch.load(folder / "checkpoints/best.ckpt", weights_only=True)["epoch"] == best
+    assert (folder / "predictions.csv").read_bytes() == (straight.folder / "predictions.csv").read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed", "16-mixed", "64-true"])
+def test_a_run_in_any_precision_is_resumed_evaluated_and_predicts(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    changes = ("task.optimizer.lr=1e-2", f"trainer.precision={precision}", f"runs={tmp_path}")
+    straight = train(config(home, *changes))
+    interrupt(monkeypatch, config(home, *changes), epoch=1, batch=1)
+    (folder,) = set(tmp_path.iterdir()) - {straight.folder}
+    train(config(home, f"runs={tmp_path}", f"resume={folder.name}"))
+    assert (folder / "predictions.csv").read_bytes() == (straight.folder / "predictions.csv").read_bytes()
+    measured, _ = evaluate(folder.name, str(tmp_path))
+    rounded = 1e-5 if precision == "64-true" else 0.0  # a GPT is built in fp32
+    for part, metrics in measured.items():
+        assert metrics == pytest.approx(straight.result["metrics"][part], rel=rounded, abs=0)
+    texts = straight.data.texts("test")
+    for row, found in zip(predictions(folder), predict_texts(folder.name, texts, str(tmp_path)), strict=True):
+        for label, p in found["probabilities"].items():
+            assert float(row[f"p_{label}"]) == pytest.approx(p, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "status", "kept"),
+    [
+        (GPT.__init__, signal.SIGINT, 130, None),
+        (GPT.__init__, signal.SIGTERM, 143, None),
+        (Below.predict_step, signal.SIGINT, 130, "no checkpoint yet"),
+        (Below.predict_step, signal.SIGTERM, 143, "no checkpoint yet"),
+        (Classifier.on_validation_epoch_end, signal.SIGTERM, 143, "no checkpoint yet"),
+        (FineTuner.configure_gradient_clipping, signal.SIGINT, 130, "its last checkpoint"),
+        (FineTuner.configure_gradient_clipping, signal.SIGTERM, 143, "its last checkpoint"),
+        (run_dir.write, signal.SIGTERM, 143, "its last checkpoint"),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", str(value)),
+)
+def test_a_signal_ends_a_run_at_once_with_its_status_and_how_to_go_on(
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Command,
+    stage: Any,
+    number: signal.Signals,
+    status: int,
+    kept: str | None,
+) -> None:
+    owners: dict[str, Any] = {one.__name__: one for one in (GPT, Below, Classifier, FineTuner)}
+    owner, name = owners.get(stage.__qualname__.partition(".")[0], run_dir), stage.__name__
+    calls: list[int] = []
+
+    def signalled(*given: Any, **named: Any) -> Any:
+        calls.append(0)
+        if len(calls) == (12 if "clipping" in name else 1):  # an epoch has 6 steps
+            os.kill(os.getpid(), number)
+        return stage(*given, **named)
+
+    monkeypatch.setattr(owner, name, signalled)
+    answer = command("train", *arguments(home, f"runs={tmp_path}", "cache=memory"))
+    assert answer.status == status
+    assert "Traceback" not in answer.error
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    folders = list(tmp_path.iterdir())
+    if kept is None:
+        assert folders == []
+        return
+    assert f"{folders[0]} keeps " in answer.error
+    assert kept in answer.error
+    assert f"go on with python -m src.train resume={folders[0].name} runs={tmp_path}" in answer.error
+    assert not any(path.name.startswith(".") for path in folders[0].rglob("*"))
+
+
+def test_a_run_trained_longer_equals_one_that_was_trained_so_long(
+    run: Run, home: Path, tmp_path: Path, command: Command
+) -> None:
+    straight = train(config(home, "name=first", *LEARNS, "trainer.max_epochs=4", f"runs={tmp_path / 'straight'}"))
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    given = (f"resume={run.folder}", f"runs={tmp_path}", "trainer.max_epochs=4")
+    answer = command("train", *given)
+    assert (answer.status, answer.error) == (0, "")
+    assert re.findall(r"^epoch (\d+)/", answer.out, re.MULTILINE) == ["3", "4"]
+    (folder,) = tmp_path.glob("*-first-*")
+    assert (folder / "predictions.csv").read_bytes() == (straight.folder / "predictions.csv").read_bytes()
+    found = run_dir.load_result(folder)
+    for key in ("config_hash", "metrics", "curve"):
+        assert found[key] == straight.result[key]
+    assert found["cost"]["train_flops"] == straight.result["cost"]["train_flops"]
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "epochs", "says"),
+    [
+        ((), 2, "has 2 already"),
+        (("task.optimizer.schedule=cosine",), 4, "schedule=cosine"),
+        (("task.optimizer.warmup=0.1",), 4, "warmup=0.1"),
+        ((), 4, "no checkpoint"),
+    ],
+)
+def test_what_cannot_be_trained_longer_is_refused(
+    home: Path, tmp_path: Path, changes: tuple[str, ...], epochs: int, says: str
+) -> None:
+    folder = run_dir.create(config(home, *changes, f"runs={tmp_path}"))
+    with pytest.raises(InputError, match=says):
+        train(config(home, f"resume={folder.name}", f"runs={tmp_path}"), epochs)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("strategy", ["all", "lora", "last_block"])
+def test_a_run_starts_from_the_trained_gpt_of_another(home: Path, tmp_path: Path, strategy: str) -> None:
+    first = train(config(home, f"task.trainable={strategy}", "task.optimizer.lr=1e-2"))
+    cfg = config(home, "seed=7", f"gpt.weights={first.folder}", "trainer.max_epochs=1", f"runs={tmp_path}")
+    ids = torch.tensor([[1, 2, 3]])
+    start, trained, other = build.gpt(cfg), build.restore(first.folder).gpt.eval(), build.gpt(config(home))
+    assert torch.allclose(start.eval()(ids), trained(ids), atol=1e-5)
+    assert not torch.allclose(other.eval()(ids), trained(ids), atol=1e-5)
+    again = train(cfg)
+    assert build.restore(again.folder).trained == again.model.trained
+    assert evaluate(again.folder.name, str(tmp_path))[0] == again.result["metrics"]
+    cfg.gpt.n_layer = 1
+    with pytest.raises(InputError, match=r"gpt.n_layer=1: run .* has 2"):
+        build.gpt(cfg)
+
+
+def test_the_head_of_a_run_on_a_run_is_its_own_seed_s(run: Run, home: Path) -> None:
+    heads = [
+        build.model(config(home, f"gpt.weights={weights}", f"seed={seed}"), ["ham", "spam"]).head.weight
+        for weights in (run.folder, "random")
+        for seed in (7, 8)
+    ]
+    assert not torch.equal(heads[0], heads[1])
+    assert torch.equal(heads[0], heads[2])
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped", "foreign", "no zip of torch", "misshaped"])
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_damaged_checkpoint_is_named_with_what_can_be_done(
+    run: Run, home: Path, tmp_path: Path, name: str, damage: str
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run.folder, folder)
+    path = folder / f"checkpoints/{name}.ckpt"
+    content = path.read_bytes()
+    if damage == "foreign":
+        torch.save({"model": torch.zeros(2)}, path)
+    elif damage == "misshaped":
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["state_dict"]["head.weight"] = torch.zeros(3, 16)
+        torch.save(checkpoint, path)
+    elif damage == "no zip of torch":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("a.txt", "a")
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        path.write_bytes({"cut": content[:middle], "empty": b"", "text": b"abc", "flipped": flipped}[damage])
+    says = "head.weight is" if damage == "misshaped" else f"{re.escape(str(path))} .*put back a copy"
+    if name == "best":
+        with pytest.raises(InputError, match=says):
+            build.restore(folder)
+        return
+    (folder / "result.json").unlink()
+    with pytest.raises(InputError, match=says):
+        train(config(home, f"resume={folder}"))
 
 
 def test_a_run_whose_gpt_has_changed_is_neither_used_nor_gone_on_with(home: Path, tmp_path: Path) -> None:
@@ -1073,7 +1259,10 @@ WHOLE = (
     ("given", "sentence"),
     [
         (["resume=nothing"], "nothing is no run: {runs}/nothing/config.yaml does not exist; the newest runs are none"),
-        (["resume=x", "seed=7"], "seed=7: resume= takes all settings from the run; leave it out"),
+        (
+            ["resume=x", "trainer.max_epochs=9", "seed=7"],
+            "seed=7: resume= takes all settings from the run; leave it out",
+        ),
     ],
 )
 def test_what_cannot_be_gone_on_with_is_answered_with_a_sentence(
@@ -1105,6 +1294,10 @@ def test_what_cannot_be_gone_on_with_is_answered_with_a_sentence(
         (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches=0 must be at least 1"),
         (["trainer.max_epochs=0"], "trainer.max_epochs=0 must be at least 1"),
         (["trainer.devices=2"], "training runs on one device, not on 2: give trainer.devices=1"),
+        (
+            ["+trainer.strategy=ddp_spawn"],
+            "trainer.strategy=ddp_spawn: training runs on one device; leave it out",
+        ),
         (["+trainer.limit_val_batches=0"], f"trainer.limit_val_batches: {WHOLE}"),
         (["+trainer.check_val_every_n_epoch=2"], f"trainer.check_val_every_n_epoch: {WHOLE}"),
         (["+trainer.max_steps=5"], f"trainer.max_steps: {WHOLE}"),

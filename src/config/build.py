@@ -5,12 +5,13 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -36,7 +37,7 @@ from src.finetune.feature_cache import KINDS, FeatureCache
 from src.finetune.feature_store import FeatureStore
 from src.finetune.instruction import Instruct
 from src.finetune.optim import Optimizer
-from src.gpt import weights
+from src.gpt import lora, weights
 from src.gpt.lora import LoRA
 from src.gpt.model import GPT, GPTConfig
 from src.pretraining.causal_lm import Language
@@ -120,7 +121,33 @@ def gpt(cfg: DictConfig) -> GPT:
     config = construct(GPTConfig, "gpt", section)
     if config.vocab_size <= END_OF_TEXT:
         raise InputError(f"gpt.vocab_size={config.vocab_size} must hold GPT-2's {END_OF_TEXT + 1} tokens")
+    if (Path(source) / "config.yaml").is_file():
+        return fine_tuned_gpt(Path(source), config)
     return weights.build(name, source, config, cfg.seed)
+
+
+def fine_tuned_gpt(run: Path, config: GPTConfig) -> GPT:
+    """The GPT of a finished run, its adapters merged, for another run to start from; without the run's head.
+
+    Raises InputError for a run on a GPT of another `config`, but for its dropout, and for one that trained a copy of
+    the output layer, which in a GPT is tied to the embedding.
+    """
+    with torch.random.fork_rng():  # the new run's head depends on its own seed alone
+        trained = restore(run)
+    if isinstance(trained, Instruct) and trained.head is not None:
+        raise InputError(
+            f"gpt.weights={run}: that run trained a copy of the output layer (task.trainable=last_layer), and its GPT "
+            "is the one that it started from: give that one's weights"
+        )
+    ours, theirs = asdict(config), asdict(trained.gpt.config)
+    if other := [key for key, value in ours.items() if value != theirs[key] and key != "dropout"]:
+        raise InputError(
+            f"gpt.{other[0]}={ours[other[0]]}: run {run.name} has {theirs[other[0]]}; choose the gpt= size of that run"
+        )
+    lora.merge(trained.gpt)
+    gpt = GPT(config, blank=True)
+    gpt.load_state_dict(trained.gpt.state_dict())
+    return gpt
 
 
 def data(cfg: DictConfig, whole: bool = False) -> TextData:

@@ -86,7 +86,7 @@ def _hydra_main(config_name: str, run: Callable[[Any], Any]) -> None:
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and the sentence below is ours
     sys.argv[1:] = with_plus(sys.argv[1:])
-    check_resume(sys.argv[1:])
+    check_resume(sys.argv[1:], ("trainer.max_epochs=",) if config_name == "train" else ())
 
     def job(cfg: Any) -> None:
         with one_sentence():  # inside the job: Hydra would put a line of its own before an error that leaves it
@@ -98,9 +98,17 @@ def _hydra_main(config_name: str, run: Callable[[Any], Any]) -> None:
         fail(explain(error, config_name))
 
 
-def check_resume(arguments: list[str]) -> None:
-    """Raises InputError for settings beside resume=, which would be ignored."""
-    settings = [one for one in arguments if "=" in one and not one.startswith(("runs=", "hydra", "-"))]
+def was_given(key: str) -> bool:
+    """Whether the command line of this job has a value for `key`."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return any(override.lstrip("+").startswith(f"{key}=") for override in HydraConfig.get().overrides.task)
+
+
+def check_resume(arguments: list[str], changeable: tuple[str, ...] = ()) -> None:
+    """Raises InputError for settings beside resume= that are not `changeable`: they would be ignored."""
+    allowed = ("runs=", "hydra", "-", *changeable)
+    settings = [one for one in arguments if "=" in one and not one.startswith(allowed)]
     others = [one for one in settings if not one.startswith("resume=")]
     if others and set(settings) - {*others, "resume=", "resume=null"}:
         raise InputError(f"{others[0]}: resume= takes all settings from the run; leave it out")

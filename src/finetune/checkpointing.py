@@ -50,15 +50,17 @@ def read_checkpoint(path: Path, needed: Collection[str], remedy: str) -> dict[st
     Raises InputError for one that is damaged or lacks one of `needed`, with `remedy`: what can still be done.
     """
     try:
-        with path.open("rb") as file:
-            checkpoint = _checked(file)
+        file = path.open("rb")
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}; {remedy}") from None
-    except Exception as error:  # zipfile and torch answer damaged bytes with errors of every kind
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"{path} is damaged, or no checkpoint of this version of the project ({reason}): {remedy}"
-        ) from None
+        raise InputError(f"{path} cannot be read: {error.strerror}; {remedy}") from None
+    with file:
+        try:
+            checkpoint = _checked(file)
+        except Exception as error:  # zipfile and torch answer damaged bytes with errors of every kind
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(
+                f"{path} is damaged, or no checkpoint of this version of the project ({reason}): {remedy}"
+            ) from None
     lacks = [key for key in needed if not isinstance(checkpoint, dict) or key not in checkpoint]
     if lacks:
         raise InputError(f"{path} is no checkpoint that holds what is needed here ({lacks[0]} is missing): {remedy}")

@@ -1,0 +1,35 @@
+"""Training a run longer: a new run that goes on from the last epoch of another one, which stays as it is."""
+
+import os
+import shutil
+from pathlib import Path
+
+from src.errors import InputError
+from src.runs import run_dir
+
+
+def begin_longer(run: Path, runs: str | Path, max_epochs: int) -> Path:
+    """The folder of a run of `max_epochs` below `runs`, with the settings and the checkpoints of `run`.
+
+    Raises InputError where it would not become the run that had had so many epochs from its beginning.
+    """
+    cfg = run_dir.load_config(run)
+    if max_epochs <= cfg.trainer.max_epochs:
+        raise InputError(
+            f"trainer.max_epochs={max_epochs}: run {run.name} has {cfg.trainer.max_epochs} already; give more"
+        )
+    optimizer = cfg.task.optimizer
+    if optimizer.schedule != "constant" or optimizer.warmup:
+        raise InputError(
+            f"run {run.name} laid its learning rate out over {cfg.trainer.max_epochs} epochs (schedule="
+            f"{optimizer.schedule}, warmup={optimizer.warmup}), which a longer run does otherwise from its first step: "
+            f"train a new one with trainer.max_epochs={max_epochs}"
+        )
+    if not run_dir.last_checkpoint(run):
+        raise InputError(f"run {run.name} has no checkpoint to go on from")
+    cfg.trainer.max_epochs, cfg.runs = max_epochs, str(runs)
+    folder = run_dir.create(cfg)
+    unfinished = folder / ".checkpoints.unfinished"
+    shutil.copytree(run / "checkpoints", unfinished)
+    os.replace(unfinished, folder / "checkpoints")
+    return folder
