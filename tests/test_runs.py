@@ -38,10 +38,10 @@ from src.config.command_line import check_resume
 from src.data import datasets as corpora
 from src.errors import InputError
 from src.eval import evaluate
-from src.finetune.base import FineTuner
 from src.files import refusal, whole_file
+from src.finetune.base import FineTuner
 from src.finetune.classifier import Classifier
-from src.finetune.feature_cache import Below
+from src.finetune.feature_cache import FrozenBlocks
 from src.gpt.model import GPT
 from src.gpt.pinned import SHIPPED
 from src.gpt.weights import export
@@ -447,8 +447,8 @@ def test_a_run_in_any_precision_is_resumed_evaluated_and_predicts(
     [
         (GPT.__init__, signal.SIGINT, 130, None),
         (GPT.__init__, signal.SIGTERM, 143, None),
-        (Below.predict_step, signal.SIGINT, 130, "no checkpoint yet"),
-        (Below.predict_step, signal.SIGTERM, 143, "no checkpoint yet"),
+        (FrozenBlocks.predict_step, signal.SIGINT, 130, "no checkpoint yet"),
+        (FrozenBlocks.predict_step, signal.SIGTERM, 143, "no checkpoint yet"),
         (Classifier.on_validation_epoch_end, signal.SIGTERM, 143, "no checkpoint yet"),
         (FineTuner.configure_gradient_clipping, signal.SIGINT, 130, "its last checkpoint"),
         (FineTuner.configure_gradient_clipping, signal.SIGTERM, 143, "its last checkpoint"),
@@ -466,7 +466,7 @@ def test_a_signal_ends_a_run_at_once_with_its_status_and_how_to_go_on(
     status: int,
     kept: str | None,
 ) -> None:
-    owners: dict[str, Any] = {one.__name__: one for one in (GPT, Below, Classifier, FineTuner)}
+    owners: dict[str, Any] = {one.__name__: one for one in (GPT, FrozenBlocks, Classifier, FineTuner)}
     owner, name = owners.get(stage.__qualname__.partition(".")[0], run_dir), stage.__name__
     calls: list[int] = []
 
