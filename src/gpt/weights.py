@@ -11,6 +11,7 @@ import re
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -91,14 +92,24 @@ def export(gpt: GPT, folder: str | Path, dtype: torch.dtype = torch.float32) -> 
     """Write `gpt` as a Hugging Face folder: model.safetensors and config.json. The file appears whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
+    unfinished = folder / f".model.{os.getpid()}.safetensors"
+    save_file(gpt2_tensors(gpt, dtype), unfinished, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(gpt2_config(gpt.config), indent=2) + "\n")
+    shutil.copymode(folder / "config.json", unfinished)  # safetensors writes for the owner alone
+    os.replace(unfinished, folder / "model.safetensors")
+
+
+def gpt2_tensors(gpt: GPT, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """The weights under the names and in the layout that transformers' GPT-2 classes have."""
+    return {
         f"transformer.{key}": (parameter.t() if transposed else parameter).detach().to("cpu", dtype).contiguous()
         for key, (parameter, transposed) in _gpt2_names(gpt).items()
     }
-    unfinished = folder / f".model.{os.getpid()}.safetensors"
-    save_file(tensors, unfinished, metadata={"format": "pt"})
-    c = gpt.config
-    config = {
+
+
+def gpt2_config(c: GPTConfig) -> dict[str, Any]:
+    """The config.json of a GPT2LMHeadModel of these sizes."""
+    return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "activation_function": "gelu_new",
@@ -114,9 +125,6 @@ def export(gpt: GPT, folder: str | Path, dtype: torch.dtype = torch.float32) -> 
         "bos_token_id": c.vocab_size - 1,
         "eos_token_id": c.vocab_size - 1,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    shutil.copymode(folder / "config.json", unfinished)  # safetensors writes for the owner alone
-    os.replace(unfinished, folder / "model.safetensors")
 
 
 def pretrained_file(name: str) -> Path:
