@@ -1,6 +1,5 @@
 """An exported folder -> a repository on the Hugging Face hub, private where it is new."""
 
-import os
 from pathlib import Path
 
 from src.errors import InputError
