@@ -1,4 +1,4 @@
-"""Exported runs: what transformers, tokenizers, onnxruntime and a hub make of them, in processes that lack this code."""
+"""Exported runs: what transformers, tokenizers, onnxruntime and a hub make of them, without this code."""
 
 import base64
 import json
@@ -33,10 +33,11 @@ from src.predict import predict_texts
 from src.train import train
 
 ROOT = Path(__file__).parents[1]
-TINY = (
-    "gpt.weights=random gpt.n_layer=2 gpt.n_head=2 gpt.n_embd=16 gpt.context_length=64 trainer.max_epochs=2 "
-    "trainer.accelerator=cpu data=table data.max_length=32 logger=none cache=off task.optimizer.lr=1e-2"
-).split()
+TINY = [
+    *("gpt.weights=random", "gpt.n_layer=2", "gpt.n_head=2", "gpt.n_embd=16", "gpt.context_length=64"),
+    *("trainer.max_epochs=2", "trainer.accelerator=cpu", "task.optimizer.lr=1e-2"),
+    *("data=table", "data.max_length=32", "logger=none", "cache=off"),
+]
 ALL = "task.trainable=all"
 PROMPTED = ("data.max_length=48", 'data.instruction="Is it spam?"')
 STOCK = {
@@ -113,7 +114,12 @@ def stock(trained: Trained, home: Path) -> Path:
 
 def fresh(code: str, given: Any, home: Path) -> Any:
     """What Python code prints as JSON, given JSON, in a process that knows nothing of this project or of a network."""
-    environment = {"HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
+    environment = {
+        "HF_HOME": str(home / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PATH": os.environ["PATH"],
+    }
     code = "import importlib.util, json, sys\nassert importlib.util.find_spec('src') is None\n" + code
     done = subprocess.run(
         [sys.executable, "-I", "-c", code],
@@ -292,7 +298,9 @@ def test_transformers_gives_our_logits(kind: str, trained: Trained, classified: 
 def logits(run: FinishedRun, texts: list[str]) -> torch.Tensor:
     """Those of the run's own model, adapters apart, in the order of the texts."""
     model = build.restore(Path(run.cfg.runs) / run.result["id"])
-    rows, found, _ = (torch.cat(part) for part in zip(*(model.predict_step(b, 0) for b in run.batches(texts)), strict=True))
+    rows, found, _ = (
+        torch.cat(part) for part in zip(*(model.predict_step(b, 0) for b in run.batches(texts)), strict=True)
+    )
     return found[rows.argsort()]
 
 
@@ -388,18 +396,18 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         if not self.path.endswith("/whoami-v2"):
             self.answer(404, {"error": "Repository not found"})
             return
         known = self.headers["Authorization"] == "Bearer hf_right"
         self.answer(200 if known else 401, {"name": "me", "type": "user"} if known else {"error": "Invalid token"})
 
-    def do_PUT(self) -> None:  # noqa: N802
+    def do_PUT(self) -> None:
         self.pushed[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
         self.answer(200, {})
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         here = f"http://{self.headers['Host']}"
         if self.path.endswith("/repos/create"):

@@ -8,8 +8,8 @@ from src.errors import InputError
 def check(repo: str) -> None:
     """Raises InputError where nothing could be pushed: a name that is none, no network, no token that the hub knows."""
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repo)
@@ -34,7 +34,7 @@ def check(repo: str) -> None:
 def push(folder: Path, repo: str, run: str) -> str:
     """Upload a folder as one commit; the repository's address. Raises InputError where the hub refuses it."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
         made = HfApi().create_repo(repo, private=True, exist_ok=True)
