@@ -64,6 +64,7 @@ class Graph(nn.Module):
         hidden = self.gpt.final_norm(x)  # (B, T, C)
         if self.writes:
             return self.gpt.logits(hidden) if self.head is None else self.head(hidden)
+        assert self.head is not None
         return self.head(self._pooled(hidden, real, length))
 
     def _pooled(self, hidden: Tensor, real: Tensor, length: Tensor) -> Tensor:

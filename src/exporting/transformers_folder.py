@@ -82,8 +82,8 @@ def _classifier(run: FinishedRun, tensors: dict[str, Tensor]) -> dict[str, Any]:
         "id2label": dict(enumerate(labels)),
         "label2id": {label: number for number, label in enumerate(labels)},
     }
-    if is_stock(run):
-        tensors["transformer.ln_f.bias"] = tensors["transformer.ln_f.bias"] + folded(head)
+    if is_stock(run) and (shift := folded(head)) is not None:
+        tensors["transformer.ln_f.bias"] = tensors["transformer.ln_f.bias"] + shift
         return config
     tensors["score.bias"] = _plain(head.bias)
     name = "TwoWaysForSequenceClassification"
