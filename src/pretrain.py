@@ -54,7 +54,7 @@ def train_on_text(cfg: DictConfig, held: ExitStack) -> Path:
     model = build.language(cfg, clock)
     tell = continuations(cfg, model.gpt)
     text, held_out = (pack(path, cfg.corpus.cache) for path in (cfg.corpus.path, cfg.corpus.validation_path))
-    windows = Windows(text.ids, cfg.window, cfg.batch_size, cfg.seed)
+    windows = Windows(text.ids, cfg.window, cfg.batch_size, cfg.seed, build.padded_windows(cfg))
     batches: Any = DataLoader(some(held_out, cfg), batch_size=None)  # type: ignore[arg-type]
     build.pretrainer(cfg, windows.epoch_batches, logger=False, enable_checkpointing=False)  # refuses before a folder
     print(describe(cfg, text, held_out, model), flush=True)
@@ -197,15 +197,20 @@ def validate(gpt: "GPT", held_out: "Packed", cfg: DictConfig) -> dict[str, tuple
 
 
 def by_source(losses: dict[str, tuple[float, int]]) -> dict[str, dict[str, float]]:
-    """Loss, perplexity and tokens of each source, and of all tokens."""
+    """Loss, perplexity and tokens of each source, of each domain (reviews/ of reviews/films), and of all tokens."""
     import math
 
-    tokens = sum(n for _, n in losses.values())
-    every = sum(loss * n for loss, n in losses.values()) / tokens, tokens
-    return {
-        name: {"loss": loss, "perplexity": math.exp(loss), "tokens": n}
-        for name, (loss, n) in {**losses, "all": every}.items()
-    }
+    groups = {name: [name] for name in losses}
+    for name in losses:
+        if "/" in name:
+            groups.setdefault(name.partition("/")[0] + "/", []).append(name)
+    groups["all"] = list(losses)
+    found = {}
+    for group, names in groups.items():
+        tokens = sum(losses[name][1] for name in names)
+        loss = sum(losses[name][0] * losses[name][1] for name in names) / tokens
+        found[group] = {"loss": loss, "perplexity": math.exp(loss), "tokens": tokens}
+    return found
 
 
 def write(folder: Path, gpt: "GPT", result: dict[str, Any]) -> None:

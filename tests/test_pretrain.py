@@ -33,7 +33,7 @@ from src.errors import InputError
 from src.finetune.optim import Optimizer
 from src.gpt import weights
 from src.gpt.model import GPT, GPTConfig
-from src.pretrain import pretrain
+from src.pretrain import by_source, pretrain
 from src.pretraining import ngram_baseline as bigrams
 from src.pretraining import throughput
 from src.pretraining import token_stream as packing
@@ -43,6 +43,7 @@ from src.pretraining.causal_lm import (
     chunk_loss,
     chunked_cross_entropy,
     loss_of,
+    pad_messages,
     sampled_cross_entropy,
 )
 from src.pretraining.ngram_baseline import ALPHAS, bigram
@@ -151,16 +152,41 @@ def test_a_second_call_reads_the_cache_and_a_changed_text_is_tokenized_again(
     assert calls == [TEXTS, ["Other text."]]
 
 
-@pytest.mark.parametrize("damage", ["cut", "odd", "lost"])
-def test_a_damaged_cache_is_named(tmp_path: Path, damage: str) -> None:
+DAMAGE: dict[str, Callable[[bytes, bytes], tuple[bytes | None, bytes | None]]] = {
+    "tokens cut": lambda tokens, manifest: (tokens[:-2], manifest),
+    "tokens lost": lambda tokens, manifest: (None, manifest),
+    "one bit flipped": lambda tokens, manifest: (bytes([tokens[0] ^ 1]) + tokens[1:], manifest),
+    "zeros": lambda tokens, manifest: (bytes(len(tokens)), manifest),
+    "sources swapped": lambda tokens, manifest: (
+        tokens,
+        manifest.replace(b'"a"', b'"c"').replace(b'"b"', b'"a"').replace(b'"c"', b'"b"'),
+    ),
+    "manifest cut": lambda tokens, manifest: (tokens, manifest[: len(manifest) // 2]),
+    "manifest empty": lambda tokens, manifest: (tokens, b""),
+    "manifest of an older version": lambda tokens, manifest: (tokens, manifest.rstrip().rpartition(b"\n")[0]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_is_made_again(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.jsonl").write_bytes(jsonl(*RECORDS))
     whole = pack(tmp_path / "text.jsonl", tmp_path)
-    (tokens,), (manifest,) = tmp_path.rglob("*.uint16"), tmp_path.rglob("tokens/*.json")
-    size = 2 * len(whole.ids)
-    left = {"cut": size - 2, "odd": size - 1, "lost": 0}[damage]
-    tokens.write_bytes(tokens.read_bytes()[:left]) if left else tokens.unlink()
-    expected = f"{tokens} has {left} bytes, {manifest} says {size}: delete both files"
-    assert sentence(lambda: pack(tmp_path / "text.jsonl", tmp_path)) == expected
+    expected = whole.ids.tolist(), *whole[1:]
+    files = *tmp_path.rglob("*.uint16"), *tmp_path.rglob("tokens/*.json")
+    kept = [file.read_bytes() for file in files]
+    for file, content in zip(files, DAMAGE[damage](*kept), strict=True):
+        file.unlink() if content is None else file.write_bytes(content)
+    capsys.readouterr()
+    again = pack(tmp_path / "text.jsonl", tmp_path)
+    assert (again.ids.tolist(), *again[1:]) == expected
+    assert [file.read_bytes() for file in files] == kept
+    assert f"{files[0]} or its manifest is damaged: tokenizing again\n" in capsys.readouterr().err
+
+
+def test_a_log_gets_a_line_of_the_tokenizer_now_and_then(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.jsonl").write_bytes(jsonl(*({"text": "a"} for _ in range(30_000))))
+    pack(tmp_path / "text.jsonl", tmp_path)
+    assert len(capsys.readouterr().err.split("\r")) <= 3  # its first and its last
 
 
 @pytest.mark.parametrize("where", ["while tokenizing", "before the tokens are in place", "before the manifest is"])
@@ -317,6 +343,50 @@ def test_too_little_text_is_named() -> None:
     expected = "the corpus has 12 tokens: 2 windows of 4 tokens need 13; lower window or batch_size"
     assert sentence(lambda: Windows(COUNTING[:12], 4, 2, seed=0)) == expected
     assert Windows(COUNTING[:13], 4, 2, seed=0).epoch_batches == 1
+    for n in range(1, 9):  # less than a window, and than two
+        expected = f"the corpus has {n} tokens: 1 windows of 4 tokens need 9; lower window or batch_size"
+        assert sentence(lambda n=n: Windows(COUNTING[:n], 4, 1, seed=0)) == expected
+
+
+def test_the_first_windows_of_a_batch_begin_where_a_document_does() -> None:
+    ids = COUNTING.copy()
+    ids[[5, 11, 12, 30, 42]] = END_OF_TEXT  # the last one has no whole window behind it
+    plain, moved = Windows(ids, 4, 2, seed=0), Windows(ids, 4, 2, seed=0, beginnings=1)
+    begin = [0, 6, 12, 13, 31]
+    for epoch in range(20):
+        before, after = plain.starts(epoch), moved.starts(epoch)
+        assert after[:, 1].tolist() == before[:, 1].tolist()
+        assert after[:, 0].tolist() == [next((at for at in begin if at >= start), 0) for start in before[:, 0]]
+    assert [len(window) for window in some_batches(moved, 1)[0]] == [5, 5]
+
+
+def padded_once(ids: list[int], seed: int) -> tuple[list[int], list[int]]:
+    inputs, targets = pad_messages(torch.tensor([ids]), torch.Generator().manual_seed(seed))
+    return inputs[0].tolist(), targets[0].tolist()
+
+
+@pytest.mark.parametrize("end", [None, 15])
+def test_a_padded_window_asks_for_the_rest_of_its_document_behind_its_first_words(end: int | None) -> None:
+    ids = list(range(100, 141))
+    if end:
+        ids[end] = END_OF_TEXT
+    cuts, asked = set(), set[int]()
+    for seed in range(300):
+        inputs, targets = padded_once(ids, seed)
+        cut = inputs.index(END_OF_TEXT)
+        assert inputs == ids[:cut] + [END_OF_TEXT] * (40 - cut)
+        assert targets[: cut - 1] == ids[1:cut]
+        assert targets[cut - 1] == IGNORED
+        rest = set(ids[cut : end or 40])
+        assert set(targets[cut:]) <= (rest if len(rest) >= 5 else {IGNORED})
+        cuts.add(cut)
+        asked |= set(targets[cut:]) - {IGNORED}
+    assert (min(cuts), max(cuts)) == (4, (end or 30) - 1)
+    assert asked == set(ids[4 : end or 40])
+
+
+def test_a_document_shorter_than_the_shortest_message_asks_for_nothing_behind_it() -> None:
+    assert padded_once([7, END_OF_TEXT, *range(20, 40)], 0)[1][4:] == [IGNORED] * 17
 
 
 # loss
@@ -651,12 +721,46 @@ def test_only_matrices_that_are_no_embeddings_decay() -> None:
     assert decayed < before.keys()
 
 
-@pytest.mark.parametrize("candidates", [None, 4])
-def test_a_small_gpt_learns_one_sentence_by_heart(tmp_path: Path, candidates: int | None) -> None:
+def test_muon_and_adamw_together_do_what_each_does_alone() -> None:
+    together, apart = Language(GPT(SMALL, seed=0), Optimizer(lr=1e-2, muon=True)), GPT(SMALL, seed=0)
+    names = [name for name, p in apart.named_parameters() if p.ndim == 2 and "embedding" not in name]
+    own = dict(apart.named_parameters())
+    alone = (
+        torch.optim.Muon([own[name] for name in names], lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([p for name, p in own.items() if name not in names], lr=1e-2, weight_decay=0.0),
+    )
+    together.trainer = SimpleNamespace(precision="32-true", global_step=0, max_steps=4)
+    optimizer = together.configure_optimizers()["optimizer"]
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-2] * 2
+    for step in range(4):
+        if step == 2:  # as a resumed run: a new optimizer that reads the state of the old one
+            state = optimizer.state_dict()
+            optimizer = together.configure_optimizers()["optimizer"]
+            optimizer.load_state_dict(state)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2
+        generator = torch.Generator().manual_seed(step)
+        for name, parameter in together.gpt.named_parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            own[name].grad = parameter.grad.clone()
+        for each in (optimizer, *alone):
+            each.step()
+    for name, parameter in together.gpt.named_parameters():
+        torch.testing.assert_close(parameter, own[name], rtol=1e-6, atol=1e-8)
+
+
+def test_muon_is_refused_where_nobody_says_what_is_a_matrix() -> None:
+    expected = "muon=true needs to know which parameters are matrices: it is for src.pretrain"
+    parameters = GPT(SMALL, seed=0).parameters()
+    assert sentence(lambda: Optimizer(muon=True).build(parameters, lambda: 0.0)) == expected
+
+
+@pytest.mark.parametrize(("candidates", "muon"), [(None, False), (4, False), (None, True)])
+def test_a_small_gpt_learns_one_sentence_by_heart(tmp_path: Path, candidates: int | None, muon: bool) -> None:
     line = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4], np.uint16)
     ids = np.tile(line, 20)
     gpt = GPT(SMALL, seed=0)
-    model = Language(gpt, Optimizer(lr=2e-2, weight_decay=0.0, schedule="cosine", warmup=0.1), candidates)
+    model = Language(gpt, Optimizer(lr=2e-2, weight_decay=0.0, schedule="cosine", warmup=0.1, muon=muon), candidates)
     cfg = config(*SETTINGS, "max_steps=150", "validate_every=1000")
     trainer = build.pretrainer(cfg, 1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.fit(model, Windows(ids, 16, 8, seed=0))
@@ -884,8 +988,14 @@ def test_the_command_that_is_printed_takes_the_trained_gpt_with_its_sizes(run: R
         build.gpt(alone)
 
 
-def test_a_killed_run_goes_on_by_its_id(run: Run, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = [*home.arguments, f"runs={tmp_path}"]
+@pytest.mark.parametrize("overrides", [(), ("padded=0.5", "optimizer.muon=true", "candidates=50")])
+def test_a_killed_run_goes_on_by_its_id(
+    run: Run, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
+) -> None:
+    if overrides:
+        folder = pretrain(config(*home.arguments, f"runs={tmp_path / 'straight'}", *overrides))
+        run = Run(folder, json.loads((folder / "result.json").read_text(encoding="utf-8")), "")
+    given = [*home.arguments, f"runs={tmp_path / 'killed'}", *overrides]
     step = Language.training_step
 
     def killed(model: Language, batch: Tensor, index: int) -> Tensor:
@@ -897,9 +1007,9 @@ def test_a_killed_run_goes_on_by_its_id(run: Run, home: Home, tmp_path: Path, mo
         patch.setattr(Language, "training_step", killed)
         with pytest.raises(KilledError):
             pretrain(config(*given))
-    (folder,) = tmp_path.iterdir()
+    (folder,) = (tmp_path / "killed").iterdir()
     assert not (folder / "result.json").exists()
-    assert pretrain(config(f"resume={folder.name}", f"runs={tmp_path}")) == folder
+    assert pretrain(config(f"resume={folder.name}", f"runs={tmp_path / 'killed'}")) == folder
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert result["metrics"] == run.result["metrics"]
     assert (folder / "model/model.safetensors").read_bytes() == (run.folder / "model/model.safetensors").read_bytes()
@@ -941,6 +1051,17 @@ def test_a_finished_pretraining_is_not_gone_on_with(run: Run) -> None:
     assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
 
 
+def test_losses_are_told_by_source_by_domain_and_of_all() -> None:
+    losses = {"reviews/films": (2.0, 30), "mail": (1.0, 10), "reviews/books": (4.0, 10)}
+    found = by_source(losses)
+    assert {name: (row["loss"], row["tokens"]) for name, row in found.items()} == {
+        **losses,
+        "reviews/": (2.5, 40),
+        "all": (2.2, 50),
+    }
+    assert all(row["perplexity"] == math.exp(row["loss"]) for row in found.values())
+
+
 def test_one_pass_over_the_text_is_the_default(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     text = pack(home.folder / "train.jsonl", home.folder / "cache")
     batches = ((len(text.ids) - 1) // 8 - 1) // 4
@@ -964,6 +1085,7 @@ def test_one_pass_over_the_text_is_the_default(home: Home, monkeypatch: pytest.M
             "{folder}/held_out.jsonl has {held_out} tokens, a batch needs 721: give more held-out text or lower "
             "batch_size",
         ),
+        (["padded=1.5"], "padded=1.5 must lie between 0 and 1"),
         (["batch_size=0"], "batch_size=0 must be at least 1"),
         (["validate_every=0"], "validate_every=0 must be at least 1"),
         (["checkpoint_every=0"], "checkpoint_every=0 must be at least 1"),

@@ -308,6 +308,8 @@ def check_pretraining(cfg: DictConfig) -> None:
         raise InputError(
             f"window={cfg.window} must lie between 1 and the GPT's context length, {cfg.gpt.context_length}"
         )
+    if not 0 <= cfg.padded <= 1:
+        raise InputError(f"padded={cfg.padded} must lie between 0 and 1")
     if not cfg.gpt.causal:
         raise InputError("gpt.causal=false would read the tokens that it is to predict")
     length = {"max_steps": cfg.max_steps, "budget_minutes": cfg.budget_minutes}
@@ -320,12 +322,17 @@ def check_pretraining(cfg: DictConfig) -> None:
 def language(cfg: DictConfig, clock: Throughput) -> Language:
     """The GPT as a language model, whose learning rate follows the steps, or the clock where there is a budget."""
     optimizer = construct(Optimizer, "optimizer", run_dir.plain(cfg.optimizer))
-    module = Language(gpt(cfg), optimizer, cfg.candidates, cfg.chunk, cfg.seed)
+    module = Language(gpt(cfg), optimizer, cfg.candidates, cfg.chunk, cfg.seed, padded=padded_windows(cfg))
     if clock.budget_seconds:
         module.progress = clock.share
     if cfg.compile:
         module.compile_parts()
     return module
+
+
+def padded_windows(cfg: DictConfig) -> int:
+    """Windows of a batch that are padded as messages are."""
+    return round(cfg.padded * cfg.batch_size)
 
 
 def pretrainer(cfg: DictConfig, epoch_batches: int, callbacks: list[Callback] | None = None, **given: Any) -> L.Trainer:

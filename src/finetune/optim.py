@@ -1,4 +1,4 @@
-"""AdamW and its learning-rate schedule, for every way of training in this project."""
+"""AdamW, or Muon beside it, and the learning-rate schedule, for every way of training in this project."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.optim import AdamW
+from torch.optim import AdamW, Muon
 from torch.optim.lr_scheduler import LambdaLR
 
 from src.errors import InputError
@@ -14,12 +14,38 @@ from src.errors import InputError
 SCHEDULES = ("constant", "cosine", "linear")
 
 
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for the matrices of the first group and AdamW for the other groups, as one optimizer.
+
+    Muon's updates are scaled to the size of AdamW's (Liu et al. 2025), so that one learning rate serves both. Raises
+    InputError for parameters without groups.
+    """
+
+    def __init__(self, groups: list[Any], lr: float, weight_decay: float, **adamw: Any) -> None:
+        if not isinstance(groups[0], dict):
+            raise InputError("muon=true needs to know which parameters are matrices: it is for src.pretrain")
+        muon = Muon(groups[0]["params"], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.parts = muon, AdamW(groups[1:], lr=lr, weight_decay=weight_decay, **adamw)
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            loss = closure() if closure else None
+        muon, adamw = self.parts
+        muon.param_groups, adamw.param_groups = self.param_groups[:1], self.param_groups[1:]  # a checkpoint's are new
+        muon.state = adamw.state = self.state
+        muon.step()
+        adamw.step()
+        return loss
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """AdamW (Loshchilov and Hutter 2019) with a learning rate that warms up linearly and then follows `schedule`.
 
-    lr is the highest learning rate; warmup the share of training that rises to it; floor the last factor on it. The
-    defaults are the book's. Raises InputError for values that cannot be.
+    lr is the highest learning rate; warmup the share of training that rises to it; floor the last factor on it; muon
+    takes MuonAdamW, the first group's parameters being its matrices. The defaults are the book's. Raises InputError for
+    values that cannot be.
     """
 
     lr: float = 5e-5
@@ -28,6 +54,7 @@ class Optimizer:
     schedule: str = "constant"
     warmup: float = 0.0
     floor: float = 0.0
+    muon: bool = False
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -39,11 +66,10 @@ class Optimizer:
 
     def build(self, parameters: Iterable[Any], progress: Callable[[], float], fused: bool = True) -> dict[str, Any]:
         """What configure_optimizers returns; `progress()` tells the share of training done, in [0, 1]."""
-        adamw = AdamW(
-            parameters, lr=self.lr, weight_decay=self.weight_decay, betas=(self.betas[0], self.betas[1]), fused=fused
-        )
-        scheduler = LambdaLR(adamw, lambda _: self.factor(progress()))
-        return {"optimizer": adamw, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        given: Any = {"lr": self.lr, "weight_decay": self.weight_decay, "betas": tuple(self.betas), "fused": fused}
+        made = (MuonAdamW if self.muon else AdamW)(list(parameters), **given)
+        scheduler = LambdaLR(made, lambda _: self.factor(progress()))
+        return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def factor(self, progress: float) -> float:
         """Learning rate at `progress` in [0, 1], as a factor on lr."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from src.data.tokens import END_OF_TEXT
 from src.errors import InputError
 from src.finetune.checkpointing import check_tensors
 from src.finetune.optim import Optimizer, clip
@@ -128,11 +129,32 @@ def sampled_cross_entropy(
     return ChunkedCrossEntropy.apply(hidden, weight[words], place, bias, chunk, make)
 
 
+def pad_messages(ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Windows (B, T+1) that begin with a document -> inputs and targets (B, T): its first words, as many as a message
+    has, and <|endoftext|> behind them to the end. What is asked for there is words of the document's rest, at random:
+    padding has to carry what the message is about, which a head that reads behind padding needs.
+
+    The cut lies between 4 tokens and three quarters of the window, its logarithm being uniform; nothing is asked for at
+    the cut, nor where less than 5 tokens are left of the document.
+    """
+    T, device = ids.shape[1] - 1, ids.device
+    place = torch.arange(T, device=device)
+    ended = ids[:, :-1] == END_OF_TEXT
+    length = torch.where(ended.any(1), ended.int().argmax(1), T)[:, None]  # (B, 1), of the document
+    drawn = torch.rand(len(ids), T + 1, generator=generator).to(device)
+    cut = (4 * (length.clamp(4, max(4, T * 3 // 4)) / 4) ** drawn[:, :1]).long()
+    rest, message = length - cut, place < cut
+    words = ids.gather(1, (cut + drawn[:, 1:] * rest).long().clamp(max=T))
+    targets = torch.where(place < cut - 1, ids[:, 1:], IGNORED)
+    return torch.where(message, ids[:, :-1], END_OF_TEXT), torch.where(message | (rest < 5), targets, words)
+
+
 class Language(L.LightningModule):
     """A GPT as a language model, trained whole.
 
     candidates    None for the exact softmax; a number samples the vocabulary in training (never in validation)
     chunk         tokens whose logits are held at once
+    padded        the first so many windows of a batch are padded as messages are (see pad_messages)
     progress      share of training done, which the learning rate follows; by default steps of the Trainer's max_steps
     """
 
@@ -144,8 +166,10 @@ class Language(L.LightningModule):
         chunk: int = 2048,
         seed: int = 123,
         progress: Callable[[], float] | None = None,
+        padded: int = 0,
     ) -> None:
         super().__init__()
+        self.padded = padded
         if chunk < 1 or (candidates is not None and candidates < 1):
             raise InputError(f"chunk={chunk} and candidates={candidates} must be at least 1")
         self.gpt, self.optimizer, self.candidates, self.chunk, self.seed = gpt, optimizer, candidates, chunk, seed
@@ -170,14 +194,18 @@ class Language(L.LightningModule):
         torch.manual_seed(self.batch_seed())  # dropout
 
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
-        hidden, targets = self(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()
+        generator = torch.Generator().manual_seed(self.batch_seed())
+        ids, targets = batch[:, :-1], batch[:, 1:]
+        if n := self.padded:
+            inputs, asked = pad_messages(batch[:n], generator)
+            ids, targets = torch.cat([inputs, ids[n:]]), torch.cat([asked, targets[n:]])
+        hidden, targets = self(ids).flatten(0, 1), targets.flatten()
         weight = self.gpt.token_embedding.weight
         if self.candidates is None:
             loss = chunked_cross_entropy(hidden, weight, targets, self.chunk, self.chunk_loss)
         else:
-            drawn_by = torch.Generator().manual_seed(self.batch_seed())
             loss = sampled_cross_entropy(
-                hidden, weight, targets, self.candidates, drawn_by, self.chunk, self.chunk_loss
+                hidden, weight, targets, self.candidates, generator, self.chunk, self.chunk_loss
             )
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss

@@ -2,14 +2,16 @@
 
     documents -> ids, <|endoftext|> after each -> uint16 on disk, source after source -> windows of T+1 tokens
 
-Tokenized once: the file is named by the sha256 of the text and of the vocabulary, and stands beside a manifest. Windows
-may run over the border of two documents, as in GPT-2's training.
+Tokenized once: the file is named by the sha256 of the text and of the vocabulary, and stands beside a manifest with its
+sha256; what does not agree is tokenized again. Windows may run over the border of two documents, as in GPT-2's
+training.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from itertools import islice
@@ -78,27 +80,46 @@ def pack(path: str | Path, cache: str | Path) -> Packed:
     folder = Path(cache).expanduser() / "tokens"
     stem = hashlib.sha256((sha256 + "".join(VOCABULARY.values())).encode()).hexdigest()[:24]
     manifest, tokens = folder / f"{stem}.json", folder / f"{stem}.uint16"
-    if not manifest.is_file():
+    facts = _manifest(manifest, tokens)
+    if facts is None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:
             facts = _tokenize(documents(path), Path(unfinished), Path(path))
             facts |= {"text": str(path), "text_sha256": sha256, "vocabulary_sha256": VOCABULARY}
+            facts["tokens_sha256"] = _sha256(Path(unfinished) / "tokens")
             os.replace(Path(unfinished) / "tokens", tokens)
-            (Path(unfinished) / "manifest").write_text(json.dumps(facts, indent=2) + "\n")
+            text = json.dumps(facts, indent=2)
+            (Path(unfinished) / "manifest").write_text(f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n")
             os.replace(Path(unfinished) / "manifest", manifest)  # last: where it stands, the tokens are whole
-    facts = json.loads(manifest.read_text())
-    found = tokens.stat().st_size if tokens.is_file() else 0
-    if found != 2 * facts["tokens"]:
-        raise InputError(f"{tokens} has {found} bytes, {manifest} says {2 * facts['tokens']}: delete both files")
     sources = {name: (start, end) for name, (start, end) in facts["sources"].items()}
     return Packed(np.memmap(tokens, np.uint16, "r"), sources, facts["documents"], sha256)
+
+
+def _manifest(manifest: Path, tokens: Path) -> dict[str, Any] | None:
+    """What was tokenized before, its own last line being the sha256 of the rest; None where it or the tokens are
+    missing, or changed by one bit, which is said."""
+    if not manifest.is_file():
+        return None
+    text, _, checksum = manifest.read_bytes().rstrip(b"\n").rpartition(b"\n")
+    if hashlib.sha256(text).hexdigest().encode() == checksum and tokens.is_file():
+        facts: dict[str, Any] = json.loads(text)
+        if _sha256(tokens) == facts["tokens_sha256"]:
+            return facts
+    print(f"{tokens} or its manifest is damaged: tokenizing again", file=sys.stderr)
+    return None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _tokenize(texts: Iterator[Document], folder: Path, path: Path) -> dict[str, Any]:
     """Write folder/tokens; a file a source first, then one after the other."""
     count, size = 0, dict[str, int]()
     numbers = dict[str, int]()  # of the sources, in the order in which they come
-    texts = iter(tqdm(texts, f"tokenizing {path.name}", unit=" documents"))
+    seconds = 0.1 if sys.stderr.isatty() else 60  # between two lines: a log wants one now and then
+    texts = iter(tqdm(texts, f"tokenizing {path.name}", unit=" documents", mininterval=seconds))
     while some := list(islice(texts, 1000)):
         for (source, _), ids in zip(some, encode([document.text for document in some]), strict=True):
             number = numbers.setdefault(source, len(numbers))
@@ -161,8 +182,7 @@ def _content_hash(path: Path) -> str:
     """One sha256 over the files' names and contents."""
     whole = hashlib.sha256()
     for file in _files(path):
-        with file.open("rb") as content:
-            whole.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+        whole.update(f"{file.name} {_sha256(file)}\n".encode())
     return whole.hexdigest()
 
 
@@ -173,14 +193,18 @@ class Windows:
     windows than a batch are left over. How far an iteration got is kept by state_dict: a run that was killed goes on at
     the very next batch. A batch counts as done when the next one is asked for, because Lightning, which is told of no
     length, always holds one in advance.
+
+    beginnings: so many windows, the first of each batch, move forward to the beginning of the next document
     """
 
-    def __init__(self, ids: np.ndarray[Any, Any], window: int, batch_size: int, seed: int) -> None:
-        self.ids, self.window, self.batch_size, self.seed = ids, window, batch_size, seed
+    def __init__(self, ids: np.ndarray[Any, Any], window: int, batch_size: int, seed: int, beginnings: int = 0) -> None:
+        self.ids, self.window, self.batch_size, self.seed, self.beginnings = ids, window, batch_size, seed, beginnings
+        self.documents = np.flatnonzero(ids[: -window - 1] == END_OF_TEXT) + 1 if beginnings else np.empty(0, int)
+        self.documents = np.append(0, self.documents)
         self.done = 0
         self.n = (len(ids) - 1) // window - 1  # windows of every epoch, whatever its offset
         self.epoch_batches = self.n // batch_size
-        if not self.epoch_batches:
+        if self.epoch_batches < 1:
             raise InputError(
                 f"the corpus has {len(ids)} tokens: {batch_size} windows of {window} tokens need "
                 f"{(batch_size + 1) * window + 1}; lower window or batch_size"
@@ -191,7 +215,10 @@ class Windows:
         rng = np.random.default_rng((self.seed, epoch))
         offset = rng.integers(self.window)
         order = rng.permutation(self.n)[: self.epoch_batches * self.batch_size]
-        return offset + self.window * order.reshape(self.epoch_batches, self.batch_size)
+        starts = offset + self.window * order.reshape(self.epoch_batches, self.batch_size)
+        first = np.searchsorted(self.documents, starts[:, : self.beginnings]) % len(self.documents)
+        starts[:, : self.beginnings] = self.documents[first]
+        return starts
 
     def __iter__(self) -> Iterator[Tensor]:
         while True:
