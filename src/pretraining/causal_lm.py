@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from src.data.tokens import END_OF_TEXT
+from src.data.tokenizer import END_OF_TEXT
 from src.errors import InputError
 from src.finetune.checkpointing import check_tensors
 from src.finetune.optim import Optimizer, clip
