@@ -29,16 +29,24 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises OSError that names `path`, also where a library says in its own words that the system refused.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with refusals_named(path):
+        try:
+            yield unfinished
+            os.replace(unfinished, path)
+        finally:
+            with suppress(OSError):
+                unfinished.unlink()
+
+
+@contextmanager
+def refusals_named(path: Path) -> Iterator[None]:
+    """Let what the system refuses be an OSError that names `path`: a full disk names no file, a library no error."""
     try:
-        yield unfinished
-        os.replace(unfinished, path)
+        yield
     except Exception as error:
         if number := _errno(error):
             raise OSError(number, os.strerror(number), str(path)) from None
         raise
-    finally:
-        with suppress(OSError):
-            unfinished.unlink()
 
 
 def _errno(error: BaseException) -> int | None:

@@ -1,8 +1,6 @@
 """What is read, trained and measured in classification fine-tuning, and what it costs."""
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -715,30 +713,3 @@ def test_a_training_is_not_charged_with_the_memory_of_one_before_it_in_the_proce
     del blocks
     forget_peak_memory()
     assert peak_memory_bytes(cpu) < before + room
-
-
-FAULTS = """
-import resource, sys, torch
-from src.finetune.allocator import keep_freed
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
-        torch.ones(12_000_000)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-if sys.argv[1] == "keep":
-    keep_freed()
-faults(), faults()  # splinters of the first seven stay between blocks
-print(faults())
-"""
-
-
-def test_what_is_freed_is_not_faulted_in_anew() -> None:
-    def faults(how: str) -> int:
-        command = [sys.executable, "-c", FAULTS, how]
-        return int(subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, check=True).stdout)
-
-    if (without := faults("leave")) < 1000:
-        pytest.skip("this system has huge pages, or no glibc")
-    assert faults("keep") < without / 20

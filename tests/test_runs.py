@@ -40,6 +40,7 @@ from src.errors import InputError
 from src.eval import evaluate
 from src.files import refusal, whole_file
 from src.finetune.base import FineTuner
+from src.finetune.checkpointing import AtomicCheckpointIO
 from src.finetune.classifier import Classifier
 from src.finetune.feature_cache import FrozenBlocks
 from src.gpt.model import GPT
@@ -1094,6 +1095,19 @@ def test_a_file_that_cannot_be_written_whole_is_named_and_not_there(write: Any, 
     assert caught.value.filename == str(path)
     assert [file.read_text() for file in tmp_path.iterdir()] == ["before"]
     assert refusal(caught.value) == f"{path} cannot be written: File too large"
+
+
+def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(10_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(path)
+    assert list(path.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(

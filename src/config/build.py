@@ -23,7 +23,6 @@ from src.data.mixture import MixData
 from src.data.prompts import Prompt, Task, make_task, parse
 from src.data.tokenizer import END_OF_TEXT, decode
 from src.errors import InputError
-from src.finetune import allocator
 from src.finetune.base import FineTuner
 from src.finetune.checkpointing import (
     AtomicCheckpointIO,
@@ -114,7 +113,6 @@ def check_root(cfg: DictConfig) -> None:
 
 def gpt(cfg: DictConfig) -> GPT:
     """The GPT that a run starts from."""
-    allocator.keep_freed()  # before the first large block
     section = run_dir.plain(cfg.gpt)
     name, source = section.pop("name"), section.pop("weights")
     section.pop("finetune")

@@ -13,6 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from src.errors import InputError
+from src.files import refusals_named
 
 RESUMABLE = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")
 
@@ -28,11 +29,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.unfinished")
-        try:
-            torch.save(checkpoint, unfinished)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with refusals_named(path):
+            try:
+                with unfinished.open("wb") as file:  # given a name, torch.save would not tell a full disk from others
+                    torch.save(checkpoint, file)
+                os.replace(unfinished, path)
+            finally:
+                unfinished.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         folder = Path(path).parent

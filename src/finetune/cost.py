@@ -4,6 +4,7 @@ Operations are counted, not estimated: torch's flop counter watches one forward 
 meta device, where frozen parameters get no gradient and so cost nothing. A multiply-add is two operations.
 """
 
+import ctypes
 import gc
 import resource
 from contextlib import suppress
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.data.batching import Batch
-from src.finetune import allocator
 from src.finetune.base import FineTuner
 
 STATUS = Path("/proc/self/status")  # Linux
@@ -151,7 +151,8 @@ def peak_memory_bytes(device: torch.device) -> int:
 def forget_peak_memory() -> None:
     """Begin anew, for a process that runs several trainings; where the system cannot, the peak of all of them stays."""
     gc.collect()
-    allocator.give_back()
+    with suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)  # give the system what is free now
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     if STATUS.is_file():

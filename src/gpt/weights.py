@@ -6,7 +6,6 @@ and so is config.json where there is one.
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from src.errors import InputError
+from src.files import whole_file
 from src.gpt.model import GPT, GPTConfig
 from src.gpt.pinned import PUBLISHED, SHIPPED
 from src.gpt.weight_files import check_config, named_tensors, tensor_files
@@ -92,11 +92,11 @@ def export(gpt: GPT, folder: str | Path, dtype: torch.dtype = torch.float32) -> 
     """Write `gpt` as a Hugging Face folder: model.safetensors and config.json. The file appears whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f".model.{os.getpid()}.safetensors"
-    save_file(gpt2_tensors(gpt, dtype), unfinished, metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(gpt2_config(gpt.config), indent=2) + "\n")
-    shutil.copymode(folder / "config.json", unfinished)  # safetensors writes for the owner alone
-    os.replace(unfinished, folder / "model.safetensors")
+    with whole_file(folder / "config.json") as unfinished:
+        unfinished.write_text(json.dumps(gpt2_config(gpt.config), indent=2) + "\n")
+    with whole_file(folder / "model.safetensors") as unfinished:
+        save_file(gpt2_tensors(gpt, dtype), unfinished, metadata={"format": "pt"})
+        shutil.copymode(folder / "config.json", unfinished)  # safetensors writes for the owner alone
 
 
 def gpt2_tensors(gpt: GPT, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
