@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from src.config import build
+from src.data.datamodule import SPLITS
 from src.data.datasets import BUNDLED
 from src.data.tokenizer import decode, encode
 from src.errors import InputError
@@ -191,6 +192,13 @@ def test_a_card_is_sound_whatever_the_labels_are(trained: Trained) -> None:
     assert r"a\|b" in card.text
     assert "<script" not in card.text
     assert ModelCard(card.content).data.model_name == run.result["id"]
+
+
+def test_a_card_has_a_sentence_for_the_leaks_of_every_split(trained: Trained) -> None:
+    run = trained["last_nonpad"]
+    for split in ("book", *SPLITS):
+        told = replace(run, result=run.result | {"data": run.result["data"] | {"split": split}})
+        assert model_card.LEAKS[split] in model_card.card(told, None, onnx=False).text
 
 
 def test_a_prompt_cannot_end_the_code_of_a_card(trained: Trained, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ HERE = "path/to/this/folder"
 EXAMPLE = "Claim your prize now"
 LEAKS = {
     "book": "It is the published split, which leaks: 36 of its 300 test messages also stand in train.",
-    "deduplicated": "No message, up to case, digits and spaces, stands in two splits.",
+    "deduplicated": "No message, up to case, digits and spaces, stands in two splits; near-duplicates may.",
+    "grouped": "No near-duplicates, of which more than half of all 5-grams of characters agree, stand in two splits.",
     "given files": "The splits are files of their own; whether they share messages was not looked at.",
 }
 READING = {
