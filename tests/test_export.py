@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 TINY = [
     *("gpt.weights=random", "gpt.n_layer=2", "gpt.n_head=2", "gpt.n_embd=16", "gpt.context_length=64"),
     *("trainer.max_epochs=2", "trainer.accelerator=cpu", "task.optimizer.lr=1e-2"),
-    *("data=table", "data.max_length=32", "logger=none", "cache=off"),
+    *("data=table", "data.split=deduplicated", "data.max_length=32", "logger=none", "cache=off"),
 ]
 ALL = "task.trainable=all"
 PROMPTED = ("data.max_length=48", 'data.instruction="Is it spam?"')
