@@ -56,7 +56,7 @@ def composed_once() -> Iterator[None]:
 
     @cache
     def config(overrides: tuple[str, ...]) -> Any:
-        return compose(study.Point({}, overrides))
+        return compose(study.Trial({}, overrides))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "config", lambda point: config(point.overrides))
@@ -73,7 +73,7 @@ def write_study(folder: Path, name: str, parameters: dict[str, list[Any]], quest
 
 def write_run(
     folder: Path,
-    point: study.Point,
+    point: study.Trial,
     right: Sequence[bool],
     *,
     labels: Sequence[str] = ("ham", "spam"),
@@ -127,7 +127,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of four strategies, three seeds each: all has two of three, lora none."""
     folder = tmp_path_factory.mktemp("home")
     path = write_study(folder, "depth", {"task.trainable": [*DEPTHS], "seed": [1, 2, 3]}, f"How deep? {STRANGE}")
-    for point in study.points(study.read(path)):
+    for point in study.trials(study.read(path)):
         strategy, seed = point.values["task.trainable"], point.values["seed"]
         if strategy == "lora" or (strategy, seed) == ("all", 3):
             continue
@@ -150,7 +150,7 @@ def found(home: Path) -> list[rows.Row]:
 def one_seed(folder: Path, right: dict[str, Sequence[bool]], **more: Any) -> list[rows.Row]:
     """Rows of one run each, by position."""
     path = write_study(folder, "positions", {"task.position": [*right]})
-    for point, answered in zip(study.points(study.read(path)), right.values(), strict=True):
+    for point, answered in zip(study.trials(study.read(path)), right.values(), strict=True):
         write_run(folder, point, answered, **more)
     return rows.read(study.read(path), folder / "runs")
 
@@ -331,7 +331,7 @@ def test_the_published_interval_is_wilsons_on_300_messages() -> None:
 )
 def test_a_config_repeats_a_published_row_only_as_a_whole(overrides: str, row: int | None) -> None:
     repeated = published.repeated_by(
-        study.config(study.Point({}, tuple(overrides.split()))), published.published_rows()
+        study.config(study.Trial({}, tuple(overrides.split()))), published.published_rows()
     )
     assert (repeated and repeated.row) == row
 
@@ -341,7 +341,7 @@ def test_ours_is_held_against_the_published_interval(tmp_path: Path) -> None:
         tmp_path, "book", {"+experiment": ["last_block", "first_token"], "gpt": ["small"], "data": ["sms_spam"]}
     )
     right = {"last_block": 282, "first_token": 250}  # 94.00% against 91.9 to 96.9; 83.33% against 69.8 to 79.6
-    for point in study.points(study.read(path)):
+    for point in study.trials(study.read(path)):
         write_run(tmp_path, point, answers(300, right[point.values["+experiment"]]))
     shown = made(rows.read(study.read(path), tmp_path / "runs"))
     assert texts(shown, "experiment") == ["last_block", "first_token"]
@@ -396,7 +396,7 @@ def test_short_names_stay_distinct() -> None:
 
 def test_runs_of_a_row_on_different_messages_are_refused(tmp_path: Path) -> None:
     path = write_study(tmp_path, "seeds", {"seed": [1, 2]})
-    for point, messages in zip(study.points(study.read(path)), "ab", strict=True):
+    for point, messages in zip(study.trials(study.read(path)), "ab", strict=True):
         write_run(tmp_path, point, answers(20, 15), messages=messages)
     with pytest.raises(InputError, match=r"row seeds of seeds: runs train-\w+ and train-\w+ were tested on different"):
         rows.read(study.read(path), tmp_path / "runs")
@@ -404,7 +404,7 @@ def test_runs_of_a_row_on_different_messages_are_refused(tmp_path: Path) -> None
 
 def test_a_run_without_predictions_is_refused(tmp_path: Path) -> None:
     path = write_study(tmp_path, "seeds", {"seed": [1]})
-    run = write_run(tmp_path, study.points(study.read(path))[0], answers(20, 15))
+    run = write_run(tmp_path, study.trials(study.read(path))[0], answers(20, 15))
     (run / "predictions.csv").unlink()
     with pytest.raises(InputError, match=r"predictions\.csv is missing"):
         rows.read(study.read(path), tmp_path / "runs")
@@ -445,7 +445,7 @@ def test_rows_are_compared_with_the_first_and_corrected_together(found: list[row
 def test_a_difference_has_its_deviation_over_the_seeds_that_both_rows_have(tmp_path: Path) -> None:
     path = write_study(tmp_path, "seeds", {"task.position": ["last", "first"], "seed": [1, 2, 3]})
     right = {("last", 1): 10, ("last", 2): 14, ("last", 3): 11, ("first", 1): 16, ("first", 3): 8}
-    for point in study.points(study.read(path)):
+    for point in study.trials(study.read(path)):
         if (asked := (point.values["task.position"], point.values["seed"])) in right:
             write_run(tmp_path, point, answers(20, right[asked]))
     found = rows.read(study.read(path), tmp_path / "runs")
@@ -457,7 +457,7 @@ def test_a_difference_has_its_deviation_over_the_seeds_that_both_rows_have(tmp_p
 
 def test_rows_that_the_named_reference_does_not_cover_are_compared_with_none(tmp_path: Path) -> None:
     path = write_study(tmp_path, "half", {"data.padding": ["longest", "batch"], "task.position": ["last", "first"]})
-    for point in study.points(study.read(path))[:-1]:  # batch, first has not run
+    for point in study.trials(study.read(path))[:-1]:  # batch, first has not run
         write_run(tmp_path, point, answers(20, 15), messages=point.values["data.padding"])
     found = rows.read(study.read(path), tmp_path / "runs")
     assert differences.references(found, "position=first") == [found[1], found[1], None, None]
@@ -489,7 +489,7 @@ def test_one_run_a_row_gives_wilsons_interval_and_mcnemars_test(tmp_path: Path) 
 def test_rows_on_different_data_are_compared_within_their_data(tmp_path: Path) -> None:
     path = write_study(tmp_path, "two", {"data.padding": ["longest", "batch"], "task.position": ["last", "first"]})
     right = {"last": answers(60, 50), "first": answers(60, 30, 1)}
-    for point in study.points(study.read(path)):
+    for point in study.trials(study.read(path)):
         write_run(tmp_path, point, right[point.values["task.position"]], messages=point.values["data.padding"])
     found = rows.read(study.read(path), tmp_path / "runs")
     shown = made(found)
@@ -507,7 +507,7 @@ def by_fraction(folder: Path) -> list[rows.Row]:
     """Two parts of the messages x two positions x two strategies, all tested on the same 100 messages."""
     settings = {"data.fraction": [0.1, 1.0], "task.position": ["last", "first"], "task.trainable": ["all", "lora"]}
     path = write_study(folder, "parts", settings)
-    for i, point in enumerate(study.points(study.read(path))):
+    for i, point in enumerate(study.trials(study.read(path))):
         write_run(folder, point, answers(100, 50 + 5 * i))
     return rows.read(study.read(path), folder / "runs")
 
@@ -534,7 +534,7 @@ def test_a_reference_may_name_a_row_for_each_of_the_other_settings(tmp_path: Pat
 def test_one_model_of_several_tasks_is_compared_with_that_of_one_task_on_its_messages(tmp_path: Path) -> None:
     path = write_study(tmp_path, "tasks", {"experiment": ["generalist", "specialist_spam"], "seed": [1, 2]})
     ham, spam, mixed = ["ham", "spam"], answers(40, 30), answers(60, 42, 3)
-    for point in study.points(study.read(path)):
+    for point in study.trials(study.read(path)):
         if point.values["experiment"] == "specialist_spam":
             write_run(tmp_path, point, spam, labels=ham)
         else:  # its first 40 messages are those of the other
@@ -570,7 +570,7 @@ def test_a_reference_that_is_no_row_or_has_not_run_is_refused(found: list[rows.R
 
 def test_the_costs_are_means_over_seeds_and_the_most_memory(tmp_path: Path) -> None:
     path = write_study(tmp_path, "seeds", {"seed": [1, 2]})
-    for point, n in zip(study.points(study.read(path)), (1, 3), strict=True):
+    for point, n in zip(study.trials(study.read(path)), (1, 3), strict=True):
         cost = {"train_seconds": 100.0 * n, "train_flops": 2e12 * n, "peak_memory_bytes": n * 10**9}
         write_run(tmp_path, point, answers(20, 15), cost=cost, task={"trainable_parameters": 386})
     shown = made(rows.read(study.read(path), tmp_path / "runs"))
@@ -585,7 +585,7 @@ def test_the_costs_are_means_over_seeds_and_the_most_memory(tmp_path: Path) -> N
 def test_what_only_some_runs_measure_has_a_column_when_one_has_it(found: list[rows.Row], tmp_path: Path) -> None:
     assert "valid (%)" not in [column.heading for column in made(found).columns]
     path = write_study(tmp_path, "kinds", {"task.position": ["last", "first"]})
-    last, first = study.points(study.read(path))
+    last, first = study.trials(study.read(path))
     write_run(tmp_path, last, answers(20, 15))
     metrics = {"accuracy": 0.75, "ece": 0.1, "generated_accuracy": 0.7, "valid_rate": 0.985}
     both = {part: metrics for part in ("validation", "test")}
@@ -708,7 +708,7 @@ def test_a_study_gets_the_charts_that_its_settings_give(found: list[rows.Row], t
 def test_fraction_draws_a_line_for_each_of_the_other_settings(tmp_path: Path) -> None:
     parts = [1.0, 0.1, 0.5]
     path = write_study(tmp_path, "data", {"data.fraction": parts, "task.position": ["last", "first"]})
-    for point in study.points(study.read(path)):
+    for point in study.trials(study.read(path)):
         right = round(60 + 30 * point.values["data.fraction"]) - 10 * (point.values["task.position"] == "first")
         write_run(tmp_path, point, answers(100, right))
     drawn = chart(rows.read(study.read(path), tmp_path / "runs"), "fraction")
@@ -724,7 +724,7 @@ def test_fraction_draws_a_line_for_each_of_the_other_settings(tmp_path: Path) ->
 def test_each_set_of_data_has_its_panel_where_a_series_looks_the_same(tmp_path: Path) -> None:
     settings = {"data": ["bundled", "sms_spam"], "data.fraction": [0.1, 1.0], "task.position": ["last", "first"]}
     path = write_study(tmp_path, "data", settings)
-    for point in study.points(study.read(path)):
+    for point in study.trials(study.read(path)):
         if (point.values["data"], point.values["task.position"]) != ("sms_spam", "last"):
             write_run(tmp_path, point, answers(100, 80), messages=point.values["data"])
     for kind in ("fraction", "cost"):
@@ -1071,7 +1071,7 @@ def test_the_dashboards_name_what_runs_log() -> None:
     logged = {f"final/{part}/{name}" for part in ("train", "validation", "test") for name in metrics}
     logged |= {f"cost/{name}" for name in Cost().summary()}
     assert set(dashboard.MEASURED) <= logged
-    cfg = run_dir.plain(study.config(study.Point({}, ())))
+    cfg = run_dir.plain(study.config(study.Trial({}, ())))
     for setting in dashboard.SETTINGS:
         assert rows.reach(cfg, setting.split(".")) is not None
 

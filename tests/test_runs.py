@@ -257,7 +257,7 @@ def test_the_config_hash_changes_with_what_can_change_the_numbers(home: Path, ov
 
 def test_runs_from_shipped_weights_are_others_once_these_are_trained_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     def hashes(*more: str) -> str:
-        return run_dir.config_hash(study.config(study.Point({}, more)))
+        return run_dir.config_hash(study.config(study.Trial({}, more)))
 
     settings = [(), ("gpt.weights=random",), ("gpt=small",)]
     before = [hashes(*some) for some in settings]
@@ -271,7 +271,7 @@ def test_the_config_hash_does_not_depend_on_where_pinned_data_are_kept_and_how_d
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hash_of(*more: str) -> str:
-        return run_dir.config_hash(study.config(study.Point({}, (f"data={data}", "task=instruct", *more))))
+        return run_dir.config_hash(study.config(study.Trial({}, (f"data={data}", "task=instruct", *more))))
 
     here = hash_of()
     monkeypatch.setenv("TWO_WAYS_CACHE", str(tmp_path))

@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import re
 import signal
 import sys
 import threading
@@ -115,8 +116,31 @@ def check_resume(arguments: list[str], changeable: tuple[str, ...] = ()) -> None
 
 
 def with_plus(arguments: list[str]) -> list[str]:
-    """`experiment=` as +experiment=: W&B's agents say it so, whose schema refuses a plus in the name of a parameter."""
+    """`experiment=` as +experiment=: W&B's agents say it so, whose schema refuses a plus in the name of a parameter.
+    They also quote no value, so that this is done here."""
+    if os.environ.get("WANDB_SWEEP_ID"):
+        pairs = (argument.partition("=") for argument in arguments)
+        arguments = [override(key, value) if equals else key for key, equals, value in pairs]
     return [f"+{argument}" if argument.startswith("experiment=") else argument for argument in arguments]
+
+
+def override(key: str, value: Any) -> str:
+    """`key=value` as Hydra reads it: in quotes where its grammar would take a text apart, as one with a comma."""
+    if not isinstance(value, str) or is_one_value(f"{key}={value}"):
+        return f"{key}={value}"
+    escaped = re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + ("\\'" if end[2] else ""), value)
+    return f"{key}='{escaped}'"
+
+
+def is_one_value(argument: str) -> bool:
+    """Whether Hydra reads an override, and as one value: `a=1,2` would be two."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return not OverridesParser.create().parse_override(argument).is_sweep_override()
+    except HydraException:
+        return False
 
 
 def explain(error: Exception, config_name: str) -> str:

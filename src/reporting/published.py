@@ -51,7 +51,7 @@ def repeated_by(cfg: Any, known: dict[str, Published]) -> Published | None:
     row = known.get(cfg.name)
     if row is None or (cfg.gpt.name, cfg.gpt.weights, cfg.data.name) != (row.gpt, row.weights, "sms_spam"):
         return None
-    book = study.config(study.Point({}, (f"+experiment={row.experiment}", f"gpt={row.gpt}", "data=sms_spam")))
+    book = study.config(study.Trial({}, (f"+experiment={row.experiment}", f"gpt={row.gpt}", "data=sms_spam")))
     return row if decisive(cfg) == decisive(book) else None
 
 

@@ -122,10 +122,10 @@ def reach(node: Any, path: Sequence[str]) -> float | None:
 def read(asked: study.Study, runs: str | Path) -> list[Row]:
     """The rows of a study in its order, with the runs below `runs` that are theirs. Raises InputError for a run whose
     predictions are gone, and for runs of one row that were measured on different test messages."""
-    points, folders, known = study.points(asked, runs), study.finished(runs), published_rows()
+    points, folders, known = study.trials(asked, runs), study.finished(runs), published_rows()
     name = namer([point.values for point in points], asked.name)
     rows: dict[str, Row] = {}
-    for point, cfg in zip(points, study.configs(points), strict=True):
+    for point, cfg in zip(points, map(study.config, points), strict=True):
         values = {key: value for key, value in point.values.items() if key != "seed"}
         label = name(values)
         if label not in rows:

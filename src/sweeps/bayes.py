@@ -1,7 +1,7 @@
-"""A study of method bayes: each point is chosen by Optuna's TPE from what the points before it came to.
+"""A study of method bayes: each trial is chosen by Optuna's TPE from what the trials before it came to.
 
-What was asked for is kept in a record below the run folders, what it came to in its run: a study that was killed goes
-on with both, and another version of Optuna changes only what is still to be asked.
+What was requested is kept in a record below the run folders, what it came to in its run: a study that was killed goes
+on with both, and another version of Optuna changes only what is still to be requested.
 """
 
 import json
@@ -11,60 +11,60 @@ from typing import Any
 
 from src.errors import InputError
 from src.runs import run_dir
-from src.sweeps import study
-from src.sweeps.study import Range, Study
+from src.sweeps import study as studies
+from src.sweeps.spec import Parameter, Study
+from src.sweeps.study import Trial
 
 
-def rounds(asked: Study, runs: str | Path) -> Iterator[dict[str, Any]]:
-    """The values of run_cap points. Each is asked for when the one before has been settled."""
-    yield from study.asked(asked, runs)
-    while len(before := study.asked(asked, runs)) < (asked.run_cap or 0):
-        values = choose(asked, before, outcomes(asked, before, runs))
-        path = study.record(asked, runs)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        run_dir.write_text(path, "".join(json.dumps(one) + "\n" for one in [*before, values]))
-        yield values
+def rounds(study: Study, runs: str | Path) -> Iterator[dict[str, Trial]]:
+    """run_cap trials by the hash of their config, one after the other: each is chosen when the one before has ended."""
+    for i in range(study.run_cap or 0):
+        before = studies.requested(study, runs)
+        if i == len(before):
+            before.append(choose(study, before, outcomes(study, before, runs)))
+            path = studies.record(study, runs)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            run_dir.write_text(path, "".join(json.dumps(one) + "\n" for one in before))
+        trial = studies.trial(study, before[i])
+        yield {run_dir.config_hash(studies.config(trial)): trial}
 
 
-def outcomes(asked: Study, points: list[dict[str, Any]], runs: str | Path) -> list[float | None]:
-    """The metric of each point; None where its run failed."""
-    finished, (_, part, name) = study.finished(runs), asked.metric.split("/")
+def outcomes(study: Study, requested: list[dict[str, Any]], runs: str | Path) -> list[float | None]:
+    """The metric of each trial; None where its run failed."""
+    finished, (_, part, name) = studies.finished(runs), study.metric.name.split("/")
     found: list[float | None] = []
-    for values in points:
-        run = finished.get(run_dir.config_hash(study.config(study.point(asked, values))))
+    for values in requested:
+        run = finished.get(run_dir.config_hash(studies.config(studies.trial(study, values))))
         metrics = run_dir.load_result(run)["metrics"] if run else {part: {name: None}}
         if name not in metrics.get(part, {}):
-            raise InputError(f"metric: no run has {asked.metric}: use final/<train, validation or test>/<metric>")
+            raise InputError(f"metric: no run has {study.metric.name}: use final/<train, validation or test>/<metric>")
         found.append(metrics[part][name])
     return found
 
 
-def choose(asked: Study, points: list[dict[str, Any]], values: list[float | None]) -> dict[str, Any]:
-    """The next point after `points` and what they came to. The same history gives the same point."""
+def choose(study: Study, requested: list[dict[str, Any]], values: list[float | None]) -> dict[str, Any]:
+    """The next trial after those `requested` and what they came to. The same history gives the same trial."""
     try:
         import optuna
     except ImportError:
         raise InputError("method: bayes needs Optuna: pip install -e '.[sweeps]', or use method: random") from None
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = {key: distribution(given) for key, given in asked.parameters.items()}
-    sampler = optuna.samplers.TPESampler(seed=len(points))
-    made = optuna.create_study(sampler=sampler, direction="maximize" if asked.goal == "maximize" else "minimize")
-    for params, value in zip(points, values, strict=True):
+    space = {key: distribution(given) for key, given in study.parameters.items()}
+    sampler = optuna.samplers.TPESampler(seed=len(requested))
+    made = optuna.create_study(sampler=sampler, direction=study.metric.goal)
+    for params, value in zip(requested, values, strict=True):
         state = optuna.trial.TrialState.FAIL if value is None else optuna.trial.TrialState.COMPLETE
         made.add_trial(optuna.trial.create_trial(state=state, params=params, distributions=space, value=value))
     return dict(made.ask(space).params)
 
 
-def distribution(given: "list[Any] | Range") -> Any:
+def distribution(given: Parameter) -> Any:
     """A parameter as Optuna has it."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    if isinstance(given, list):
-        return CategoricalDistribution(given)
-    match given.distribution:
-        case "int_uniform":
-            return IntDistribution(int(given.low), int(given.high))
-        case "q_uniform":
-            return FloatDistribution(given.low, given.high, step=given.q)
-    return FloatDistribution(given.low, given.high, log=given.distribution == "log_uniform_values")
+    if given.choices:
+        return CategoricalDistribution(given.choices)
+    if given.kind == "int_uniform":
+        return IntDistribution(given.min, given.max)
+    return FloatDistribution(given.min, given.max, log=given.kind == "log_uniform_values")
