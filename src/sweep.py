@@ -61,7 +61,7 @@ def sweep(study: Study, planned: dict[str, Trial], given: Options) -> dict[str, 
     from src.sweeps import bayes
     from src.sweeps.engine import Board, Engine, connect, dashboard, local_workers
 
-    workers = int(given.workers) if given.workers else None
+    workers = int(given.workers) if given.workers else 1 if study.method == "bayes" else None
     failed: dict[str, str] = {}
     with connect(given.scheduler) if given.scheduler else local_workers(workers, given.host) as client:
         print(f"Dask's dashboard: {dashboard(client)}; logs in {runs / '.sweep'}", flush=True)

@@ -4,6 +4,7 @@ Dask starts workers, carries trials to them and tells which are gone. What has b
 alone, so that a client, a scheduler or a worker may die at any moment: the same command goes on from what is there.
 """
 
+import logging
 import os
 import socket
 import sys
@@ -11,6 +12,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +33,8 @@ from src.sweeps.study import Trial
 LOOK = 0.5  # seconds between two looks at which workers there are
 ANSWER = 10  # seconds in which a scheduler must answer
 PAUSE = 5.0  # seconds until a run that another sweep is at is looked at again
-QUIET = 50  # logging.CRITICAL: what Dask says of workers that die is said here in a line
+QUIET = logging.CRITICAL  # what Dask says of workers that die is said here in a line
+ENDED = ("finished", "error")
 DIED = "its worker died (killed, often for want of memory)"
 LOCAL = {
     "distributed.worker.daemon": False,  # else a DataLoader could have no workers of its own
@@ -101,6 +104,7 @@ def local_workers(n: int | None, host: str) -> Iterator[Client]:
 
 def connect(address: str) -> Client:
     """A client of a scheduler that is running, with its workers. Raises InputError where it does not answer."""
+    logging.getLogger("distributed").setLevel(QUIET)
     try:
         return Client(address, timeout=ANSWER)
     except (OSError, ValueError) as error:
@@ -135,12 +139,12 @@ class Engine:
             for worker in [one for one, good in self.workers.items() if good and one not in self.at_work]:
                 self._hand_out(worker)
             if futures := [future for _, future in self.at_work.values()]:
-                with suppress(TimeoutError):
+                with suppress(TimeoutError, CancelledError):  # cancelled where the scheduler is gone
                     wait(futures, timeout=LOOK, return_when="FIRST_COMPLETED")
             else:
                 sleep(LOOK)
             for worker, (key, future) in list(self.at_work.items()):
-                if future.done():
+                if future.status in ENDED:
                     del self.at_work[worker]
                     self._settle(key, future)
         return self.failed
@@ -149,11 +153,14 @@ class Engine:
         """Get to know workers that came, and take back the trials of those that are gone."""
         try:
             present = set(self.client.nthreads())
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"Dask's scheduler is gone ({error}): start it again, and give the same command") from None
+            alive = self.client.status == "running"
+        except (OSError, RuntimeError, TimeoutError):
+            alive = False
+        if not alive:
+            raise InputError("Dask's scheduler is gone: start it again, and give the same command")
         for worker in self.workers.keys() - present:
             del self.workers[worker]
-            if worker in self.at_work and not self.at_work[worker][1].done():
+            if worker in self.at_work and self.at_work[worker][1].status not in ENDED:
                 key, future = self.at_work.pop(worker)
                 future.cancel()
                 self._failed(key, DIED)
@@ -190,12 +197,12 @@ class Engine:
             self.at_work[worker] = key, future
 
     def _settle(self, key: str, future: "Future[str]") -> None:
-        error = future.exception() if future.status == "error" else None
-        if future.status == "finished":
+        error = future.exception()
+        if error is None:
             self.board.ended(self.trials[key].label, future.result())
         elif isinstance(error, RunLockedError):
             self.due[key] = monotonic() + PAUSE  # whoever is at it may end or die
-        elif error is None or isinstance(error, KilledWorker):
+        elif isinstance(error, KilledWorker):
             self._failed(key, DIED)
         else:  # after an InputError a second try would come to the same
             why = error if isinstance(error, InputError) else traceback.format_exception_only(error)[-1]

@@ -27,7 +27,7 @@ from tests.sweeps import tiny
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     """A worker in a thread of this process."""
-    given: dict[str, Any] = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    given: dict[str, Any] = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
     with LocalCluster(processes=False, silence_logs=50, **given) as cluster, Client(cluster) as client:
         yield client
 

@@ -64,7 +64,7 @@ def test_a_wrong_command_is_answered_with_a_sentence(
 @contextmanager
 def worker_here(n: int | None, host: str) -> Iterator[Client]:
     """Stands in for local_workers: a worker in a thread of this process, which has all imports already."""
-    given: dict[str, Any] = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    given: dict[str, Any] = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
     with LocalCluster(processes=False, silence_logs=50, **given) as cluster, Client(cluster) as client:
         yield client
 
@@ -74,6 +74,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     """`python -m src.sweep <arguments>` from this process: its status and what it prints."""
     monkeypatch.setattr(engine, "local_workers", worker_here)
     monkeypatch.setattr(engine, "dashboard", lambda client: "http://127.0.0.1:8787")
+
     def run(*arguments: Any) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sweep", *map(str, arguments)])
         capsys.readouterr()
