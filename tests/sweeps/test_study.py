@@ -139,7 +139,7 @@ def test_the_real_command_takes_the_words_of_an_agent(tmp_path: Path) -> None:
         ({"data": ["table"], "data.path": ["nowhere.tsv"], "seed": [1, 2]}, "nowhere.tsv"),
         ({"data": ["tabel"], "data.path": ["x.tsv"]}, "data/tabel"),
         ({"gpt.weights": ["nowhere"]}, "gpt.weights: there is no file nowhere"),
-        ({"gpt.weights": ["pretrained"], "gpt.n_head": [6], "gpt.n_embd": [192]}, "tensor h.2"),
+        ({"gpt.weights": ["pretrained"], "gpt.n_head": [6], "gpt.n_embd": [192]}, "n_layer"),
         ({"data.padding": ["none"]}, "data.padding=none needs data.batch_size=1"),
         ({"task.lora.scaling": ["beta"]}, "task.lora.scaling=beta"),
         ({"task.trainable": ["lst"]}, "task.trainable=lst"),

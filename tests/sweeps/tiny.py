@@ -17,7 +17,7 @@ from src.sweeps.study import Study, Trial
 ROOT = Path(__file__).parents[2]
 SETTINGS = (
     "gpt.n_layer=2 gpt.n_head=2 gpt.n_embd=16 gpt.context_length=64 gpt.weights=random trainer.max_epochs=2 "
-    "trainer.accelerator=cpu data=table data.max_length=32 logger=none"
+    "trainer.accelerator=cpu data=table data.split=deduplicated data.max_length=32 logger=none"
 )
 AGENT = ["${env}", "${interpreter}", "-m", "src.train"]
 WORDS = {"ham": "lunch home later tea see you soon ok", "spam": "free prize win cash urgent call now claim"}
