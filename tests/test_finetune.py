@@ -415,21 +415,20 @@ def test_without_warmup_training_starts_at_the_full_learning_rate(schedule: str)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "got"),
+    ("key", "value"),
     [
-        ({"lr": 0.0}, "lr=0.0, weight_decay=0.1, {betas}, warmup=0.0, floor=0.0"),
-        ({"lr": math.nan}, "lr=nan, weight_decay=0.1, {betas}, warmup=0.0, floor=0.0"),
-        ({"weight_decay": -1.0}, "lr=5e-05, weight_decay=-1.0, {betas}, warmup=0.0, floor=0.0"),
-        ({"warmup": 1.0}, "lr=5e-05, weight_decay=0.1, {betas}, warmup=1.0, floor=0.0"),
-        ({"warmup": -0.1}, "lr=5e-05, weight_decay=0.1, {betas}, warmup=-0.1, floor=0.0"),
-        ({"floor": 1.1}, "lr=5e-05, weight_decay=0.1, {betas}, warmup=0.0, floor=1.1"),
-        ({"floor": -0.1}, "lr=5e-05, weight_decay=0.1, {betas}, warmup=0.0, floor=-0.1"),
+        ("lr", 0.0),
+        ("lr", math.nan),
+        ("weight_decay", -1.0),
+        ("warmup", 1.0),
+        ("warmup", -0.1),
+        ("floor", 1.1),
+        ("floor", -0.1),
     ],
 )
-def test_an_optimizer_that_cannot_be_is_refused(wrong: dict[str, float], got: str) -> None:
-    needs = "an optimizer needs lr > 0, weight_decay >= 0, warmup in [0, 1) and floor in [0, 1], got"
-    got = got.format(betas="betas=(0.9, 0.999), schedule='constant'")
-    assert sentence(lambda: Optimizer(**wrong)) == f"{needs} Optimizer({got})"
+def test_an_optimizer_that_cannot_be_is_refused(key: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"{key}={value}"):
+        Optimizer(**{key: value})
 
 
 def test_an_unknown_schedule_is_refused() -> None:

@@ -372,6 +372,7 @@ def config(home: Path, *overrides: str) -> DictConfig:
                 "trainer.accelerator=cpu",
                 "trainer.max_epochs=1",
                 "data.padding=batch",
+                "data.split=deduplicated",  # they are all alike
                 "logger=none",
                 f"runs={home}/runs",
                 *overrides,
@@ -468,10 +469,12 @@ def mix(home: Path, *overrides: str) -> DictConfig:
         sources += [
             "+data@data.sources.mail=table",
             f"data.sources.mail.path={home}/messages.tsv",
+            "data.sources.mail.split=deduplicated",
             "data.sources.mail.instruction=Is it spam?",
             "data.sources.mail.answers={ham: 'no', spam: 'yes'}",
             "+data@data.sources.topic=table",
             f"data.sources.topic.path={home}/topics.tsv",
+            "data.sources.topic.split=deduplicated",
         ]
         shapes = ["gpt.n_layer=1", "gpt.n_head=2", "gpt.n_embd=16", "gpt.context_length=64", "gpt.weights=random"]
         rest = ["trainer.accelerator=cpu", "trainer.max_epochs=1", "logger=none", f"runs={home}/runs"]

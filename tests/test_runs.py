@@ -922,7 +922,7 @@ def test_an_offline_wandb_run_holds_the_test_predictions_and_their_confusion(tra
     for (text, label, predicted, *p), row in zip(tables["predictions"]["data"], rows, strict=True):
         assert hashlib.sha256(text.encode()).hexdigest() == row["text_sha256"]
         assert (label, predicted) == (row["label"], row["predicted"])
-        assert [f"{x:.5g}" for x in p] == [f"{float(row[f'p_{label}']):.5g}" for label in labels]
+        assert p == pytest.approx([float(row[f"p_{label}"]) for label in labels], rel=1e-5)
     count = Counter((row["label"], row["predicted"]) for row in rows)
     confusion = {(true, guess): n for true, guess, n in tables["confusion_table"]["data"]}
     assert confusion == {(true, guess): count[true, guess] for true in labels for guess in labels}
