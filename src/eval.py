@@ -2,7 +2,8 @@
 
 Measures a finished run again, on every split it knows. Further key=value pairs change the run's settings first:
   data.name=table data.path=mine.csv   measures it on all of another file's messages, of the same classes; with
-                                       data.text_column= and data.label_column= as in training
+                                       data.text_column= and data.label_column= (data.encoding=, data.separator=,
+                                       data.empty=) as in training; they may hold one class alone
   trainer.precision=bf16-mixed         in another precision
 """
 
@@ -14,7 +15,7 @@ from src.config.command_line import one_sentence, options
 from src.errors import InputError
 from src.runs import run_dir
 
-OTHER_DATA = ("name", "path", "text_column", "label_column")
+OTHER_DATA = ("name", "path", "text_column", "label_column", "encoding", "separator", "empty")
 SAME_DATA = ("batch_size", "num_workers")
 
 
@@ -40,6 +41,8 @@ def evaluate(
     trained_on = run_dir.trained_on(folder)
     cfg = run_dir.load_config(folder)
     given = {change.partition("=")[0]: change for change in changes or []}
+    if bare := [change for change in given.values() if "=" not in change]:
+        raise InputError(f"{bare[0]!r} is not understood: give {bare[0]}=<value>")
     known = [f"data.{key}" for key in (*OTHER_DATA, *SAME_DATA)]
     if other := [change for key, change in given.items() if key not in known and not key.startswith("trainer.")]:
         raise InputError(

@@ -1,4 +1,5 @@
-"""Whole files or none: written under a temporary name, then renamed; and what to say where the system refuses."""
+"""Whole files or none: written under a temporary name, then renamed; cells that no spreadsheet runs; and what to say
+where the system or a network refuses."""
 
 import errno
 import os
@@ -20,6 +21,15 @@ REFUSED = (
     errno.EISDIR,
     errno.EEXIST,
 )
+
+CAUSES = {  # in the words of requests, httpx and urllib3; the proxy first, as its name or its answer may be what fails
+    r"proxy": "the proxy does not let it through; see HTTPS_PROXY",
+    r"certificate|ssl": "the TLS certificate is not trusted; SSL_CERT_FILE and REQUESTS_CA_BUNDLE name yours",
+    r"resol|getaddrinfo|name or service": "its name is not resolved: no network, or no DNS",
+    r"time.?out": "no answer in time",
+    r"refused": "the connection is refused",
+    r"reset|aborted|broken|incomplete": "the connection broke off",
+}
 
 
 @contextmanager
@@ -72,3 +82,37 @@ def refusal(error: OSError) -> str | None:
     closed = os.path.exists(Path(path).parent) and not os.access(Path(path).parent, os.X_OK)
     unreadable = closed or (os.path.exists(path) and not os.access(path, os.R_OK))
     return f"{path} cannot be {'read' if unreadable else 'written'}: {reason}"
+
+
+def why_no_download(error: BaseException | None) -> str:
+    """What kept a download from succeeding, in a few words, from an HTTP library's error and those behind it."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    for one in chain:
+        if status := getattr(getattr(one, "response", None), "status_code", None):
+            return f"the server answers {status}"
+    said = " ".join(f"{type(one).__name__} {one}" for one in chain)
+    for pattern, cause in CAUSES.items():
+        if re.search(pattern, said, re.IGNORECASE):
+            return cause
+    return f"{type(chain[0]).__name__}, {' '.join(str(chain[0]).split())[:200]}"
+
+
+def spreadsheet_cell(text: str) -> str:
+    """A text that no spreadsheet runs as a formula, by an apostrophe before it; `plain_cell` takes that away."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r", "'") and not _is_number(text) else text
+
+
+def plain_cell(text: str) -> str:
+    """What `spreadsheet_cell` was given."""
+    return text.removeprefix("'")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

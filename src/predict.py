@@ -1,9 +1,11 @@
 """python -m src.predict run=<id> text="..."          one message
-python -m src.predict run=<id> file=messages.txt    one message a line; file=- or a pipe reads stdin
+python -m src.predict run=<id> file=messages.txt    one message a line, which ends with \\n or \\r\\n; file=- or a pipe
+                                                    reads stdin
 python -m src.predict run=<id> file=... format=jsonl
 python -m src.predict run=<id> prompt="..."        what an instruct run writes after any prompt; new_tokens=40 at most
 
-Prints label, probability and message, or one JSON object a message with the probability of every class.
+Prints label, probability and message (control characters as \\t, \\n, ...), or one JSON object a message with the
+probability of every class.
 Further options: runs=<folder of the run folders>; task=<which question>, for a run on data=mix. Messages are padded as
 in training; with data.padding=batch and a position that reads padding, what is predicted for a message depends on those
 beside it.
@@ -11,6 +13,8 @@ beside it.
 
 import codecs
 import json
+import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +24,9 @@ from typing import Any
 from src.config.command_line import one_sentence, options, whole
 from src.errors import InputError
 from src.runs import run_dir
+
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass
@@ -41,17 +48,17 @@ def messages(given: Options, stdin: "Iterator[bytes] | None" = None) -> list[str
     if given.text is not None and given.file is not None:
         raise InputError("text= and file= exclude each other: give one of them")
     if given.text is not None:
-        lines, source = [given.text.encode()], "text="
+        lines, source = [os.fsencode(given.text)], "text="
     elif given.file in (None, "-"):
         lines, source = list(stdin if stdin is not None else sys.stdin.buffer), "stdin"
-    elif not Path(given.file or "").is_file():
-        raise InputError(f"there is no file {given.file}")
     else:
-        lines, source = Path(given.file or "").read_bytes().splitlines(), str(given.file)
+        lines, source = lines_of(Path(given.file or "")), str(given.file)
     texts = []
     for number, line in enumerate(lines, 1):
         try:
-            texts.append(line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode("utf-8").rstrip("\r\n"))
+            texts.append(line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode("utf-8").removesuffix("\n"))
+            if source != "text=":
+                texts[-1] = texts[-1].removesuffix("\r")
         except UnicodeDecodeError:
             raise InputError(f"{source}, line {number}: not UTF-8; save the file as UTF-8") from None
         if not texts[-1].strip():
@@ -59,6 +66,24 @@ def messages(given: Options, stdin: "Iterator[bytes] | None" = None) -> list[str
     if not texts:
         raise InputError(f"{source} holds no message: give one a line")
     return texts
+
+
+def lines_of(path: Path) -> list[bytes]:
+    """The lines of a file, or of a pipe, that end with \\n or \\r\\n. Raises InputError for a table."""
+    if set(path.suffixes) & {".gz", ".zst", ".zip"} or path.suffix.lower() in TABLES:
+        raise InputError(
+            f"file={path} is a table, and file= takes one message a line: write its texts alone to a file, or measure "
+            f"on it, with its labels, by python -m src.eval run=<id> data.name=table data.path={path}"
+        )
+    if path.is_dir() or not path.exists():
+        raise InputError(f"there is no file {path}")
+    with path.open("rb") as file:
+        return list(file)
+
+
+def escaped(text: str) -> str:
+    """A text on one line of a terminal: control characters, of which a tab would part the columns, as \\t, \\n, ..."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def predict_texts(run: str, texts: list[str], runs: str = "runs", task: str | None = None) -> Iterator[dict[str, Any]]:
@@ -131,9 +156,9 @@ def main() -> None:
     texts = messages(given)
     for prediction in predict_texts(given.run, texts, given.runs, given.task):
         if given.format == "jsonl":
-            print(json.dumps(prediction, ensure_ascii=False))
+            print(json.dumps(prediction, ensure_ascii=codecs.lookup(sys.stdout.encoding).name != "utf-8"))
         else:
-            print(f"{prediction['label']}\t{prediction['probability']:.3f}\t{prediction['text']}")
+            print(f"{escaped(prediction['label'])}\t{prediction['probability']:.3f}\t{escaped(prediction['text'])}")
 
 
 if __name__ == "__main__":

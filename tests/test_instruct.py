@@ -381,10 +381,12 @@ def config(home: Path, *overrides: str) -> DictConfig:
 
 
 def test_an_instruct_model_learns_sixteen_messages_by_heart(home: Path) -> None:
-    same = [f"data.{part}_path={home}/messages.tsv" for part in ("validation", "test")]
+    rows = (home / "messages.tsv").read_text()
+    (home / "again.tsv").write_text(rows + rows.splitlines()[1] + "\n")
+    same = [f"data.{part}_path={home}/again.tsv" for part in ("validation", "test")]
     run = train(config(home, *same, "task.trainable=all", "task.optimizer.lr=1e-2", "trainer.max_epochs=60"))
     test = run.result["metrics"]["test"]
-    assert run.result["data"]["sizes"]["test"] == 16
+    assert run.result["data"]["sizes"]["test"] == 17
     assert (test["accuracy"], test["generated_accuracy"], test["valid_rate"]) == (1.0, 1.0, 1.0)
 
     (answer,) = predict_texts(run.folder.name, ["claim your free cash now"], f"{home}/runs")

@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader
 from src import report as entry
 from src.errors import InputError
 from src.evaluation import statistics as compare
+from src.evaluation.metrics import Predictions
 from src.finetune.history import QUANTITIES, Curve
 from src.reporting import charts, figures, published, render, rows, table
 from src.reporting import comparisons as differences
@@ -408,6 +409,18 @@ def test_a_run_without_predictions_is_refused(tmp_path: Path) -> None:
     (run / "predictions.csv").unlink()
     with pytest.raises(InputError, match=r"predictions\.csv is missing"):
         rows.read(study.read(path), tmp_path / "runs")
+
+
+def test_labels_that_a_spreadsheet_would_run_are_escaped_and_read_back(tmp_path: Path) -> None:
+    labels, certain = ["=1+1", "-1", "@a", "'x"], torch.eye(4).mul(9).log_softmax(-1)
+    predictions = Predictions(certain, torch.arange(4))
+    run_dir.write(tmp_path, {"data": {"labels": labels}}, list("abcd"), predictions)
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        assert [line["label"] for line in csv.DictReader(file)] == ["'=1+1", "-1", "'@a", "''x"]
+    run = rows.read_run(tmp_path)
+    assert [line["label"] for line in run.predictions] == labels
+    assert run.right == [True] * 4
+    assert run.confidence == pytest.approx([certain.exp().max().item()] * 4, rel=1e-4)
 
 
 # ---- the table

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -164,9 +165,9 @@ def test_result_json_has_exactly_these_keys(run: Run) -> None:
     assert keys(result) == {
         **none("id name config_hash seed commit curve"),
         "data": {
-            **none("name split sha256 labels max_length width"),
+            **none("name split sha256 similarity labels max_length width"),
             "sizes": none("train validation test"),
-            "dropped": none("repeated contradicting"),
+            "dropped": none("empty repeated contradicting"),
         },
         "gpt": none("name weights parameters"),
         "task": none("kind trainable position trainable_parameters"),
@@ -189,7 +190,8 @@ def test_result_json_says_what_was_run(run: Run, home: Path) -> None:
         "split": "grouped",
         "sha256": hashlib.sha256(file).hexdigest(),
         "sizes": {"train": 42, "validation": 6, "test": 12},
-        "dropped": {"repeated": 0, "contradicting": 0},
+        "dropped": {"empty": 0, "repeated": 0, "contradicting": 0},
+        "similarity": 0.5,
         "labels": ["ham", "spam"],
         "max_length": 32,
         "width": 32,
@@ -645,6 +647,17 @@ def test_eval_of_another_file_measures_all_its_messages(run: Run, home: Path, co
     assert re.search(r"all\W+8\W", command("eval", f"run={run.folder}", *changes).out)
 
 
+def test_eval_of_one_class_measures_its_recall(run: Run, command: Command, tmp_path: Path) -> None:
+    texts = ["win cash", "see you at home", "claim your prize"]
+    trap = write_messages(tmp_path / "trap.tsv", [("spam", text) for text in texts])
+    where = (f"run={run.folder}", "data.name=table", f"data.path={trap}")
+    metrics = strict_json(command("eval", *where, "format=json").out)["all"]
+    predicted = [json.loads(command("predict", f"run={run.folder}", "format=jsonl", f"text={t}").out) for t in texts]
+    recall = sum(one["label"] == "spam" for one in predicted) / 3
+    assert (metrics["accuracy"], metrics["auroc"]) == (pytest.approx(recall, abs=1e-7), None)
+    assert command("eval", *where).status == 0
+
+
 def test_eval_refuses_a_class_that_the_run_does_not_know(run: Run, command: Command, tmp_path: Path) -> None:
     rng = random.Random(1)
     rows = [(label, f"{message(rng, label)} {n}") for n in "abcd" for label in ("ham", "news")]
@@ -664,8 +677,8 @@ def test_a_metric_that_cannot_be_had_is_null_in_json(home: Path, command: Comman
 
 
 EVAL_TAKES = (
-    "eval takes data.name, data.path, data.text_column, data.label_column, data.batch_size, data.num_workers and "
-    "trainer.* settings"
+    "eval takes data.name, data.path, data.text_column, data.label_column, data.encoding, data.separator, data.empty, "
+    "data.batch_size, data.num_workers and trainer.* settings"
 )
 
 
@@ -716,6 +729,7 @@ def test_eval_measures_a_pinned_collection_as_it_was_split_wherever_it_lies(
             ("run={run}", "dat.path=x"),
             f"dat.path=x cannot change a trained run: {EVAL_TAKES}\n",
         ),
+        (("run={run}", "data.path"), "'data.path' is not understood: give data.path=<value>"),
         (("run={run}", "data.fraction=0.5"), f"data.fraction=0.5 cannot change a trained run: {EVAL_TAKES}\n"),
         (("run={run}", "+trainer.limit_predict_batches=1"), "+trainer.limit_predict_batches=1 cannot change a "),
         (("run={run}", "trainer.limit_predict_batches=1"), "trainer.limit_predict_batches: every epoch is trained "),
@@ -797,6 +811,53 @@ def test_a_message_may_hold_any_character(run: Run, command: Command, text: str)
     assert command("predict", f"run={run.folder}", f"text={text}").out.endswith(f"\t{text}\n")
 
 
+def test_lines_end_alike_in_files_stdin_and_pipes(run: Run, command: Command, tmp_path: Path) -> None:
+    """At a line feed, with or without a carriage return before it; one alone is part of its message."""
+    content, pipe = b"win cash\rnow\r\nsee you\n", tmp_path / "pipe"
+    (tmp_path / "messages.txt").write_bytes(content)
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(content,), daemon=True)
+    writer.start()
+    by_stdin = command("predict", f"run={run.folder}", "format=jsonl", stdin=content)
+    assert [json.loads(line)["text"] for line in by_stdin.out.splitlines()] == ["win cash\rnow", "see you"]
+    for file in (tmp_path / "messages.txt", pipe):
+        assert command("predict", f"run={run.folder}", "format=jsonl", f"file={file}") == by_stdin
+    writer.join()
+
+
+def test_a_message_stays_on_its_line(run: Run, command: Command) -> None:
+    answer = command("predict", f"run={run.folder}", "text=a\tb\nc\x1b[31m\u2028\\d")
+    assert answer.out.split("\t")[2] == "a\\tb\\nc\\x1b[31m\\u2028\\d\n"
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.TSV", "a.jsonl", "a.parquet", "a.csv.gz"])
+def test_predict_takes_no_table_for_lines(run: Run, command: Command, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("label,text\nham,hi\n")
+    answer = command("predict", f"run={run.folder}", f"file={tmp_path / name}")
+    assert (answer.status, answer.out) == (2, "")
+    assert f"{name} is a table" in answer.error
+
+
+def shell(line: str, **environment: str) -> Answer:
+    """A line of bash, in which `python` is this one and `command` a command line that prints."""
+    prints = "import sys; from src.config.command_line import one_sentence\nwith one_sentence():\n    "
+    values = {"python": sys.executable, "command": prints, **environment}
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=os.environ | values, capture_output=True, text=True)
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def test_a_reader_that_has_gone_is_no_fault() -> None:
+    answer = shell('"$python" -c "$command[print(i) for i in range(99999)]" | head -1; exit ${PIPESTATUS[0]}')
+    assert answer == (1, "0\n", "")
+
+
+def test_a_terminal_that_cannot_show_a_character_shows_its_number() -> None:
+    answer = shell('"$python" -c "$command print(chr(233), chr(128512))" | od -c', PYTHONIOENCODING="latin-1")
+    assert answer.status == 0
+    assert "351" in answer.out
+    assert "".join(re.findall(r" (\S)(?= )", answer.out)).endswith("U0001f600")
+
+
 def test_predict_says_how_many_messages_it_cut(run: Run, command: Command) -> None:
     answer = command("predict", f"run={run.folder}", stdin=b"win cash\n" + b"ha " * 33 + b"\n")
     assert (answer.status, answer.error) == (0, "1 of 2 messages are longer than 32 tokens and were cut\n")
@@ -819,6 +880,7 @@ def test_a_broken_line_is_named(run: Run, command: Command, tmp_path: Path) -> N
     [
         (("text=a", "file=b"), "text= and file= exclude each other: give one of them"),
         (("file=nowhere.txt",), "there is no file nowhere.txt"),
+        (("text=caf\udce9",), "text=, line 1: not UTF-8; save the file as UTF-8"),
         (("text=",), "text=, line 1: the message is empty; remove the line"),
         ((), "stdin holds no message: give one a line"),
         (("text=a", "top=3"), "'top=3' is not understood: give key=value with one of "),

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import io
 import os
 import re
 import signal
@@ -33,9 +34,18 @@ def began() -> float:
 def one_sentence() -> Iterator[None]:
     """Turn an InputError, or what the system refused, into its sentence on stderr and exit status 2; bugs keep their
     traceback. Ctrl-C and SIGTERM end what happens at once, but for what tidies up, with exit status 130 and 143."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is written as \\u...
+            stream.reconfigure(errors="backslashreplace")
     try:
         with terminable():
             yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if sys.stdout.closed or not isinstance(sys.stdout, io.TextIOWrapper):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try to write the rest at exit
+        sys.exit(1)
     except InputError as error:
         fail(str(error))
     except OSError as error:

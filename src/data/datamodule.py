@@ -2,8 +2,9 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from src.data import datasets
 from src.data.batching import Batch, Messages, ShuffledBatches, reading_batches
 from src.data.datasets import Corpus
 from src.data.prompts import Prompt, make_task
-from src.data.splits import Splits, book, deduplicated, distinct, grouped
+from src.data.splits import Splits, book, deduplicated, distinct, given_files, grouped
 from src.data.splits import fraction as fraction_of
 from src.data.tokenizer import encode
 from src.errors import InputError
 
-SPLITS = {"grouped": grouped, "deduplicated": deduplicated}
+SPLITS = ("grouped", "deduplicated", "book")
 PADDINGS = ("longest", "batch", "none", "context")
 
 
@@ -30,6 +31,7 @@ class TextData(L.LightningDataModule):
 
     name, path      which corpus (see datasets.py); `validation_path` and `test_path` give a table's own splits
     split           grouped | deduplicated | book (see splits.py); `balance` samples every class down to the smallest
+    encoding, separator, empty   how a table is read (see datasets.table)
     fraction        the stratified part of the training messages that is used, in (0, 1]
     padding         longest: to the longest training message; batch: to the longest of the batch, messages of like
                     length together; context: to the context length; none: batches of one message
@@ -55,6 +57,9 @@ class TextData(L.LightningDataModule):
         balance: bool = False,
         text_column: str | int = "text",
         label_column: str | int = "label",
+        encoding: str | None = None,
+        separator: str | None = None,
+        empty: str = "refuse",
         validation_path: str | None = None,
         test_path: str | None = None,
         cache: str = "~/.cache/two-ways",
@@ -69,8 +74,8 @@ class TextData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.split_name, self.fraction, self.balance, self.seed = split, fraction, balance, seed
-        self.padding, self.batch_size, self.num_workers = padding, batch_size, num_workers
-        self.padding_is_read = padding_is_read
+        self.padding, self.padding_is_read = padding, padding_is_read
+        self.batch_size, self.num_workers = batch_size, num_workers
         self.limit = self._limit(max_length, context_length)
         self.context_length = context_length
         self.template, self.instruction, self.answers, self.writes = template, instruction, answers, writes
@@ -78,12 +83,20 @@ class TextData(L.LightningDataModule):
             raise InputError(f"data.batch_size={batch_size} must be at least 1")
         if padding == "none" and batch_size != 1:
             raise InputError(f"data.padding=none needs data.batch_size=1, not {batch_size}")
-        self.dropped: dict[str, int] = {}
-        self.corpus = self._read(name, path, text_column, label_column, Path(cache).expanduser(), whole)
+        columns = {"text_column": text_column, "label_column": label_column}
+        how: dict[str, Any] = {"encoding": encoding, "separator": separator, "empty": empty}
+        read: Callable[..., Corpus] = partial(datasets.table, **columns, **how, least=1 if whole else 2)
+        if split not in SPLITS:
+            raise InputError(f"data.split={split} is unknown: use {', '.join(SPLITS)}")
+        if split == "book" and name != "sms_spam" and not whole:
+            raise InputError(f"data.split=book is the published split of sms_spam: use data.split=grouped for {name}")
+        self.corpus = datasets.read_corpus(name, path, read, Path(cache).expanduser(), quoted=split == "book")
+        self.notes, self.similarity = list[str](), None
+        self.dropped = {"empty": self.corpus.empty, "repeated": 0, "contradicting": 0}
         if whole:
             self.examples = {"all": self.corpus.examples}
         else:
-            splits = self._split(validation_path, test_path, text_column, label_column)
+            splits = self._split(validation_path, test_path, partial(read, least=1))
             self.examples = splits._replace(train=fraction_of(splits.train, fraction, seed))._asdict()
         self._tokenize()
 
@@ -96,42 +109,26 @@ class TextData(L.LightningDataModule):
             )
         return max_length or context_length
 
-    def _read(self, name: str, path: str | None, text: str | int, label: str | int, cache: Path, whole: bool) -> Corpus:
-        if self.split_name not in ("book", *SPLITS):
-            raise InputError(f"data.split={self.split_name} is unknown: use grouped, deduplicated or book")
-        if name not in ("bundled", "sms_spam", "table"):
-            raise InputError(f"data.name={name} is unknown: use bundled, sms_spam or table")
-        if name == "sms_spam":
-            return datasets.sms_spam(path, cache, quoted=self.split_name == "book")
-        if self.split_name == "book" and not whole:
-            raise InputError(f"data.split=book is the published split of sms_spam: use data.split=grouped for {name}")
-        if name == "bundled" and path is not None:
-            raise InputError(
-                f"data.path={path}: data=bundled are the messages of this project; use data=table for yours"
-            )
-        return datasets.bundled() if name == "bundled" else datasets.table(path, text, label)
-
-    def _split(self, validation: str | None, test: str | None, text: str | int, label: str | int) -> Splits:
+    def _split(self, validation: str | None, test: str | None, read: Callable[..., Corpus]) -> Splits:
         if (validation is None) != (test is None):
             raise InputError(
                 "data.validation_path and data.test_path go together: give both, or neither for a stratified split"
             )
         if validation is not None and test is not None:
             self.split_name = "given files"
-            given = [self.corpus, *(datasets.table(path, text, label) for path in (validation, test))]
-            splits = Splits(*(corpus.examples for corpus in given))
+            given = [self.corpus, read(validation), read(test)]
+            splits, self.notes = given_files(*(corpus.examples for corpus in given))
+            self.dropped["empty"] = sum(corpus.empty for corpus in given)
             together = hashlib.sha256("".join(corpus.sha256 for corpus in given).encode()).hexdigest()
             self.corpus = replace(self.corpus, sha256=together)
         elif self.split_name == "book":
             splits = book(self.corpus.examples)
         else:
             kept = distinct(self.corpus.examples)
-            self.dropped = {"repeated": kept.repeated, "contradicting": kept.contradicting}
-            splits = SPLITS[self.split_name](kept.examples, self.balance)
-        known = {example.label for example in splits.train}
-        for part, examples in splits._asdict().items():
-            if strange := sorted({example.label for example in examples} - known):
-                raise InputError(f"class {strange[0]} occurs in {part} but not in training: a head cannot learn it")
+            self.dropped |= {"repeated": kept.repeated, "contradicting": kept.contradicting}
+            if self.split_name == "deduplicated":
+                return deduplicated(kept.examples, self.balance)
+            splits, self.similarity = grouped(kept.examples, self.balance)
         return splits
 
     def _tokenize(self) -> None:
@@ -189,6 +186,7 @@ class TextData(L.LightningDataModule):
             "sha256": self.corpus.sha256,
             "sizes": self.sizes(),
             "dropped": self.dropped,
+            "similarity": self.similarity,
             "labels": list(self.labels),
             "max_length": self.limit,
             "width": self.width,
@@ -208,13 +206,15 @@ class TextData(L.LightningDataModule):
 
     def summary(self) -> str:
         """What a user should know of the data before training: sizes, classes, lengths, what was cut."""
-        lines = [
-            f"{self.corpus.name}, split {self.split_name}, padding {self.padding}"
-            + (f" to {self.width} tokens" if self.width else "")
-        ]
+        free_of = f" (no near-duplicates above {self.similarity} in two parts)" if self.similarity else ""
+        width = f" to {self.width} tokens" if self.width else ""
+        lines = [f"{self.corpus.name}, split {self.split_name}{free_of}, padding {self.padding}{width}"]
+        lines += [f"  {note}" for note in (*self.corpus.notes, *self.notes)]
         if sum(self.dropped.values()):
-            repeated, contradicting = self.dropped["repeated"], self.dropped["contradicting"]
-            lines.append(f"  dropped    {repeated:>6} messages that stood before; {contradicting} with several labels")
+            lines.append(
+                "  dropped    {repeated:>6} messages that stood before; {contradicting} with several labels; {empty} "
+                "without text or label".format_map(self.dropped)
+            )
         for part, examples in self.examples.items():
             count = Counter(example.label for example in examples)
             classes = ", ".join(f"{label} {count[label]}" for label in self.labels)

@@ -5,26 +5,30 @@ sms_spam   the UCI SMS Spam Collection (Almeida and Hidalgo 2011), downloaded on
 table      any CSV, TSV, JSONL or Parquet file with a text and a label column
 """
 
-import codecs
 import csv
 import hashlib
 import io
-import sys
+import unicodedata
 import zipfile
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
+from src.data.tables import Column, Row, Table, name_of, read_table
 from src.errors import InputError
+from src.files import why_no_download
 
 BUNDLED = Path(__file__).parents[2] / "assets" / "messages" / "messages.tsv"
 UCI_URLS = (
     "https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip",
     "https://f001.backblazeb2.com/file/LLMs-from-scratch/sms%2Bspam%2Bcollection.zip",
 )
+UCI_ZIP = "sms_spam_collection.zip"
 UCI_FORMAT: dict[str, Any] = {"sep": "\t", "header": None, "dtype": str, "keep_default_na": False}
 UCI_ZIP_SHA256 = "1587ea43e58e82b14ff1f5425c88e17f8496bfcdb67a583dbff9eefaf9963ce3"
 UCI_TEXT_SHA256 = "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d"
@@ -39,12 +43,34 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Labelled messages, `labels` in the order of their class numbers, and the sha256 of the source file."""
+    """Labelled messages, `labels` in the order of their class numbers, and the sha256 of the source file.
+
+    empty   how many rows were left out, since they have no text or no label
+    notes   what was found out of the file without being told
+    """
 
     name: str
     examples: list[Example]
     labels: tuple[str, ...]
     sha256: str
+    empty: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def read_corpus(name: str, path: str | None, read: Callable[[str | None], Corpus], cache: Path, quoted: bool) -> Corpus:
+    """The corpus that data.name names; `read` makes one of a table. Raises InputError for another name."""
+    match name:
+        case "sms_spam":
+            return sms_spam(path, cache, quoted)
+        case "table":
+            return read(path)
+        case "bundled" if path is None:
+            return bundled()
+        case "bundled":
+            raise InputError(
+                f"data.path={path}: data=bundled are the messages of this project; use data=table for yours"
+            )
+    raise InputError(f"data.name={name} is unknown: use bundled, sms_spam or table")
 
 
 def bundled() -> Corpus:
@@ -69,118 +95,115 @@ def sms_spam(path: str | Path | None, cache: str | Path, quoted: bool) -> Corpus
         )
     quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     frame = pd.read_csv(io.BytesIO(content), quoting=quoting, names=["label", "text"], **UCI_FORMAT)
-    return _corpus("sms_spam", frame, str(path), content, labels=("ham", "spam"), first_line=1)
+    rows = [Row(text, label, i) for i, (text, label) in enumerate(zip(frame["text"], frame["label"], strict=True), 1)]
+    return replace(_corpus("sms_spam", Table(rows), str(path), content, "refuse", 2), labels=("ham", "spam"))
 
 
 def download_sms_spam(cache: Path) -> bytes:
-    """The collection's text file, from its zip: cached, or from UCI, or from the book's mirror; pinned by sha256."""
+    """The collection's text file, from its zip: cached, or from UCI, or from the book's mirror; pinned by sha256.
+
+    Raises InputError with what kept each address from answering; the same for ten minutes, in which one process does
+    not ask again.
+    """
+    if cache in _FAILED and monotonic() - _FAILED[cache][0] < 600:
+        raise InputError(_FAILED[cache][1])
+    try:
+        content = zipfile.ZipFile(_fetch_zip(cache)).read("SMSSpamCollection")
+    except InputError as error:
+        _FAILED[cache] = monotonic(), str(error)
+        raise
+    if hashlib.sha256(content).hexdigest() != UCI_TEXT_SHA256:
+        raise InputError(
+            f"SMSSpamCollection in {cache / UCI_ZIP} does not have the pinned sha256: delete the zip and try again"
+        )
+    return content
+
+
+_FAILED: dict[Path, tuple[float, str]] = {}  # cache folder -> when a download failed, and why
+
+
+def _fetch_zip(cache: Path) -> str:
     import pooch
     import requests
 
-    name = "sms_spam_collection.zip"
+    failed = []
     for url in UCI_URLS:
         try:
-            pin, bar = f"sha256:{UCI_ZIP_SHA256}", sys.stderr.isatty()  # no bar, of thousands of lines, in a log file
-            file = pooch.retrieve(url, known_hash=pin, fname=name, path=cache, progressbar=bar)
-        except requests.RequestException:
-            continue  # the next address
+            return str(
+                pooch.retrieve(url, known_hash=f"sha256:{UCI_ZIP_SHA256}", fname=UCI_ZIP, path=cache, progressbar=True)
+            )
+        except requests.RequestException as error:
+            failed.append(f"{url}: {why_no_download(error)}")
         except OSError as error:
             raise InputError(f"the cache folder {cache} cannot be written: {error}; set data.cache") from None
         except ValueError:  # pooch has deleted what did not match
             raise InputError(
                 f"what {url} sent is not the pinned zip (sha256 {UCI_ZIP_SHA256}): try again, or pass data.path=<file>"
             ) from None
-        with zipfile.ZipFile(file) as archive:
-            content = archive.read("SMSSpamCollection")
-        if hashlib.sha256(content).hexdigest() != UCI_TEXT_SHA256:
-            raise InputError(
-                f"SMSSpamCollection in {file} does not have the pinned sha256: delete the zip and try again"
-            )
-        return content
     raise InputError(
-        f"no network, and the UCI SMS Spam Collection is not cached: get {UCI_URLS[0]} and put it at {cache / name}, "
-        "or pass data.path=<its SMSSpamCollection file>, or stay offline with data=bundled"
+        f"the UCI SMS Spam Collection is not cached and cannot be downloaded ({'; '.join(failed)}): get {UCI_URLS[0]} "
+        f"and put it at {cache / UCI_ZIP}, or pass data.path=<its SMSSpamCollection file>, or stay offline with "
+        "data=bundled"
     )
 
 
 def table(
-    path: str | Path | None, text_column: str | int = "text", label_column: str | int = "label", name: str | None = None
+    path: str | Path | None,
+    text_column: Column = "text",
+    label_column: Column = "label",
+    name: str | None = None,
+    encoding: str | None = None,
+    separator: str | None = None,
+    empty: str = "refuse",
+    least: int = 2,
 ) -> Corpus:
-    """A CSV, TSV, JSONL or Parquet file of labelled messages; columns given as numbers mean that it has no header line.
+    """A CSV, TSV, JSONL or Parquet file of labelled messages (see tables.py) of at least `least` classes.
 
-    Labels are the distinct values in sorted order. Raises InputError naming the file and, where it can, the line.
+    Labels are the distinct values in sorted order, without white space around them. Rows without a text or a label are
+    refused, as nothing can be read from them and leaving them out would hide it, unless `empty` is "drop".
+    Raises InputError naming the file and, where it can, the line.
     """
     if path is None or not Path(path).is_file():
         raise InputError(f"data.path: there is no file {path}; data=table needs a .csv, .tsv, .jsonl or .parquet file")
+    if empty not in ("refuse", "drop"):
+        raise InputError(f"data.empty={empty} is unknown: use refuse or drop")
     path = Path(path)
     content = path.read_bytes()
-    if not content.strip():
-        raise InputError(f"{path} is empty: it needs at least one message of two classes")
-    header = 0 if isinstance(text_column, str) or path.suffix == ".jsonl" else None
-    frame = _frame(path, content, header)
-    if path.suffix in (".csv", ".tsv") and not isinstance(frame.index, pd.RangeIndex):
-        raise InputError(
-            f"{path}: its first row has more fields than its header; quote a text that holds the separator"
+    read = read_table(path, content, text_column, label_column, encoding, separator)
+    return _corpus(name or name_of(path), read, str(path), content, empty, least)
+
+
+def _corpus(name: str, read: Table, source: str, content: bytes, empty: str, least: int) -> Corpus:
+    kept = [row for row in read.rows if row.text.strip() and row.label.strip()]
+    if len(kept) < len(read.rows) and empty == "refuse":
+        line, column = next(
+            (row.line, "label" if row.text.strip() else "text")
+            for row in read.rows
+            if not (row.text.strip() and row.label.strip())
         )
-    for option, column in (("text_column", text_column), ("label_column", label_column)):
-        if column not in frame.columns:
-            columns = ", ".join(map(str, frame.columns))
-            raise InputError(f"{path} has no column {column}: its columns are {columns}; set data.{option}")
-    frame = frame[[text_column, label_column]].set_axis(["text", "label"], axis=1)
-    first_line = 2 if header == 0 and path.suffix in (".csv", ".tsv") else 1
-    return _corpus(name or path.stem, frame, str(path), content, labels=None, first_line=first_line)
-
-
-def _frame(path: Path, content: bytes, header: int | None) -> pd.DataFrame:
-    options: dict[str, Any] = {"header": header, "dtype": str, "keep_default_na": False}
-    try:
-        match path.suffix:
-            case ".csv":
-                return pd.read_csv(io.StringIO(_decode(content, str(path))), **options)
-            case ".tsv":
-                return pd.read_csv(
-                    io.StringIO(_decode(content, str(path))), sep="\t", quoting=csv.QUOTE_NONE, **options
-                )
-            case ".jsonl":
-                return pd.read_json(io.StringIO(_decode(content, str(path))), lines=True, dtype=False)
-            case ".parquet":
-                return pd.read_parquet(path)
-    except (pd.errors.ParserError, ValueError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} cannot be read as {path.suffix[1:]}: {str(error).strip().splitlines()[0]}") from None
-    raise InputError(
-        f"{path}: data=table reads .csv, .tsv, .jsonl and .parquet files, not {path.suffix or 'a file without suffix'}"
-    )
-
-
-def _decode(content: bytes, source: str) -> str:
-    try:
-        return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{source}, line {line}: not UTF-8; save the file as UTF-8") from None
-
-
-def _corpus(
-    name: str, frame: pd.DataFrame, source: str, content: bytes, labels: tuple[str, ...] | None, first_line: int
-) -> Corpus:
-    """Rule for empty messages: they are refused. Nothing can be read from them, and dropping them would hide it."""
-    frame = frame.fillna("").astype(str)
-    for column in ("text", "label"):
-        empty = np.flatnonzero(frame[column].str.strip() == "")
-        if len(empty):
-            # exact where one row is one line, which only a quoted CSV may break; a Parquet file counts its rows
-            lines = [i for i, line in enumerate(content.splitlines(), 1) if line.strip(b" ")]
-            place = int(empty[0]) + first_line
-            line = place if source.endswith(".parquet") else lines[place - 1]
-            raise InputError(
-                f"{source}, line {line}: the {column} is empty ({len(empty)} such in all); remove the line"
-            )
-    found = tuple(sorted(set(frame["label"])))
-    if len(found) < 2:
         raise InputError(
-            f"{source} holds one class only, {', '.join(found) or 'none'}: classification needs at least two"
+            f"{source}, line {line}: the {column} is empty ({len(read.rows) - len(kept)} such in all); remove the "
+            "line, or set data.empty=drop"
         )
-    examples = [Example(text, label) for text, label in zip(frame["text"], frame["label"], strict=True)]
-    return Corpus(name, examples, labels or found, hashlib.sha256(content).hexdigest())
+    examples = [Example(row.text, row.label.strip()) for row in kept]
+    labels = tuple(sorted({example.label for example in examples}))
+    if len(labels) < least:
+        raise InputError(
+            f"{source} holds one class only, {', '.join(labels) or 'none'}: classification needs at least two"
+        )
+    _refuse_like_labels(source, Counter(example.label for example in examples))
+    merged = sorted({row.label for row in kept} - set(labels))
+    notes = [*read.notes, *([f"labels without the blanks of {', '.join(map(repr, merged))}"] if merged else [])]
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Corpus(name, examples, labels, sha256, len(read.rows) - len(kept), tuple(notes))
+
+
+def _refuse_like_labels(source: str, count: Counter[str]) -> None:
+    """Labels that differ in case or blanks alone are one class, misspelt: which of them is right, the user knows."""
+    alike: dict[str, list[str]] = {}
+    for label in sorted(count):
+        alike.setdefault(" ".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(label)
+    for labels in alike.values():
+        if len(labels) > 1:
+            found = " and ".join(f"{label!r} ({count[label]})" for label in labels)
+            raise InputError(f"{source}: the labels {found} differ in case or blanks alone: write them alike")

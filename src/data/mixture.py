@@ -64,6 +64,7 @@ class MixData(TextData):
             "split": ", ".join(f"{name} {fact['split']}" for name, fact in facts.items()),
             "sha256": hashlib.sha256("".join(fact["sha256"] for fact in facts.values()).encode()).hexdigest(),
             "sizes": self.sizes(),
+            "dropped": {name: fact["dropped"] for name, fact in facts.items()},
             "test_sizes": {name: part.sizes()["test"] for name, part in self.parts.items()},
             "labels": list(self.labels),
             "max_length": self.limit,

@@ -18,18 +18,18 @@ SIMILARITY = 0.5
 SHARED = 10  # `l` above: 10,662 sentences then take a second, with 1 or 40 three to ten
 
 
-def near_duplicates(texts: list[str]) -> NDArray[np.int64]:
+def near_duplicates(texts: list[str], similarity: float = SIMILARITY) -> NDArray[np.int64]:
     """The number of each text's group, in the order of `texts`, which are taken as they are."""
     if not texts:
         return np.zeros(0, np.int64)
     grams = _grams(texts)
-    i, j = _candidates(grams)
+    i, j = _candidates(grams, similarity)
     size = np.diff(grams.indptr)
     near = np.zeros(len(i), bool)
     for start in range(0, len(i), 50_000):  # some pairs at a time: each brings its grams along
         a, b = i[start : start + 50_000], j[start : start + 50_000]
         shared = np.asarray(grams[a].multiply(grams[b]).sum(axis=1)).ravel()
-        near[start : start + 50_000] = shared > SIMILARITY * (size[a] + size[b] - shared)
+        near[start : start + 50_000] = shared > similarity * (size[a] + size[b] - shared)
     edges = sparse.coo_array((near[near], (i[near], j[near])), shape=(len(texts), len(texts)))
     return connected_components(edges, directed=False)[1].astype(np.int64)
 
@@ -57,10 +57,10 @@ def _grams(texts: list[str]) -> sparse.csr_matrix:
     return grams
 
 
-def _candidates(grams: sparse.csr_matrix) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _candidates(grams: sparse.csr_matrix, similarity: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs of rows, the first before the second, among which are all that are alike."""
     size = np.diff(grams.indptr)
-    least = np.ceil(SIMILARITY * size).astype(int)  # grams that a text shares with any that is like it
+    least = np.ceil(similarity * size).astype(int)  # grams that a text shares with any that is like it
     required = np.minimum(SHARED, least)
     place = np.arange(grams.nnz) - np.repeat(grams.indptr[:-1], size)
     rare = grams.copy()
@@ -69,5 +69,5 @@ def _candidates(grams: sparse.csr_matrix) -> tuple[NDArray[np.int64], NDArray[np
     pairs = sparse.triu(rare @ rare.T, 1).tocoo()
     i, j = pairs.row, pairs.col
     possible = pairs.data >= np.minimum(required[i], required[j])
-    possible &= np.minimum(size[i], size[j]) >= SIMILARITY * np.maximum(size[i], size[j])
+    possible &= np.minimum(size[i], size[j]) >= similarity * np.maximum(size[i], size[j])
     return i[possible], j[possible]

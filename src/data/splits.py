@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 
 from src.data.datasets import Example
-from src.data.near_duplicates import near_duplicates
+from src.data.near_duplicates import SIMILARITY, near_duplicates
 from src.errors import InputError
 
 SHARES = (0.7, 0.1)  # train, validation; the rest is test
+SIMILARITIES = (SIMILARITY, 0.6, 0.7, 0.8, 0.9)
 SPLIT_SEED = 123  # the book's; splits do not depend on a run's seed, so that all seeds share one test set
 
 
@@ -40,6 +41,24 @@ def book(examples: list[Example]) -> Splits:
     train_end = int(len(rows) * SHARES[0])
     validation_end = train_end + int(len(rows) * SHARES[1])
     return Splits(rows[:train_end], rows[train_end:validation_end], rows[validation_end:])
+
+
+def given_files(train: list[Example], validation: list[Example], test: list[Example]) -> tuple[Splits, list[str]]:
+    """A split that the user made, as it is, with what is to be known of it. Raises InputError for a class that training
+    does not have, and for the messages of training given again."""
+    splits = Splits(train, validation, test)
+    known, texts = {example.label for example in train}, {example.text for example in train}
+    notes = []
+    for part, examples in list(splits._asdict().items())[1:]:
+        if strange := sorted({example.label for example in examples} - known):
+            raise InputError(f"class {strange[0]} occurs in {part} but not in training: a head cannot learn it")
+        if sorted(examples) == sorted(train):
+            raise InputError(f"data.{part}_path has the messages of data.path: they say nothing of what was learned")
+        if shared := sum(example.text in texts for example in examples):
+            notes.append(f"{shared} of {len(examples)} messages of {part} stand in training too")
+    if sorted(validation) == sorted(test):
+        notes.append("validation and test are the same messages: the best epoch is the best on test")
+    return splits, notes
 
 
 class Distinct(NamedTuple):
@@ -77,19 +96,33 @@ def deduplicated(examples: list[Example], balance: bool) -> Splits:
     return Splits(*([part[i] for i in rng.permutation(len(part))] for part in parts))
 
 
-def grouped(examples: list[Example], balance: bool) -> Splits:
-    """As `deduplicated`, with each group of near-duplicates in one part: from the largest to the smallest, every group
-    goes by chance into one of the parts that have room for all of it, so that single messages fill what is left.
+def grouped(examples: list[Example], balance: bool) -> tuple[Splits, float]:
+    """As `deduplicated`, with each group of near-duplicates in one part, and the similarity above which they are that:
+    0.5, or where a class then has too few groups, the first of 0.6, 0.7, 0.8, 0.9 with which it can be split.
 
-    Raises InputError for classes in too few groups: a part would have less than half of its share of one.
+    Raises InputError where it cannot.
     """
-    rng, chance = np.random.default_rng(SPLIT_SEED), random.Random(SPLIT_SEED)
+    rng = np.random.default_rng(SPLIT_SEED)
     by_class = shuffled_classes(examples, balance, rng)
+    for similarity in SIMILARITIES:
+        if parts := assign_groups(by_class, similarity):
+            return Splits(*([part[i] for i in rng.permutation(len(part))] for part in parts)), similarity
+    raise InputError(
+        f"the messages of one of the classes {', '.join(by_class)} are near-duplicates of each other, in too few "
+        "groups to be split without cutting one: use data.split=deduplicated, and expect too high an accuracy"
+    )
+
+
+def assign_groups(by_class: dict[str, list[Example]], similarity: float) -> list[list[Example]] | None:
+    """The groups of near-duplicates in three parts: from the largest to the smallest, each goes by chance into one of
+    the parts that have room for all of it, so that single messages fill what is left. None where a part would have
+    less than half of its share of a class."""
+    chance = random.Random(SPLIT_SEED)
     sizes = {label: held_out_sizes(len(members)) for label, members in by_class.items()}
     share = {label: (len(by_class[label]) - sum(held_out), *held_out) for label, held_out in sizes.items()}
     room = {label: list(shares) for label, shares in share.items()}
     parts: list[list[Example]] = [[], [], []]
-    for members in groups_of([example for shuffled in by_class.values() for example in shuffled]):
+    for members in groups_of([example for shuffled in by_class.values() for example in shuffled], similarity):
         count = Counter(example.label for example in members)
         fits = [part for part in range(3) if all(room[label][part] >= n for label, n in count.items())]
         weight = [max(0, sum(room[label][part] for label in count)) for part in range(3)]
@@ -97,19 +130,14 @@ def grouped(examples: list[Example], balance: bool) -> Splits:
         parts[part] += members
         for label, n in count.items():
             room[label][part] -= n
-    for label, shares in share.items():
-        if any(left > size / 2 for left, size in zip(room[label], shares, strict=True)):
-            raise InputError(
-                f"the {sum(shares)} messages of class {label} are near-duplicates of each other in too few groups to "
-                "be split without cutting one: use data.split=deduplicated, and expect too high an accuracy"
-            )
-    return Splits(*([part[i] for i in rng.permutation(len(part))] for part in parts))
+    short = any(left > size / 2 for label in room for left, size in zip(room[label], share[label], strict=True))
+    return None if short else parts
 
 
-def groups_of(examples: list[Example]) -> list[list[Example]]:
+def groups_of(examples: list[Example], similarity: float) -> list[list[Example]]:
     """Groups of near-duplicates, the largest first."""
     groups: dict[int, list[Example]] = {}
-    numbers = near_duplicates([normalise(example.text) for example in examples]).tolist()
+    numbers = near_duplicates([normalise(example.text) for example in examples], similarity).tolist()
     for number, example in zip(numbers, examples, strict=True):
         groups.setdefault(number, []).append(example)
     return sorted(groups.values(), key=len, reverse=True)

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from src.errors import InputError
-from src.files import whole_file
+from src.files import whole_file, why_no_download
 from src.gpt.model import GPT, GPTConfig
 from src.gpt.pinned import PUBLISHED, SHIPPED
 from src.gpt.weight_files import check_config, named_tensors, tensor_files
@@ -152,7 +152,7 @@ def published_file(name: str) -> Path:
     except (HTTPError, OSError) as error:
         raise InputError(
             f"cannot get model.safetensors of {source.repo} at {source.revision} from the Hugging Face hub and it is "
-            f"not in its cache ({type(error).__name__}): put the file anywhere and pass gpt.weights=<its path>, or "
+            f"not in its cache ({why_no_download(error)}): put the file anywhere and pass gpt.weights=<its path>, or "
             "stay offline with gpt=mini or gpt.weights=random"
         ) from None
     # the cache names the content of a large file by its sha256, which is the hub's etag

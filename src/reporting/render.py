@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from src.files import spreadsheet_cell
 from src.reporting.rows import shown
 from src.reporting.table import MISSING, Table
 
@@ -112,5 +113,5 @@ def as_csv(table: Table) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([column.name for column in table.columns])
     for values in zip(*(column.values for column in table.columns), strict=True):
-        writer.writerow(["" if value is None else shown(value) for value in values])
+        writer.writerow(["" if value is None else spreadsheet_cell(shown(value)) for value in values])
     return out.getvalue()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.errors import InputError
 from src.evaluation.statistics import Interval, accuracy_interval
+from src.files import plain_cell
 from src.reporting.published import Published, published_rows, repeated_by
 from src.runs import run_dir
 from src.sweeps import study
@@ -150,7 +151,8 @@ def read_run(folder: Path) -> Run:
     if not path.is_file():
         raise InputError(f"{path} is missing, without which nothing can be compared: remove {folder} and run it again")
     with path.open(encoding="utf-8", newline="") as file:
-        return Run(run_dir.load_result(folder), list(csv.DictReader(file)))
+        lines = [line | {key: plain_cell(line[key]) for key in ("label", "predicted")} for line in csv.DictReader(file)]
+    return Run(run_dir.load_result(folder), lines)
 
 
 def namer(values: Sequence[dict[str, Any]], name: str) -> Callable[[dict[str, Any]], str]:

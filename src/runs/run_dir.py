@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import InputError
-from src.files import whole_file
+from src.files import spreadsheet_cell, whole_file
 from src.gpt.pinned import SHIPPED
 
 if TYPE_CHECKING:
@@ -156,7 +156,8 @@ def write(run: Path, result: dict[str, Any], texts: list[str], test: "Prediction
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["row", "text_sha256", "label", "predicted", *(f"p_{label}" for label in labels)])
     for row, (text, true, predicted, p) in enumerate(prediction_rows(texts, labels, test)):
-        writer.writerow([row, hashlib.sha256(text.encode()).hexdigest(), true, predicted, *(f"{x:.6g}" for x in p)])
+        names = [hashlib.sha256(text.encode()).hexdigest(), spreadsheet_cell(true), spreadsheet_cell(predicted)]
+        writer.writerow([row, *names, *(f"{x:.6g}" for x in p)])
     write_text(run / "predictions.csv", out.getvalue())
     write_text(run / "result.json", json.dumps(without_nan(result), indent=2, allow_nan=False) + "\n")
 
