@@ -23,6 +23,7 @@ REFUSED = (
 )
 
 CAUSES = {  # in the words of requests, httpx and urllib3; the proxy first, as its name or its answer may be what fails
+    r"offline mode|outgoing traffic": "HF_HUB_OFFLINE is set",
     r"proxy": "the proxy does not let it through; see HTTPS_PROXY",
     r"certificate|ssl": "the TLS certificate is not trusted; SSL_CERT_FILE and REQUESTS_CA_BUNDLE name yours",
     r"resol|getaddrinfo|name or service": "its name is not resolved: no network, or no DNS",

@@ -83,15 +83,15 @@ class TextData(L.LightningDataModule):
             raise InputError(f"data.batch_size={batch_size} must be at least 1")
         if padding == "none" and batch_size != 1:
             raise InputError(f"data.padding=none needs data.batch_size=1, not {batch_size}")
-        columns = {"text_column": text_column, "label_column": label_column}
-        how: dict[str, Any] = {"encoding": encoding, "separator": separator, "empty": empty}
-        read: Callable[..., Corpus] = partial(datasets.table, **columns, **how, least=1 if whole else 2)
+        how: dict[str, Any] = {"encoding": encoding, "separator": separator, "empty": empty, "least": 1 if whole else 2}
+        read = partial(datasets.table, text_column=text_column, label_column=label_column, **how)
         if split not in SPLITS:
             raise InputError(f"data.split={split} is unknown: use {', '.join(SPLITS)}")
         if split == "book" and name != "sms_spam" and not whole:
             raise InputError(f"data.split=book is the published split of sms_spam: use data.split=grouped for {name}")
         self.corpus = datasets.read_corpus(name, path, read, Path(cache).expanduser(), quoted=split == "book")
-        self.notes, self.similarity = list[str](), None
+        self.notes: list[str] = []
+        self.similarity: float | None = None
         self.dropped = {"empty": self.corpus.empty, "repeated": 0, "contradicting": 0}
         if whole:
             self.examples = {"all": self.corpus.examples}

@@ -155,7 +155,8 @@ def _delimited(
     records = records[1:] if named else records
     _refuse_misread(source, records, len(there), delimiter, places[1])
     for record in records:
-        yield record.line, *((record.fields[place : place + 1] or [""])[0] for place in places)
+        text, label = ((record.fields[place : place + 1] or [""])[0] for place in places)
+        yield record.line, text, label
 
 
 def _refuse_misread(source: Source, records: list[Record], width: int, delimiter: str, label: int) -> None:
@@ -165,9 +166,9 @@ def _refuse_misread(source: Source, records: list[Record], width: int, delimiter
                 f"{source.path}, line {record.line}: {len(record.fields)} fields, where the first row has {width}; put "
                 "a text that holds the separator into quotation marks"
             )
-    if record := swallowed(records, delimiter, label):
+    if found := swallowed(records, delimiter, label):
         raise InputError(
-            f"{source.path}, line {record.line}: a quotation mark that opens here closes on line {record.end}, and "
+            f"{source.path}, line {found.line}: a quotation mark that opens here closes on line {found.end}, and "
             "what stands between looks like rows; double the quotation marks inside of texts"
         )
 
@@ -215,7 +216,7 @@ def _jsonl(source: Source, text: str, columns: Sequence[Column]) -> Iterator[tup
         if not isinstance(row, dict):
             raise InputError(f'{source.path}, line {number}: not {{"text": ..., "label": ...}}')
         seen |= dict.fromkeys(row)
-        rows.append((number, *(row.get(column) for column in columns)))
+        rows.append((number, row.get(columns[0]), row.get(columns[1])))
     _check_columns(source, columns, list(seen))
     yield from rows
 
