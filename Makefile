@@ -21,12 +21,12 @@ train: $(READY) ## fine-tune the offline default: no download, no account, no GP
 	$(RUN) -m src.train +experiment=last_block
 
 report: $(READY) ## tables and figures of all studies, from the run folders and those in experiments/runs.tar.xz
-	tar -xJf experiments/runs.tar.xz --skip-old-files
 	$(RUN) -m src.report format=md,tex,csv,figures,html
 
-archive: ## put the finished run folders, without checkpoints, into experiments/runs.tar.xz
-	find runs -maxdepth 2 -name result.json -printf '%h\n' | sort | sed 's|$$|/config.yaml|; p; s|config.yaml$$|result.json|; p; s|result.json$$|predictions.csv|' \
-		| XZ_OPT=-9e tar -cJf experiments/runs.tar.xz --sort=name --owner=0 --group=0 --numeric-owner -T -
+archive: ## add the finished run folders, without checkpoints, to experiments/runs.tar.xz
+	all=$$(mktemp -d) && tar -xJf experiments/runs.tar.xz -C $$all \
+		&& find runs -maxdepth 2 -name result.json -printf '%h\n' | while read run; do mkdir -p $$all/$$run && cp -p $$run/config.yaml $$run/result.json $$run/predictions.csv $$all/$$run; done \
+		&& XZ_OPT=-9e tar -cJf experiments/runs.tar.xz --sort=name --owner=0 --group=0 --numeric-owner -C $$all runs && rm -r $$all
 
 bench: $(READY) ## speed beside transformers, prediction, growth: on an idle machine, about an hour
 	$(RUN) -m benchmarks.job

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from src.config.command_line import one_sentence, options
 from src.errors import InputError
-from src.runs import run_dir
+from src.runs import identity, run_dir
 
 OTHER_DATA = ("name", "path", "text_column", "label_column", "encoding", "separator", "empty")
 SAME_DATA = ("batch_size", "num_workers")
@@ -50,7 +50,7 @@ def evaluate(
         )
     OmegaConf.set_struct(cfg, False)  # another corpus may need keys that the run's has not; `build` checks them all
     cfg.merge_with_dotlist(changes or [])
-    says = run_dir.identity(run_dir.plain(cfg.data))  # not where a pinned collection lies
+    says = identity.without_places(run_dir.plain(cfg.data))  # not where a pinned collection lies
     foreign = any(f"data.{key}" in given for key in OTHER_DATA if key in says)
     build.check_trainer(cfg)
     data = build.data(cfg, whole=foreign)

@@ -198,7 +198,7 @@ def validate(gpt: "GPT", held_out: "Packed", cfg: DictConfig) -> dict[str, tuple
 
 def by_source(losses: dict[str, tuple[float, int]]) -> dict[str, dict[str, float]]:
     """Loss, perplexity and tokens of each source, of each domain (reviews/ of reviews/films), and of all tokens."""
-    import math
+    from src.evaluation.metrics import perplexity
 
     groups = {name: [name] for name in losses}
     for name in losses:
@@ -209,7 +209,7 @@ def by_source(losses: dict[str, tuple[float, int]]) -> dict[str, dict[str, float
     for group, names in groups.items():
         tokens = sum(losses[name][1] for name in names)
         loss = sum(losses[name][0] * losses[name][1] for name in names) / tokens
-        found[group] = {"loss": loss, "perplexity": math.exp(loss), "tokens": tokens}
+        found[group] = {"loss": loss, "perplexity": perplexity(loss), "tokens": tokens}
     return found
 
 

@@ -133,7 +133,7 @@ def summarize(
     return {
         "id": folder.name,
         "name": cfg.name,
-        "config_hash": run_dir.config_hash(cfg),
+        **run_dir.recorded(folder),
         "seed": cfg.seed,
         "commit": run_dir.commit(),
         "data": data.facts(),

@@ -20,7 +20,7 @@ from src.config import build
 from src.data.batching import Messages, ShuffledBatches, cut
 from src.data.datamodule import evaluation_loader, loader
 from src.errors import InputError
-from src.evaluation.metrics import Predictions, confusion, measure, predict
+from src.evaluation.metrics import Predictions, confusion, measure, perplexity, predict
 from src.finetune import pooling as position
 from src.finetune.classifier import Classifier
 from src.finetune.cost import Cost, Flops, count_flops, forget_peak_memory, peak_memory_bytes
@@ -513,7 +513,7 @@ def measured_by_sklearn(predictions: Predictions) -> dict[str, float]:
     complete = len(set(labels)) == k
     return {
         "accuracy": sklearn_metrics.accuracy_score(labels, predicted),
-        "f1": sklearn_metrics.f1_score(labels, predicted, average="macro"),
+        "f1": sklearn_metrics.f1_score(labels, predicted, labels=range(k), average="macro", zero_division=0),
         "mcc": sklearn_metrics.matthews_corrcoef(labels, predicted),
         "auroc": sklearn_metrics.roc_auc_score(labels, scores, multi_class="ovr") if complete else math.nan,
         "loss": sklearn_metrics.log_loss(labels, probabilities.astype(float), labels=range(k)),
@@ -540,6 +540,22 @@ def test_an_absent_class_leaves_no_auroc_and_everything_else_right(n_classes: in
     expected = measured_by_sklearn(few)
     assert math.isnan(expected["auroc"])
     assert without_ece(measure(few)) == pytest.approx(expected, abs=1e-5, nan_ok=True)
+
+
+def test_auroc_tells_apart_what_fp32_calls_certain() -> None:
+    logits = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+    labels = (logits[:, 1] + torch.randn(400, generator=torch.Generator().manual_seed(1)) > 0).long()
+    logits = logits.double() + torch.tensor([0.0, 25.0])  # softmax in fp32 gives 1 for all of them
+    predictions = Predictions(logits.float().log_softmax(-1), labels)
+    expected = sklearn_metrics.roc_auc_score(labels, logits[:, 1] - logits[:, 0])
+    assert measure(predictions)["auroc"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_answers_that_became_nan_are_measured_all_the_same() -> None:
+    nothing = Predictions(torch.full((4, 2), torch.nan), torch.tensor([0, 1, 0, 1]))
+    metrics = measure(nothing)
+    assert (metrics["accuracy"], math.isnan(metrics["auroc"]), math.isnan(metrics["loss"])) == (0.5, True, True)
+    assert perplexity(1e4) == math.inf
 
 
 @pytest.mark.filterwarnings("ignore:A single label")

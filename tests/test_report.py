@@ -26,7 +26,8 @@ import torch
 import torchmetrics.functional.classification as tm
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from scipy import stats
+from omegaconf import OmegaConf
+from scipy import optimize, special, stats
 from sklearn.metrics import confusion_matrix
 from torch.utils.data import DataLoader
 
@@ -38,7 +39,7 @@ from src.finetune.history import QUANTITIES, Curve
 from src.reporting import charts, figures, published, render, rows, table
 from src.reporting import comparisons as differences
 from src.reporting import html as page
-from src.runs import run_dir
+from src.runs import identity, run_dir
 from src.sweeps import study
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # wandb-workspaces' own
@@ -90,7 +91,7 @@ def write_run(
     accuracy = sum(right) / len(right)
     metrics = {"accuracy": accuracy, "f1": accuracy, "ece": 0.125, "loss": 0.5}
     result = {
-        "config_hash": run_dir.config_hash(cfg),
+        **identity.record(cfg),
         "name": cfg.name,
         "seed": cfg.seed,
         "data": {"labels": list(labels), "sizes": {"train": round(1000 * cfg.data.fraction), "test": len(right)}},
@@ -103,6 +104,7 @@ def write_run(
         result[section] = {**result.get(section, {}), **values} if isinstance(values, dict) else values
     run = folder / "runs" / f"{cfg.name}-{result['config_hash'][:12]}"
     run.mkdir(parents=True)
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
     with (run / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["row", "text_sha256", "label", "predicted", *(f"p_{label}" for label in labels)])
@@ -180,37 +182,63 @@ def test_holms_correction_of_a_worked_example() -> None:
     assert compare.holm([]) == []
 
 
-def test_resampled_counts_have_the_binomial_distribution() -> None:
-    n, p = 400, 0.9
-    right = np.arange(n) < n * p
-    counts = compare.resampled_means(right) * n
-    ends = stats.binom.ppf([0.025, 0.25, 0.5, 0.75, 0.975], n, p)
-    assert np.percentile(counts, [2.5, 25, 50, 75, 97.5]) == pytest.approx(ends, abs=1)
-    normal = 1.96 * sqrt(p * (1 - p) / n)
-    assert np.percentile(counts / n, [2.5, 97.5]) == pytest.approx([p - normal, p + normal], abs=0.003)
+def shared_errors(
+    rng: np.random.Generator, shape: tuple[int, int, int], accuracy: float, messages: float, seeds: float
+) -> np.ndarray:
+    """Answers (studies, S, N) of this accuracy: in log-odds, messages differ by a normal spread, and so do seeds."""
+    studies, s, n = shape
+    spread = sqrt(messages**2 + seeds**2) * stats.norm.ppf((np.arange(2000) + 0.5) / 2000)
+    centre = optimize.brentq(lambda x: special.expit(x + spread).mean() - accuracy, -300, 300)
+    hard, luck = rng.standard_normal((studies, 1, n)), rng.standard_normal((studies, s, 1))
+    return rng.random(shape) < special.expit(centre + messages * hard + seeds * luck)
 
 
-def test_resampled_means_are_those_of_drawing_messages_one_by_one() -> None:
-    values = np.random.default_rng(1).integers(0, 4, 50) / 3
-    drawn = values[np.random.default_rng(2).integers(0, 50, (20_000, 50))].mean(1)
-    means = compare.resampled_means(values)
-    assert means.mean() == pytest.approx(values.mean(), abs=1e-3)
-    assert means.std() == pytest.approx(values.std() / sqrt(50), rel=0.02)
-    assert np.percentile(means, [2.5, 97.5]) == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.01)
+def covered(shape: tuple[int, int, int], accuracy: float, messages: float, seeds: float) -> float:
+    right = shared_errors(np.random.default_rng(1), shape, accuracy, messages, seeds)
+    low, high = compare.crossed_interval(right)
+    return float(((low <= accuracy) & (accuracy <= high)).mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [0.0, 0.2, 0.4])
+@pytest.mark.parametrize("messages", [1, 2, 4, 10, 50])
+@pytest.mark.parametrize("n", [250, 1000])
+def test_the_interval_over_messages_and_seeds_covers_the_accuracy(n: int, messages: float, seeds: float) -> None:
+    for s in (3, 10):
+        for accuracy in (0.8, 0.9, 0.95, 0.98, 0.99, 0.995):
+            assert covered((1000, s, n), accuracy, messages, seeds) > 0.92, (s, accuracy)  # 0.93, less simulation noise
+
+
+@pytest.mark.parametrize(("accuracy", "messages", "seeds"), [(0.99, 4, 0.0), (0.995, 50, 0.0), (0.8, 1, 0.4)])
+def test_the_interval_covers_where_resampled_messages_did_not(accuracy: float, messages: float, seeds: float) -> None:
+    assert covered((400, 3, 300), accuracy, messages, seeds) >= 0.93
+
+
+def test_one_wrong_answer_of_one_seed_does_not_make_the_interval_that_of_as_many_messages() -> None:
+    right = np.ones((3, 300), dtype=bool)
+    right[0, 0] = False
+    low, high = compare.accuracy_interval(right)
+    assert low < compare.wilson(899, 900).low  # as if seeds x messages were messages
+    assert low == pytest.approx(0.9857, abs=0.002)
+    assert compare.wilson(899, 900).high < high < 1
 
 
 def test_seeds_that_agree_do_not_narrow_the_interval() -> None:
     right = np.array([answers(300, 270)])
-    alone = np.percentile(compare.resampled_means(right[0]), [2.5, 97.5])
-    assert compare.accuracy_interval(np.repeat(right, 3, 0)) == pytest.approx(alone, abs=1e-12)
-    narrowed = compare.wilson(3 * 270, 3 * 300)  # what seeds x messages would give
-    assert alone[1] - alone[0] > 1.6 * (narrowed.high - narrowed.low)
+    alone = compare.wilson(270, 300)
+    assert compare.accuracy_interval(np.repeat(right, 3, 0)) == pytest.approx(alone, abs=1e-3)
 
 
 def test_seeds_that_err_at_random_narrow_the_interval() -> None:
     apart = np.array([answers(300, 270, seed) for seed in range(9)])
-    low, high = compare.accuracy_interval(apart)
-    assert high - low == pytest.approx(2 * 1.96 * sqrt(0.1 * 0.9 / 300) / 3, rel=0.15)
+    (low, high), alone = compare.accuracy_interval(apart), compare.wilson(270, 300)
+    assert high - low < 0.6 * (alone.high - alone.low)
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    right = np.array([answers(300, n) for n in (240, 270, 298)])
+    (low, high), alone = compare.accuracy_interval(right), compare.wilson(269, 300)
+    assert high - low > 2 * (alone.high - alone.low)
 
 
 @pytest.mark.parametrize(("right", "expected"), [(300, (300, 300)), (0, (0, 300))])
@@ -403,12 +431,21 @@ def test_runs_of_a_row_on_different_messages_are_refused(tmp_path: Path) -> None
         rows.read(study.read(path), tmp_path / "runs")
 
 
-def test_a_run_without_predictions_is_refused(tmp_path: Path) -> None:
-    path = write_study(tmp_path, "seeds", {"seed": [1]})
-    run = write_run(tmp_path, study.trials(study.read(path))[0], answers(20, 15))
-    (run / "predictions.csv").unlink()
-    with pytest.raises(InputError, match=r"predictions\.csv is missing"):
-        rows.read(study.read(path), tmp_path / "runs")
+@pytest.mark.parametrize("name", ["config.yaml", "result.json", "predictions.csv"])
+@pytest.mark.parametrize("content", [b"{", b"{}", b"", b"cut", b"\xff\xfe\x00", None])
+def test_a_damaged_run_is_named_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes | None
+) -> None:
+    path = write_study(tmp_path, "seeds", {"seed": [1, 2]})
+    broken, whole = (write_run(tmp_path, point, answers(20, 15)) for point in study.trials(study.read(path)))
+    if content is None and name != "result.json":
+        (broken / name).unlink()
+    else:
+        text = (broken / name).read_bytes()
+        (broken / name).write_bytes(text[: len(text) // 2] if content in (b"cut", None) else content)
+    (row,) = rows.read(study.read(path), tmp_path / "runs")
+    assert [run.result["id"] for run in row.runs] == [whole.name]
+    assert str(broken / name) in capsys.readouterr().err
 
 
 def test_labels_that_a_spreadsheet_would_run_are_escaped_and_read_back(tmp_path: Path) -> None:
@@ -432,9 +469,9 @@ def test_the_table_says_mean_deviation_and_interval_over_seeds(found: list[rows.
     assert texts(shown, "test (%)") == ["60.00 ± 1.00", "80.00 ± 1.00", "81.50 ± 0.71", "-"]
     assert found[0].deviation("test") == pytest.approx(stdev([0.59, 0.6, 0.61]))
     assert texts(shown, "validation (%)")[0] == "75.00 ± 0.00"
-    times = np.array([3] * 59 + [2, 1] + [0] * 39) / 3  # of a message, how many seeds got it right
-    drawn = times[np.random.default_rng(0).integers(0, 100, (50_000, 100))].mean(1)
-    assert found[0].interval == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.006)
+    assert found[0].interval == compare.accuracy_interval(found[0].right)
+    alone = compare.wilson(60, 100)  # as wide, since the seeds err on the same messages
+    assert found[0].interval == pytest.approx(alone, abs=0.005)
 
 
 def test_a_missing_row_is_shown_as_missing(found: list[rows.Row]) -> None:
@@ -767,6 +804,24 @@ def test_the_gaps_of_the_reliability_diagram_are_the_calibration_error() -> None
     assert gap == pytest.approx(expected.item(), abs=1e-6)
     assert sum(bins.sizes) == pytest.approx(1)
     assert charts.bins([1.0, 1.0], [True, False]).x == [1.0]
+
+
+def test_the_calibration_error_of_a_reliability_chart_is_that_of_its_bins(tmp_path: Path) -> None:
+    one, other = answers(50, 40), answers(50, 30, 1)  # with seeds apart, errors in both directions would not cancel
+    path = write_study(tmp_path, "seeds", {"seed": [1, 2]})
+    for point, right, confidence in zip(study.points(study.read(path)), (one, other), (0.7, 0.7), strict=True):
+        write_run(tmp_path, point, right, confidence=confidence)
+    (panel,) = chart(rows.read(study.read(path), tmp_path / "runs"), "reliability").panels
+    assert panel.title.endswith("ECE 0.000")  # 0.7 of all are right; 0.1 each way by seeds
+
+
+def test_learning_curves_leave_out_epochs_whose_loss_was_infinite(tmp_path: Path) -> None:
+    path = write_study(tmp_path, "one", {"seed": [1]})
+    curve = [
+        dict.fromkeys(("train_loss", "validation_loss"), loss) | {"epoch": i} for i, loss in enumerate((2, None, 1))
+    ]
+    write_run(tmp_path, study.points(study.read(path))[0], answers(20, 15), curve=curve)
+    assert chart(rows.read(study.read(path), tmp_path / "runs"), "curves-loss").panels[0].series[0].x == [0, 2]
 
 
 def test_the_confusion_matrix_is_scikit_learns(tmp_path: Path) -> None:

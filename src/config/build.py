@@ -360,7 +360,10 @@ def load_best(model: FineTuner, run: Path) -> None:
     """Copy the run's best checkpoint into a model built from its config."""
     path = run / "checkpoints" / "best.ckpt"
     if not path.is_file():
-        raise InputError(f"{run} has no checkpoint yet: its training was stopped before the first epoch ended")
+        why = "its training was stopped before the first epoch ended"
+        if run_dir.has_finished(run):
+            why = "runs in archives come without them; to use its model, train it again"
+        raise InputError(f"{run} has no checkpoint: {why}")
     checkpoint = read_checkpoint(
         path,
         ("state_dict", "frozen_norms"),

@@ -1,10 +1,11 @@
 """Class probabilities and labels of a whole split -> its metrics, with torchmetrics.
 
-accuracy, f1 (macro), mcc (Matthews), auroc (macro, one against the rest), ece (top-label calibration error in 15 bins),
-loss (mean negative log-likelihood in nats). Of answers that were written: generated_accuracy, in which a text that is
+accuracy, f1 (macro, over all classes: 0 for one without messages and answers), mcc (Matthews), auroc (macro, one
+against the rest, by log-odds), ece (top-label calibration error in 15 bins), loss (mean negative log-likelihood in nats). Of answers that were written: generated_accuracy, in which a text that is
 no answer counts as wrong, and valid_rate, the share of those that are one.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,14 @@ import lightning as L
 import torch
 import torchmetrics.functional.classification as tm
 from torch import Tensor
+
+
+def perplexity(loss: float) -> float:
+    """That of a loss in nats; infinite beyond what a float holds."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 class Predictions(NamedTuple):
@@ -51,12 +60,12 @@ def measure(predictions: Predictions) -> dict[str, float]:
     """The metrics named above, over every example; a metric that needs a class which is absent is nan."""
     probabilities, labels = predictions.probabilities, predictions.labels
     k = probabilities.shape[1]
-    all_classes = len(labels.unique()) == k
+    ranked = len(labels.unique()) == k and not probabilities.isnan().any()
     metrics = {
         "accuracy": tm.multiclass_accuracy(predictions.predicted, labels, k, average="micro"),
-        "f1": tm.multiclass_f1_score(predictions.predicted, labels, k, average="macro"),
+        "f1": tm.multiclass_f1_score(predictions.predicted, labels, k, average="none").mean(),
         "mcc": matthews(confusion(predictions)),
-        "auroc": tm.multiclass_auroc(probabilities, labels, k) if all_classes else torch.tensor(torch.nan),
+        "auroc": tm.multiclass_auroc(ranks(predictions), labels, k) if ranked else torch.tensor(torch.nan),
         # a probability of exactly 1, which fp32 softmax gives, would get a bin of its own
         "ece": tm.multiclass_calibration_error(probabilities.clamp(max=1 - 1e-7), labels, k, n_bins=15),
         "loss": torch.nn.functional.nll_loss(predictions.log_probabilities, labels),
@@ -65,6 +74,16 @@ def measure(predictions: Predictions) -> dict[str, float]:
         metrics["generated_accuracy"] = (predictions.said == labels).float().mean()
         metrics["valid_rate"] = (predictions.said >= 0).float().mean()
     return {name: value.item() for name, value in metrics.items()}
+
+
+def ranks(predictions: Predictions) -> Tensor:
+    """Each class's log-odds against the rest (N, K) as ranks in [0, 1]: fp32 has no probabilities between 1 - 6e-8 and
+    1, where a trained model's lie, and torchmetrics takes what is no probability through a softmax."""
+    log_p = predictions.log_probabilities.double()
+    k = log_p.shape[1]
+    rest = torch.stack([log_p[:, [j for j in range(k) if j != c]].logsumexp(1) for c in range(k)], 1)
+    values, rank = (log_p - rest).unique(return_inverse=True)
+    return rank.double() / max(1, len(values) - 1)
 
 
 Metrics = dict[str, dict[str, float]]

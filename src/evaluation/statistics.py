@@ -1,10 +1,12 @@
 """How sure an accuracy is, and a difference between two on the same test messages.
 
-An accuracy of one run has Wilson's interval (Wilson 1927). Over several seeds the test messages are resampled, each
-with its mean over the seeds: the seeds share the messages, and seeds x messages would count these several times. Two
+An accuracy of one run has Wilson's interval (Wilson 1927), which is over other test messages. Over several seeds it is
+Wilson's too, over other messages and other seeds: with the variance of a crossed design, the degrees of freedom of
+Satterthwaite (1946), and as many messages as would give that variance, which is how surveys treat proportions near 0
+and 1 (Dean and Pagano 2015, Evaluating confidence interval methods for binomial proportions in clustered surveys). Two
 rows are compared on the same messages by the exact test that exchanges their answers to a message (Fisher 1935), which
-with one seed is McNemar's (1947). Holm (1979) corrects for the number of comparisons. All of it asks what other test
-messages would do, and not other seeds. `right` is (S, N) booleans: seeds, messages.
+with one seed is McNemar's (1947): it asks what other test messages would do, and not other seeds. Holm (1979) corrects
+for the number of comparisons. `right` is (S, N) booleans: seeds, messages.
 """
 
 from collections.abc import Sequence
@@ -19,8 +21,9 @@ if TYPE_CHECKING:
     Right = NDArray[np.bool_]
     Numbers = NDArray[Any]
 
-DRAWS = 100_000
 SIGNIFICANT = 0.05
+SHARED = 2.0  # errors, as a weight, and
+DOUBT = 3  # as often the spread of seeds in the degrees of freedom: see `messages_worth`
 
 
 class Interval(NamedTuple):
@@ -39,28 +42,64 @@ def wilson(right: int, n: int) -> Interval:
     return Interval(low, 1.0 if right == n else (centre + half) / scale)
 
 
-def accuracy_interval(right: "Right") -> Interval:
-    """The 95% interval of a mean accuracy over seeds."""
+def score_interval(p: "Numbers", n: "Numbers", z: "Numbers") -> "tuple[Numbers, Numbers]":
+    """Both ends of Wilson's interval at z, for shares p of n that need not be whole."""
     import numpy as np
 
+    centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return np.where(p == 0, 0.0, (centre - half) / scale), np.where(p == 1, 1.0, (centre + half) / scale)
+
+
+def accuracy_interval(right: "Right") -> Interval:
+    """The 95% interval of a mean accuracy over seeds."""
     seeds, n = right.shape
-    times = right.sum(0)
-    if seeds == 1 or (times == times[0]).all():  # without any spread, as at 100%, resampling says nothing
-        return wilson(round(times.sum() / seeds), n)
-    low, high = np.percentile(resampled_means(times) / seeds, [2.5, 97.5])
+    if seeds == 1 or right.all() or not right.any():
+        return wilson(int(right[0].sum()), n)
+    low, high = crossed_interval(right)
     return Interval(float(low), float(high))
 
 
-def resampled_means(values: "Numbers") -> "Numbers":
-    """Means (DRAWS,) of N values drawn from `values` (N,) with replacement.
+def crossed_interval(right: "Right") -> "tuple[Numbers, Numbers]":
+    """Both ends of the 95% interval of mean accuracies over other messages and other seeds; `right` is (..., S, N), S
+    above 1.
 
-    Values that are equal are drawn together: how often each distinct one comes up is multinomial.
+    Simulated coverage with 3 and 10 seeds, 250 and 1,000 messages of different difficulty that the seeds share, from
+    80% to 99.5% accuracy: 93.5% and more, also where seeds differ by 0.4 in log-odds.
+    """
+    from scipy.stats import t
+
+    p = right.mean((-2, -1))
+    n, freedom = messages_worth(right)
+    return score_interval(p, n, t.ppf(0.975, freedom))
+
+
+def messages_worth(right: "Right") -> "tuple[Numbers, Numbers]":
+    """With how many messages and one seed a mean accuracy would vary as much, and the degrees of freedom of that.
+
+    Variance of the mean: (mean square of seeds + mean square of messages) / (S N), from which that of the rest is not
+    taken off, so that it is none too small. How far the seeds share their errors cannot be seen in a few of them: these
+    count as shared by all seeds, by the weight of `SHARED` errors, so that without any error N messages are worth N.
+    The spread of three seeds, known from two numbers, is often much too small by chance, and the degrees of freedom
+    would then be those of the many messages: with its weight alone, coverage falls to 91%, with `DOUBT` times it not.
     """
     import numpy as np
 
-    distinct, counts = np.unique(values, return_counts=True)
-    drawn = np.random.default_rng(0).multinomial(len(values), counts / len(values), DRAWS)
-    return drawn @ distinct / len(values)
+    seeds, n = right.shape[-2:]
+    p = right.mean((-2, -1))
+    of_seeds = n * right.mean(-1).var(-1, ddof=1)
+    of_messages = seeds * right.mean(-2).var(-1, ddof=1)
+    spread = of_seeds + of_messages
+    varies = spread > 0
+    ratio = np.divide(spread / seeds, p * (1 - p), out=np.ones_like(p), where=varies)  # of N, to what they are worth
+    doubted = DOUBT * of_seeds
+    each = doubted**2 / (seeds - 1) + of_messages**2 / (n - 1)
+    freedom = np.divide((doubted + of_messages) ** 2, each, out=np.full_like(p, n - 1.0), where=varies)
+    errors = n * np.minimum(p, 1 - p)
+    seen, all_of_it = ratio * errors, ratio * errors + SHARED  # what was not estimated adds no doubt
+    return n * (errors + SHARED) / all_of_it, freedom * np.divide(
+        all_of_it, seen, out=np.ones_like(p), where=seen > 0
+    ) ** 2
 
 
 def paired_p(right: "Right", reference: "Right") -> float:

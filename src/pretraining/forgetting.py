@@ -4,13 +4,13 @@ Blocks and output layer are measured as they are: the token embedding, which `al
 it that an instruct model's `last_layer` trains. A classifier's head stands beside the output layer and does not count.
 """
 
-import math
 from typing import Any
 
 import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from src.evaluation.metrics import perplexity
 from src.finetune.base import FineTuner
 from src.pretraining.causal_lm import chunked_cross_entropy
 
@@ -42,4 +42,4 @@ class Forgetting:
         loader: Any = DataLoader(self.windows, batch_size=None)  # type: ignore[arg-type]
         outputs: Any = self.trainer.predict(self.module, loader)
         loss, tokens = (sum(part) for part in zip(*outputs, strict=True))
-        return {"loss": loss / tokens, "perplexity": math.exp(loss / tokens), "tokens": tokens}
+        return {"loss": loss / tokens, "perplexity": perplexity(loss / tokens), "tokens": tokens}

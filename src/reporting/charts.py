@@ -13,7 +13,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 BINS = 15
 DATA = "data"
 ACCURACY = "test accuracy (%)"
-MEAN = "mean over seeds, and its 95% interval over test messages"
+MEAN = "mean over seeds, and its 95% interval over test messages and seeds"
 BEYOND = ("all", "lora")
 DEPTHS = {"last_layer": 0, "last_block": 1, "last_two_blocks": 2}
 
@@ -176,12 +176,13 @@ def curves(rows: Sequence[Row], quantity: str, unit: float) -> Chart | None:
 
 def curve(kept: Sequence[list[dict[str, float]]], part: str, quantity: str, unit: float, style: int) -> Series:
     """Mean and range over seeds of a quantity after each epoch that all of them went through."""
-    seeds = [[unit * point[f"{part}_{quantity}"] for point in points] for points in kept]
-    epochs = list(zip(*seeds, strict=False))
+    key = f"{part}_{quantity}"
+    points = [same for same in zip(*kept, strict=False) if all(one.get(key) is not None for one in same)]
+    epochs = [[unit * one[key] for one in same] for same in points]  # but those in which a loss was infinite
     return Series(
         {"train": "training"}.get(part, part),
         style,
-        [float(point["epoch"]) for point in kept[0][: len(epochs)]],
+        [float(same[0]["epoch"]) for same in points],
         [fmean(values) for values in epochs],
         [min(values) for values in epochs],
         [max(values) for values in epochs],
@@ -196,9 +197,8 @@ def reliability(rows: Sequence[Row]) -> Chart | None:
     for row in rows:
         if any(run.confidence is None for run in row.runs):
             continue
-        ece = row.mean("metrics", "test", "ece")
         series = bins([p for run in row.runs for p in run.confidence or []], [r for run in row.runs for r in run.right])
-        panels.append(Panel(f"{row.label}\nECE {ece:.3f}", [series]))
+        panels.append(Panel(f"{row.label}\nECE {calibration_error(series):.3f}", [series]))
     if not panels:
         return None
     return Chart("reliability", "Reliability", "confidence", "accuracy", panels, "all seeds together", diagonal=True)
@@ -218,6 +218,11 @@ def bins(confidence: Sequence[float], right: Sequence[bool]) -> Series:
         sizes=[len(one) / len(right) for one in full],
         joined=len(full),
     )
+
+
+def calibration_error(drawn: Series) -> float:
+    """How far accuracy is from confidence, over the messages of all bins that are drawn."""
+    return sum(size * abs(x - y) for size, x, y in zip(drawn.sizes, drawn.x, drawn.y, strict=True))
 
 
 def confusion(rows: Sequence[Row]) -> Chart | None:

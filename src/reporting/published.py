@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from src.evaluation.statistics import Interval, wilson
-from src.runs import run_dir
+from src.runs import identity, run_dir
 from src.sweeps import study
 
 TABLE = Path(__file__).parents[2] / "experiments" / "published.csv"
@@ -59,4 +59,4 @@ def decisive(cfg: Any) -> list[Any]:
     """The settings that a published figure depends on; precision and seed are left free."""
     trainer = [cfg.trainer[key] for key in ("max_epochs", "accumulate_grad_batches", "gradient_clip_val")]
     gpt, data, task = (run_dir.plain(section) for section in (cfg.gpt, cfg.data, cfg.task))
-    return [gpt, run_dir.identity(data), task, trainer, cfg.patience]
+    return [gpt, identity.without_places(data), task, trainer, cfg.patience]

@@ -1,9 +1,8 @@
 """A study and the run folders -> its rows: the points that differ in more than the seed, each with its finished runs.
 
-A row's runs are found by the hash of the config that its points compose to. A row without any stays, as missing.
+A row without any stays, as missing. How its runs are found: finished.py.
 """
 
-import csv
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from src.errors import InputError
 from src.evaluation.statistics import Interval, accuracy_interval
-from src.files import plain_cell
+from src.reporting.finished import Finished, Wanted, finished, of_row, reach, wanted
 from src.reporting.published import Published, published_rows, repeated_by
-from src.runs import run_dir
+from src.runs.run_dir import ARCHIVE
 from src.sweeps import study
 
 if TYPE_CHECKING:
@@ -30,10 +29,12 @@ Message = tuple[str, str, int]  # sha256 of the text, label, and how many like i
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its result.json and the lines of its predictions.csv."""
+    """A finished run: its result.json, the lines of its predictions.csv, and of weights and messages that the project
+    ships and has made anew since, the setting -> sha256 then and now."""
 
     result: dict[str, Any]
     predictions: list[dict[str, str]]
+    replaced: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @cached_property
     def right(self) -> list[bool]:
@@ -113,46 +114,43 @@ class Row:
         return stdev(values) if len(values) > 1 else None
 
 
-def reach(node: Any, path: Sequence[str]) -> float | None:
-    """What stands at a place in nested dicts; None where there is no such place."""
-    for key in path:
-        node = node.get(key) if isinstance(node, dict) else None
-    return node
-
-
 def read(asked: study.Study, runs: str | Path) -> list[Row]:
-    """The rows of a study in its order, with the runs below `runs` that are theirs. Raises InputError for a run whose
-    predictions are gone, and for runs of one row that were measured on different test messages."""
-    points, folders, known = study.trials(asked, runs), study.finished(runs), published_rows()
+    """The rows of a study in its order, with the runs below `runs`, or else in the archive beside it, that are theirs.
+    Raises InputError for runs of one row that were measured on different test messages."""
+    points, known = study.trials(asked, runs), published_rows()
     name = namer([point.values for point in points], asked.name)
     rows: dict[str, Row] = {}
+    wants: dict[str, list[Wanted]] = {}
     for point, cfg in zip(points, map(study.config, points), strict=True):
         values = {key: value for key, value in point.values.items() if key != "seed"}
         label = name(values)
         if label not in rows:
             rows[label] = Row(label, values, published=repeated_by(cfg, known))
-        row = rows[label]
-        row.wanted += 1
-        if folder := folders.get(run_dir.config_hash(cfg)):
-            row.runs.append(read_run(folder))
-    for row in rows.values():
-        if any(run.messages != row.runs[0].messages for run in row.runs):
-            ids = " and ".join(run.result["id"] for run in row.runs)
-            raise InputError(
-                f"row {row.label} of {asked.name}: runs {ids} were tested on different messages, so that no mean is "
-                "taken over them; remove those on data that is no longer used"
-            )
+        rows[label].wanted += 1
+        wants.setdefault(label, []).append(wanted(cfg))
+    found = finished(runs, asked.path.parent / ARCHIVE.name)
+    shared = Counter(settings for each in wants.values() for settings in {one.settings for one in each})
+    for label, row in rows.items():
+        is_only = all(shared[one.settings] == 1 for one in wants[label])
+        pairs = zip(wants[label], of_row(wants[label], found, is_only), strict=True)
+        row.runs = [run_of(run, one) for one, run in pairs if run is not None]
+        refuse_other_messages(row, asked.name)
     return list(rows.values())
 
 
-def read_run(folder: Path) -> Run:
-    """A finished run's folder."""
-    path = folder / "predictions.csv"
-    if not path.is_file():
-        raise InputError(f"{path} is missing, without which nothing can be compared: remove {folder} and run it again")
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = [line | {key: plain_cell(line[key]) for key in ("label", "predicted")} for line in csv.DictReader(file)]
-    return Run(run_dir.load_result(folder), lines)
+def run_of(run: Finished, row: Wanted) -> Run:
+    """A row's run."""
+    return Run(run.result, run.predictions or [], row.replaced(run))
+
+
+def refuse_other_messages(row: Row, study: str) -> None:
+    """Raises InputError for runs of a row that were measured on different test messages."""
+    if any(run.messages != row.runs[0].messages for run in row.runs):
+        ids = " and ".join(run.result["id"] for run in row.runs)
+        raise InputError(
+            f"row {row.label} of {study}: runs {ids} were tested on different messages, so that no mean is "
+            "taken over them; remove those on data that is no longer used"
+        )
 
 
 def namer(values: Sequence[dict[str, Any]], name: str) -> Callable[[dict[str, Any]], str]:

@@ -58,7 +58,8 @@ def table(name: str, question: str, rows: Sequence[Row], references: Sequence[Ro
         *costs(rows),
         *published(rows),
     ]
-    said = [*explained(comparisons), *chosen(rows, references), *peculiar(rows), *where(rows), *missing(rows)]
+    said = [*explained(comparisons), *chosen(rows, references), *peculiar(rows), *replaced(rows), *where(rows)]
+    said += missing(rows)
     return Table(name, " ".join(question.split()), columns, said)
 
 
@@ -206,12 +207,12 @@ def explained(found: list[Comparison | None]) -> list[str]:
     """What the numbers mean."""
     comparisons = sum(one is not None for one in found)
     return [
-        "Accuracy: mean ± standard deviation over seeds. The interval is over test messages: Wilson's with one seed, "
-        "by resampling the messages with several.",
+        "Accuracy: mean ± standard deviation over seeds. The interval is Wilson's: with one seed over other test "
+        "messages, with several over other messages and other seeds, by as many messages as these are worth together.",
         "difference: points from the reference row on the same test messages, mean ± standard deviation over seeds. p: "
         "exact test that exchanges the two rows' answers to a message (McNemar's with one seed), after Holm for "
-        f"{comparisons} comparisons; {NOISE} marks a p of {SIGNIFICANT} or more. Interval and p say what other test "
-        "messages would do; where the deviation is as large as the difference, other seeds may say otherwise.",
+        f"{comparisons} comparisons; {NOISE} marks a p of {SIGNIFICANT} or more. p says what other test messages "
+        "would do; where the deviation is as large as the difference, other seeds may say otherwise.",
     ]
 
 
@@ -248,6 +249,21 @@ def peculiar(rows: Sequence[Row]) -> list[str]:
             f"number there.{wrong}"
         )
     return found
+
+
+def replaced(rows: Sequence[Row]) -> list[str]:
+    """Which weights or messages of the project runs read that it has made anew since."""
+    labels: dict[tuple[str, tuple[str, str]], dict[str, None]] = {}
+    for row in rows:
+        for run in row.runs:
+            for found in run.replaced.items():
+                labels.setdefault(found, {})[row.label] = None
+    finished = sum(bool(row.runs) for row in rows)
+    return [
+        f"{key}: sha256 {then[:8]}…, not today's {now[:8]}…"
+        + (f", in {'; '.join(those)}." if len(those) < finished else ".")
+        for (key, (then, now)), those in labels.items()
+    ]
 
 
 def where(rows: Sequence[Row]) -> list[str]:

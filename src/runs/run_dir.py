@@ -1,4 +1,4 @@
-"""One run -> runs/<id>/ and back: config.yaml, result.json, predictions.csv, checkpoints/.
+"""One run -> runs/<id>/ and back: config.yaml, identity.json, result.json, predictions.csv, checkpoints/.
 
 The folder is the source of truth. Files are written under a temporary name and renamed: no reader sees half of one.
 """
@@ -7,18 +7,22 @@ import csv
 import hashlib
 import io
 import json
+import math
 import shutil
 import subprocess
-from collections.abc import Mapping
+import tarfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import InputError
 from src.files import spreadsheet_cell, whole_file
-from src.gpt.pinned import SHIPPED
+from src.runs import identity, legacy
+from src.runs.identity import config_hash as config_hash
+from src.runs.identity import plain as plain
 
 if TYPE_CHECKING:
     import torch
@@ -26,50 +30,16 @@ if TYPE_CHECKING:
 
     from src.evaluation.metrics import Predictions
 
-# where a run is kept and reported and what it reads back, not what it computes
-NOT_IN_HASH = ("name", "runs", "resume", "logger", "cache")
-NOT_THE_DATA = ("cache", "num_workers")  # where data are kept and how they are loaded, not what they are
+ARCHIVE = Path("experiments") / "runs.tar.xz"  # finished runs without their checkpoints, for reports
 SHARES = ("accuracy", "generated_accuracy", "valid_rate")
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """A config section as a plain dict. Raises InputError for a value that must be given and is not."""
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise InputError(f"{missing[0]} is missing: give {missing[0]}=<value>")
-    section = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(section, dict)
-    return {str(key): value for key, value in section.items()}
-
-
-def config_hash(cfg: DictConfig) -> str:
-    """A hash of all settings that can change a run's numbers."""
-    relevant = {key: value for key, value in plain(cfg).items() if key not in NOT_IN_HASH}
-    relevant.get("gpt", {}).pop("finetune", None)  # where other settings have their defaults from
-    relevant.get("held_out", {}).pop("cache", None)
-    if (lora := relevant.get("task", {}).get("lora", {})).get("init") == "in_features":
-        lora.pop("init")  # what every run had before there was a choice
-    gpt = relevant.get("gpt", {})
-    if gpt.get("weights") == "pretrained" and gpt.get("name") in SHIPPED:  # these may be trained anew
-        gpt["sha256"] = SHIPPED[gpt["name"]][1]
-    if "data" in relevant:
-        relevant["data"] = identity(relevant["data"])
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
-
-
-def identity(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a data section that says what the data are; the bytes of sms_spam are pinned, wherever they lie."""
-    left_out = {*NOT_THE_DATA, *(["path"] if data.get("name") == "sms_spam" else [])}
-    kept = {key: value for key, value in data.items() if key not in left_out}
-    if "sources" in kept:
-        kept["sources"] = {name: identity(source) for name, source in kept["sources"].items()}
-    return kept
-
-
 def create(cfg: DictConfig) -> Path:
-    """Make the folder of a new run, with its config.yaml; two launches in one second get two folders."""
+    """Make the folder of a new run, with its config.yaml and identity.json; two launches in one second get two folders."""
     if "/" in cfg.name or not cfg.name:
         raise InputError(f"name={cfg.name} becomes part of a folder's name: it must not be empty or contain /")
-    stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{cfg.name}-{config_hash(cfg)[:8]}"
+    made_from = identity.record(cfg)
+    stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{cfg.name}-{made_from['config_hash'][:8]}"
     Path(cfg.runs).mkdir(parents=True, exist_ok=True)
     for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
         run = Path(cfg.runs) / f"{stem}{suffix}"
@@ -78,6 +48,7 @@ def create(cfg: DictConfig) -> Path:
         except FileExistsError:
             continue
         try:
+            write_text(run / "identity.json", json.dumps(made_from, indent=2) + "\n")
             write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         except OSError:
             shutil.rmtree(run, ignore_errors=True)
@@ -91,33 +62,84 @@ def find(runs: str | Path, run: str) -> Path:
     for folder in (Path(runs) / run, Path(run)):
         if (folder / "config.yaml").is_file():
             return folder
+    if is_archived(run):
+        raise InputError(
+            f"run {run} is in {ARCHIVE} alone, which keeps results and predictions for reports, and no checkpoints: to "
+            "use its model, train it again with the settings in its config.yaml"
+        )
     newest = sorted(path.parent.name for path in Path(runs).glob("*/config.yaml"))[-3:]
     raise InputError(
         f"{run} is no run: {runs}/{run}/config.yaml does not exist; the newest runs are {', '.join(newest) or 'none'}"
     )
 
 
+def is_archived(run: str) -> bool:
+    """Whether the archive beside the studies has a run of this id."""
+    try:
+        with tarfile.open(ARCHIVE) as archive:
+            return any(name.split("/")[-2:] == [run, "config.yaml"] for name in archive.getnames())
+    except (OSError, tarfile.TarError):
+        return False
+
+
 def check_unfinished(run: Path) -> None:
-    """Raises InputError where there is nothing left to do for a run."""
+    """Raises InputError where there is nothing left to do for a run, and where what it reads is another than when it
+    began."""
     if has_finished(run):
         raise InputError(f"run {run.name} has finished: there is nothing to go on with")
+    then, now = recorded(run)["sha256"], identity.contents(read_config(run))
+    if changed := [key for key in then if now.get(key) != then[key]]:
+        raise InputError(
+            f"what {changed[0]} names has changed since run {run.name} began (sha256 {then[changed[0]]}, now "
+            f"{now.get(changed[0]) or 'nothing is there'}): bring it back, or begin a new run"
+        )
+
+
+def recorded(run: Path) -> dict[str, Any]:
+    """The identity that a run began with: its config_hash, and the sha256 of each thing that it reads."""
+    if (run / "identity.json").is_file():
+        return read_json(run / "identity.json", "config_hash", "sha256")
+    return identity.record(load_config(run))
 
 
 def load_config(run: Path) -> DictConfig:
     """The resolved config of a run."""
-    cfg = OmegaConf.load(run / "config.yaml")
-    assert isinstance(cfg, DictConfig)
+    cfg = OmegaConf.create(read_config(run))
     OmegaConf.set_struct(cfg, True)
     return cfg
 
 
+def read_config(run: Path) -> dict[str, Any]:
+    """The settings of a run as a plain dict, in today's words. Raises InputError if its config.yaml is damaged."""
+    path = run / "config.yaml"
+    try:
+        content = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("gpt", "trainer")):
+        raise InputError(f"{path} is damaged: it holds no settings of a run; bring it back, or leave {run.name} alone")
+    return legacy.todays(content)
+
+
 def load_result(run: Path) -> dict[str, Any]:
-    """The result.json of a run. Raises InputError if the run did not end."""
+    """The result.json of a run. Raises InputError if the run did not end, or the file is damaged."""
     if not has_finished(run):
         entry = "pretrain" if "corpus" in load_config(run) else "train"
         raise InputError(f"run {run.name} has not finished: go on with python -m src.{entry} resume={run.name}")
-    result: dict[str, Any] = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    return result
+    return read_json(run / "result.json", "config_hash")
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """The object in a file that a run wrote. Raises InputError if it cannot be read or lacks one of `keys`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # of JSON or of UTF-8
+        raise InputError(f"{path} is damaged ({error}): bring it back, or run {path.parent.name} again") from None
+    if not isinstance(content, dict) or not content.keys() >= set(keys):
+        raise InputError(f"{path} is damaged (it lacks {keys[0]}): bring it back, or run {path.parent.name} again")
+    return content
 
 
 def has_finished(run: Path) -> bool:
@@ -174,10 +196,12 @@ def prediction_rows(
 
 
 def without_nan(value: Any) -> Any:
-    """JSON does not know nan: a metric that could not be had becomes null."""
+    """JSON knows neither nan nor infinity: a metric that could not be had becomes null."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and value != value else value
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def commit() -> str | None:
@@ -212,17 +236,17 @@ def environment(device: "torch.device", precision: Any) -> dict[str, str]:
 
 
 def metrics_table(title: str, metrics: dict[str, dict[str, float]], sizes: dict[str, int]) -> "Table":
-    """Splits x metrics, for a terminal."""
+    """Metrics x splits, for a terminal of 80 characters: there are more metrics than splits."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # fits 80 characters
-    table.add_column("split")
-    for name in ("messages", *next(iter(metrics.values()))):
-        table.add_column({"generated_accuracy": "written", "valid_rate": "valid"}.get(name, name), justify="right")
-    for split, values in metrics.items():
-        cells = [f"{value:.2%}" if name in SHARES else f"{value:.3f}" for name, value in values.items()]
-        table.add_row(split, str(sizes[split]), *cells)
+    table = Table("", *metrics, title=title, box=SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify, column.overflow = "right", "fold"
+    table.add_row("messages", *(f"{sizes[split]:,}" for split in metrics))
+    for name in next(iter(metrics.values())):
+        form = "{:.2%}" if name in SHARES else "{:.3f}"
+        table.add_row(name, *(form.format(values[name]) for values in metrics.values()))
     return table
 
 

@@ -1,0 +1,225 @@
+"""A run is known by its settings and by the content of what it reads; reports find it by what it recorded."""
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from src.errors import InputError
+from src.gpt.pinned import SHIPPED
+from src.reporting import finished, render, rows
+from src.reporting.comparisons import references
+from src.reporting.table import table
+from src.runs import identity, legacy, run_dir
+from src.sweeps import study
+from tests.test_report import answers, write_run, write_study
+
+ROOT = Path(__file__).parents[1]
+
+
+def composed(*overrides: str) -> Any:
+    return study.config(study.Point({}, overrides))
+
+
+def text(path: Path, content: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+# ---- the hash
+
+
+@pytest.mark.parametrize(
+    ("key", "more"),
+    [
+        ("data.path", ("data=table",)),
+        ("data.test_path", ("data=table", "data.path=x.csv", "data.validation_path=y.csv")),
+        ("data.sources.sentiment.path", ("data=mix", "task=instruct")),
+        ("held_out.path", ()),
+        ("gpt.weights", ()),
+    ],
+)
+def test_what_is_read_counts_by_its_content(tmp_path: Path, key: str, more: tuple[str, ...]) -> None:
+    def hash_of(path: Path) -> str:
+        return identity.config_hash(composed(*more, f"{key}={path}"))
+
+    here, moved, other = (
+        text(tmp_path / name / "x.safetensors", content) for name, content in (("a", "1"), ("b", "1"), ("c", "2"))
+    )
+    before = hash_of(here)
+    assert hash_of(moved) == before != hash_of(other)
+    text(here, "another")  # replaced in place
+    assert hash_of(here) != before
+    shutil.copy(moved, here)
+    assert hash_of(here) == before
+    assert hash_of(tmp_path / "nothing") != before
+
+
+def test_weights_are_the_same_as_a_file_and_in_a_folder(tmp_path: Path) -> None:
+    file = text(tmp_path / "model.safetensors", "weights")
+    text(tmp_path / "README.md", "notes")
+    assert len({identity.config_hash(composed(f"gpt.weights={path}")) for path in (file, tmp_path)}) == 1
+    assert identity.contents({"gpt": {"weights": str(file)}}) == identity.contents({"gpt": {"weights": str(tmp_path)}})
+
+
+def test_caches_and_places_of_pretraining_do_not_count(tmp_path: Path) -> None:
+    corpora = [text(tmp_path / name / "one.txt", "text").parent for name in ("a", "b")]
+    made = [{"corpus": {"path": str(path), "cache": str(path)}, "gpt": {"weights": "random"}} for path in corpora]
+    assert identity.settings(made[0]) == identity.settings(made[1])
+    assert identity.contents(made[0]) == identity.contents(made[1])
+
+
+def test_a_run_keeps_its_identity_and_goes_on_with_the_same_data_alone(tmp_path: Path) -> None:
+    data = text(tmp_path / "data.csv", "text,label\n")
+    cfg = composed("data=table", f"data.path={data}", f"runs={tmp_path / 'runs'}")
+    folder = run_dir.create(cfg)
+    assert json.loads((folder / "identity.json").read_text())["sha256"]["data.path"] == identity.sha256_of(data)
+    run_dir.check_unfinished(folder)
+    text(data, "text,label\nhi,ham\n")
+    with pytest.raises(InputError, match=rf"data\.path .* changed since run {folder.name}"):
+        run_dir.check_unfinished(folder)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b"", b"a: 1", b"\xff"])
+def test_a_damaged_config_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.yaml"):
+        run_dir.load_config(tmp_path)
+
+
+def test_old_settings_are_read_in_todays_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(
+        legacy, "RENAMED", {"task.position": "task.pooling", "data.sources.*.name": "data.sources.*.kind"}
+    )
+    monkeypatch.setattr(legacy, "REVALUED", {("task.pooling", "last_real"): "last_nonpad"})
+    monkeypatch.setattr(legacy, "ADDED", {"data.encoding": None, "held_out.new": 1})
+    old = {"gpt": {}, "trainer": {}, "task": {"position": "last_real"}, "data": {"sources": {"a.b": {"name": "table"}}}}
+    text(tmp_path / "config.yaml", yaml.safe_dump(old))
+    assert OmegaConf.to_container(run_dir.load_config(tmp_path)) == {
+        "gpt": {},
+        "trainer": {},
+        "task": {"pooling": "last_nonpad"},
+        "data": {"sources": {"a.b": {"kind": "table"}}, "encoding": None},
+    }
+
+
+def test_what_json_cannot_hold_becomes_null() -> None:
+    nan, infinite = float("nan"), float("inf")
+    found = run_dir.without_nan({"a": [1.0, nan, {"b": (infinite, -infinite)}]})
+    assert found == {"a": [1.0, None, {"b": [None, None]}]}
+
+
+# ---- which runs a report takes
+
+
+def archive(folder: Path) -> None:
+    """Move the run folders into the archive beside the studies."""
+    with tarfile.open(folder / "experiments" / "runs.tar.xz", "w:xz") as tar:
+        tar.add(folder / "runs", "runs")
+    shutil.rmtree(folder / "runs")
+
+
+def written(folder: Path, name: str, *shared: str, **more: Any) -> tuple[Path, list[study.Point]]:
+    path = write_study(folder, name, {"seed": [1, 2], **more})
+    if shared:
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"command": ["python", "-m", "src.train", *shared, "${args_no_hyphens}"]}))
+    return path, study.points(study.read(path))
+
+
+def accuracies(path: Path, folder: Path) -> list[float]:
+    (row,) = rows.read(study.read(path), folder / "runs")
+    return [sum(run.right) / len(run.right) for run in row.runs]
+
+
+def test_reports_read_the_archive_and_own_runs_win_over_it_the_newest_first(tmp_path: Path) -> None:
+    path, points = written(tmp_path, "seeds")
+    for point in points:
+        write_run(tmp_path, point, answers(20, 10))
+    archive(tmp_path)
+    assert accuracies(path, tmp_path) == [0.5, 0.5]
+    assert not (tmp_path / "runs").exists()
+    assert study.finished(tmp_path / "runs") == {}  # a sweep has none of them
+    for number, right in (("2", 16), ("1", 12)):
+        run = write_run(tmp_path, points[0], answers(20, right))
+        run.rename(run.with_name(number))
+    assert accuracies(path, tmp_path) == [0.8, 0.5]
+    assert [run.name for run in study.finished(tmp_path / "runs").values()] == ["2"]
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    path, _ = written(tmp_path, "seeds")
+    text(tmp_path / "experiments" / "runs.tar.xz", "cut")
+    with pytest.raises(InputError, match=r"runs\.tar\.xz cannot be read"):
+        rows.read(study.read(path), tmp_path / "runs")
+
+
+def test_a_report_needs_no_data_and_takes_no_runs_on_other_data(tmp_path: Path) -> None:
+    data = text(tmp_path / "data.csv", "one")
+    path, points = written(tmp_path, "table", "data=table", f"data.path={data}")
+    for point in points:
+        write_run(tmp_path, point, answers(20, 10))
+    assert accuracies(path, tmp_path) == [0.5, 0.5]
+    text(data, "two")
+    assert accuracies(path, tmp_path) == []
+    data.unlink()
+    assert accuracies(path, tmp_path) == [0.5, 0.5]
+    elsewhere = text(tmp_path / "elsewhere" / "other.csv", "one")
+    moved, _ = written(tmp_path, "moved", "data=table", f"data.path={elsewhere}")
+    assert accuracies(moved, tmp_path) == [0.5, 0.5]
+
+
+def test_rows_that_differ_in_their_file_alone_keep_their_own_runs(tmp_path: Path) -> None:
+    files = [text(tmp_path / name, name) for name in ("a.csv", "b.csv")]
+    path, points = written(tmp_path, "files", "data=table", **{"data.path": [str(file) for file in files]})
+    for point in points[:3]:
+        write_run(tmp_path, point, answers(20, 10))
+    for file in files:
+        assert [len(row.runs) for row in rows.read(study.read(path), tmp_path / "runs")] == [2, 1]
+        file.unlink()
+
+
+def test_runs_of_weights_that_were_shipped_before_stay_until_there_are_newer_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, points = written(tmp_path, "seeds")
+    for point in points:
+        write_run(tmp_path, point, answers(20, 10))
+    archive(tmp_path)
+    monkeypatch.setitem(SHIPPED, "mini", (SHIPPED["mini"][0], "f" * 64))
+    found = rows.read(study.read(path), tmp_path / "runs")
+    notes = table("seeds", "", found, references(found)).notes
+    assert [len(row.runs) for row in found] == [2]
+    assert "gpt.weights: sha256 7755868c…, not today's ffffffff…." in notes
+    write_run(tmp_path, points[1], answers(20, 16))
+    assert accuracies(path, tmp_path) == [0.8]  # of the present weights alone, and not a mean over both
+
+
+def test_an_archived_run_cannot_predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, points = written(tmp_path, "seeds")
+    run = write_run(tmp_path, points[0], answers(20, 10))
+    archive(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=rf"{run.name} is in experiments/runs\.tar\.xz alone.* no checkpoints"):
+        run_dir.find("runs", run.name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "tables").glob("*.csv")), ids=lambda path: path.stem)
+def test_a_clean_clone_makes_the_committed_tables_again(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # without data
+    monkeypatch.setitem(SHIPPED, "mini", (SHIPPED["mini"][0], "f" * 64))
+    asked = study.read(ROOT / "experiments" / f"{path.stem}.yaml")
+    found = rows.read(asked, tmp_path / "runs")
+    assert render.as_csv(table(path.stem, asked.description, found, references(found))) == path.read_text(
+        encoding="utf-8"
+    )
+    assert finished.finished(tmp_path / "runs", ROOT / "experiments" / "runs.tar.xz")
