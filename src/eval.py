@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from src.config.command_line import one_sentence, options
 from src.errors import InputError
-from src.runs import identity, run_dir
+from src.runs import identity, run_dir, summary
 
 OTHER_DATA = ("name", "path", "text_column", "label_column", "encoding", "separator", "empty")
 SAME_DATA = ("batch_size", "num_workers")
@@ -84,7 +84,7 @@ def main() -> None:
         return
     from rich.console import Console
 
-    Console().print(run_dir.metrics_table(given.run, metrics, sizes))
+    Console().print(summary.metrics_table(given.run, metrics, sizes))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def fine_tune(cfg: DictConfig, longer: int | None, held: ExitStack) -> Run:
     from src.finetune.cost import Cost, forget_peak_memory
     from src.finetune.history import Curve
     from src.pretraining.forgetting import Forgetting
-    from src.runs import loggers, run_dir
+    from src.runs import loggers, run_dir, summary
     from src.runs.lock import run_lock
     from src.runs.longer import begin_longer
     from src.runs.progress import say_how_to_resume
@@ -97,7 +97,7 @@ def fine_tune(cfg: DictConfig, longer: int | None, held: ExitStack) -> Run:
         loggers.finish(logger, result, data.texts("test"), predictions["test"])
     finally:
         loggers.close(logger)
-    run_dir.show(result, folder)
+    summary.show(result, folder)
     loggers.show(logger)
     return Run(result, folder, model, data, trainer)
 

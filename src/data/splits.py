@@ -1,7 +1,8 @@
 """Examples -> train / validation / test.
 
 book           the split of the published table, row for row: that of the additional experiments to chapter 6 of
-               Raschka, "Build a Large Language Model (From Scratch)", which shuffle twice; the chapter's own script once
+               Raschka, "Build a Large Language Model (From Scratch)", which
+               shuffle twice; the chapter's own script shuffles once
 deduplicated   no message, up to case, digits and spaces, in two splits; every class in the same shares
 grouped        also no near-duplicates in two splits (see near_duplicates.py), in the same sizes
 """

@@ -1,8 +1,9 @@
 """Class probabilities and labels of a whole split -> its metrics, with torchmetrics.
 
 accuracy, f1 (macro, over all classes: 0 for one without messages and answers), mcc (Matthews), auroc (macro, one
-against the rest, by log-odds), ece (top-label calibration error in 15 bins), loss (mean negative log-likelihood in nats). Of answers that were written: generated_accuracy, in which a text that is
-no answer counts as wrong, and valid_rate, the share of those that are one.
+against the rest, by log-odds), ece (top-label calibration error in 15 bins), loss (mean negative
+log-likelihood in nats). Of answers that were written: generated_accuracy, in which a text that is no answer counts as
+wrong, and valid_rate, the share of those that are one.
 """
 
 import math

@@ -75,8 +75,9 @@ def without_places(section: Settings) -> dict[str, Any]:
 
 def contents(cfg: Settings) -> dict[str, str | None]:
     """Dotted setting -> sha256 of what a run reads there; None where nothing is."""
+    files = {"gpt.weights": "*.safetensors"}
     return {
-        key: source if isinstance(source, str) else sha256_of(source, "*.safetensors" if key == "gpt.weights" else "**/*")
+        key: source if isinstance(source, str) else sha256_of(source, files.get(key, "**/*"))
         for key, source in sources(cfg).items()
     }
 

@@ -26,16 +26,14 @@ from src.runs.identity import plain as plain
 
 if TYPE_CHECKING:
     import torch
-    from rich.table import Table
 
     from src.evaluation.metrics import Predictions
 
 ARCHIVE = Path("experiments") / "runs.tar.xz"  # finished runs without their checkpoints, for reports
-SHARES = ("accuracy", "generated_accuracy", "valid_rate")
 
 
 def create(cfg: DictConfig) -> Path:
-    """Make the folder of a new run, with its config.yaml and identity.json; two launches in one second get two folders."""
+    """Make the folder of a new run, with config.yaml and identity.json; two launches in one second get two folders."""
     if "/" in cfg.name or not cfg.name:
         raise InputError(f"name={cfg.name} becomes part of a folder's name: it must not be empty or contain /")
     made_from = identity.record(cfg)
@@ -233,43 +231,3 @@ def environment(device: "torch.device", precision: Any) -> dict[str, str]:
         "lightning": version("lightning"),
         "python": platform.python_version(),
     }
-
-
-def metrics_table(title: str, metrics: dict[str, dict[str, float]], sizes: dict[str, int]) -> "Table":
-    """Metrics x splits, for a terminal of 80 characters: there are more metrics than splits."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table("", *metrics, title=title, box=SIMPLE_HEAD)
-    for column in table.columns[1:]:
-        column.justify, column.overflow = "right", "fold"
-    table.add_row("messages", *(f"{sizes[split]:,}" for split in metrics))
-    for name in next(iter(metrics.values())):
-        form = "{:.2%}" if name in SHARES else "{:.3f}"
-        table.add_row(name, *(form.format(values[name]) for values in metrics.values()))
-    return table
-
-
-def show(result: dict[str, Any], run: Path) -> None:
-    """Print a finished run for a person: split x metrics, what was trained, how long it took, where it is."""
-    from rich.console import Console
-
-    task, cost = result["task"], result["cost"]
-    console = Console()
-    title = f"{result['name']}: gpt={result['gpt']['name']} ({result['gpt']['weights']}), data={result['data']['name']}"
-    console.print(metrics_table(title, result["metrics"], result["data"]["sizes"]))
-    if tasks := result.get("tasks"):
-        console.print(metrics_table("test, by task", tasks["test"], result["data"]["test_sizes"]))
-    if language := result.get("language"):
-        before, after = (language[when]["perplexity"] for when in ("before", "after"))
-        console.print(f"perplexity of the language model on held-out text: {before:.1f} before, {after:.1f} after")
-    share = task["trainable_parameters"] / result["gpt"]["parameters"]
-    console.print(
-        f"trained {task['trainable_parameters']:,} parameters ({task['trainable']}, {share:.1%} of the GPT) in "
-        f"{cost['train_seconds']:.1f} s, {cost['train_flops'] / 1e12:.1f} TFLOP; "
-        f"set-up {cost['setup_seconds']:.1f} s, frozen blocks {cost['features_seconds']:.1f} s"
-        f"{' (read back)' if cost['features_reused'] else ''}, first step after {cost['first_step_seconds']:.1f} s, "
-        f"evaluation {cost['evaluate_seconds']:.1f} s"
-    )
-    console.print(f"run folder: {run} (result.json, predictions.csv, checkpoints)", soft_wrap=True, highlight=False)
-    console.print(f'use it:     python -m src.predict run={run.name} text="..."', soft_wrap=True, highlight=False)

@@ -1,0 +1,49 @@
+"""A finished run -> what a person is told of it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHARES = ("accuracy", "generated_accuracy", "valid_rate")
+
+
+def metrics_table(title: str, metrics: dict[str, dict[str, float]], sizes: dict[str, int]) -> "Table":
+    """Metrics x splits, for a terminal of 80 characters: there are more metrics than splits."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table("", *metrics, title=title, box=SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify, column.overflow = "right", "fold"
+    table.add_row("messages", *(f"{sizes[split]:,}" for split in metrics))
+    for name in next(iter(metrics.values())):
+        form = "{:.2%}" if name in SHARES else "{:.3f}"
+        table.add_row(name, *(form.format(values[name]) for values in metrics.values()))
+    return table
+
+
+def show(result: dict[str, Any], run: Path) -> None:
+    """Print a finished run for a person: split x metrics, what was trained, how long it took, where it is."""
+    from rich.console import Console
+
+    task, cost = result["task"], result["cost"]
+    console = Console()
+    title = f"{result['name']}: gpt={result['gpt']['name']} ({result['gpt']['weights']}), data={result['data']['name']}"
+    console.print(metrics_table(title, result["metrics"], result["data"]["sizes"]))
+    if tasks := result.get("tasks"):
+        console.print(metrics_table("test, by task", tasks["test"], result["data"]["test_sizes"]))
+    if language := result.get("language"):
+        before, after = (language[when]["perplexity"] for when in ("before", "after"))
+        console.print(f"perplexity of the language model on held-out text: {before:.1f} before, {after:.1f} after")
+    share = task["trainable_parameters"] / result["gpt"]["parameters"]
+    console.print(
+        f"trained {task['trainable_parameters']:,} parameters ({task['trainable']}, {share:.1%} of the GPT) in "
+        f"{cost['train_seconds']:.1f} s, {cost['train_flops'] / 1e12:.1f} TFLOP; "
+        f"set-up {cost['setup_seconds']:.1f} s, frozen blocks {cost['features_seconds']:.1f} s"
+        f"{' (read back)' if cost['features_reused'] else ''}, first step after {cost['first_step_seconds']:.1f} s, "
+        f"evaluation {cost['evaluate_seconds']:.1f} s"
+    )
+    console.print(f"run folder: {run} (result.json, predictions.csv, checkpoints)", soft_wrap=True, highlight=False)
+    console.print(f'use it:     python -m src.predict run={run.name} text="..."', soft_wrap=True, highlight=False)
