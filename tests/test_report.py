@@ -682,7 +682,7 @@ def test_csv_gives_the_numbers_back(found: list[rows.Row]) -> None:
     lines = list(csv.DictReader(io.StringIO(render.as_csv(made(found)))))
     assert [line["task.trainable"] for line in lines] == ["last_layer", "last_block", "all", "lora"]
     assert [float(line["test_accuracy"]) for line in lines[:3]] == [row.accuracy for row in found[:3]]
-    assert (float(lines[1]["test_low"]), float(lines[1]["test_high"])) == found[1].interval
+    assert (float(lines[1]["test_low"]), float(lines[1]["test_high"])) == pytest.approx(found[1].interval, rel=1e-11)
     assert (lines[1]["runs"], lines[1]["wanted"], lines[1]["within_noise"]) == ("3", "3", "false")
     assert {lines[3][name] for name in ("test_accuracy", "difference", "p_holm", "train_flops")} == {""}
 

@@ -4,7 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from src.files import spreadsheet_cell
 from src.reporting.rows import shown
@@ -108,10 +108,15 @@ def terminal(table: Table) -> "rich.table.Table":
 
 
 def as_csv(table: Table) -> str:
-    """The numbers of all columns, unrounded, shares between 0 and 1; empty for what is missing."""
+    """The numbers of all columns, shares between 0 and 1, to 12 digits, beyond which machines differ; empty for what is
+    missing."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([column.name for column in table.columns])
     for values in zip(*(column.values for column in table.columns), strict=True):
-        writer.writerow(["" if value is None else spreadsheet_cell(shown(value)) for value in values])
+        writer.writerow(["" if value is None else spreadsheet_cell(shown(rounded(value))) for value in values])
     return out.getvalue()
+
+
+def rounded(value: Any) -> Any:
+    return float(f"{value:.12g}") if isinstance(value, float) else value
