@@ -40,10 +40,11 @@ def report(path: Path, formats: list[str], reference: str | None, runs: str) -> 
     from src.reporting.charts import charts
     from src.reporting.comparisons import references
     from src.reporting.table import table
+    from src.runs.run_dir import ARCHIVE
     from src.sweeps import study
 
     asked = study.read(path)
-    found = rows.read(asked, runs)
+    found = rows.read(asked, runs, path.parent / ARCHIVE.name)
     if not any(row.runs for row in found):
         print(
             f"{path.stem}: none of its {sum(row.wanted for row in found)} runs has finished in {runs}, what stands in "

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from src.errors import InputError
 from src.gpt.pinned import SHIPPED
-from src.reporting import finished, render, rows
+from src.reporting import render, rows
 from src.reporting.comparisons import references
 from src.reporting.table import table
 from src.runs import identity, legacy, run_dir
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def composed(*overrides: str) -> Any:
-    return study.config(study.Point({}, overrides))
+    return study.config(study.Trial({}, overrides))
 
 
 def text(path: Path, content: str) -> Path:
@@ -125,16 +125,20 @@ def archive(folder: Path) -> None:
     shutil.rmtree(folder / "runs")
 
 
-def written(folder: Path, name: str, *shared: str, **more: Any) -> tuple[Path, list[study.Point]]:
+def written(folder: Path, name: str, *shared: str, **more: Any) -> tuple[Path, list[study.Trial]]:
     path = write_study(folder, name, {"seed": [1, 2], **more})
     if shared:
         content = json.loads(path.read_text())
         path.write_text(json.dumps(content | {"command": ["python", "-m", "src.train", *shared, "${args_no_hyphens}"]}))
-    return path, study.points(study.read(path))
+    return path, study.trials(study.read(path))
+
+
+def read(path: Path, folder: Path) -> list[rows.Row]:
+    return rows.read(study.read(path), folder / "runs", path.parent / "runs.tar.xz")
 
 
 def accuracies(path: Path, folder: Path) -> list[float]:
-    (row,) = rows.read(study.read(path), folder / "runs")
+    (row,) = read(path, folder)
     return [sum(run.right) / len(run.right) for run in row.runs]
 
 
@@ -157,7 +161,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
     path, _ = written(tmp_path, "seeds")
     text(tmp_path / "experiments" / "runs.tar.xz", "cut")
     with pytest.raises(InputError, match=r"runs\.tar\.xz cannot be read"):
-        rows.read(study.read(path), tmp_path / "runs")
+        read(path, tmp_path)
 
 
 def test_a_report_needs_no_data_and_takes_no_runs_on_other_data(tmp_path: Path) -> None:
@@ -181,7 +185,7 @@ def test_rows_that_differ_in_their_file_alone_keep_their_own_runs(tmp_path: Path
     for point in points[:3]:
         write_run(tmp_path, point, answers(20, 10))
     for file in files:
-        assert [len(row.runs) for row in rows.read(study.read(path), tmp_path / "runs")] == [2, 1]
+        assert [len(row.runs) for row in read(path, tmp_path)] == [2, 1]
         file.unlink()
 
 
@@ -193,7 +197,7 @@ def test_runs_of_weights_that_were_shipped_before_stay_until_there_are_newer_one
         write_run(tmp_path, point, answers(20, 10))
     archive(tmp_path)
     monkeypatch.setitem(SHIPPED, "mini", (SHIPPED["mini"][0], "f" * 64))
-    found = rows.read(study.read(path), tmp_path / "runs")
+    found = read(path, tmp_path)
     notes = table("seeds", "", found, references(found)).notes
     assert [len(row.runs) for row in found] == [2]
     assert "gpt.weights: sha256 7755868c…, not today's ffffffff…." in notes
@@ -217,9 +221,9 @@ def test_a_clean_clone_makes_the_committed_tables_again(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # without data
     monkeypatch.setitem(SHIPPED, "mini", (SHIPPED["mini"][0], "f" * 64))
+    archive = ROOT / "experiments" / "runs.tar.xz"
     asked = study.read(ROOT / "experiments" / f"{path.stem}.yaml")
-    found = rows.read(asked, tmp_path / "runs")
+    found = rows.read(asked, tmp_path / "runs", archive)
     assert render.as_csv(table(path.stem, asked.description, found, references(found))) == path.read_text(
         encoding="utf-8"
     )
-    assert finished.finished(tmp_path / "runs", ROOT / "experiments" / "runs.tar.xz")

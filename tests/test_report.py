@@ -809,7 +809,7 @@ def test_the_gaps_of_the_reliability_diagram_are_the_calibration_error() -> None
 def test_the_calibration_error_of_a_reliability_chart_is_that_of_its_bins(tmp_path: Path) -> None:
     one, other = answers(50, 40), answers(50, 30, 1)  # with seeds apart, errors in both directions would not cancel
     path = write_study(tmp_path, "seeds", {"seed": [1, 2]})
-    for point, right, confidence in zip(study.points(study.read(path)), (one, other), (0.7, 0.7), strict=True):
+    for point, right, confidence in zip(study.trials(study.read(path)), (one, other), (0.7, 0.7), strict=True):
         write_run(tmp_path, point, right, confidence=confidence)
     (panel,) = chart(rows.read(study.read(path), tmp_path / "runs"), "reliability").panels
     assert panel.title.endswith("ECE 0.000")  # 0.7 of all are right; 0.1 each way by seeds
@@ -820,7 +820,7 @@ def test_learning_curves_leave_out_epochs_whose_loss_was_infinite(tmp_path: Path
     curve = [
         dict.fromkeys(("train_loss", "validation_loss"), loss) | {"epoch": i} for i, loss in enumerate((2, None, 1))
     ]
-    write_run(tmp_path, study.points(study.read(path))[0], answers(20, 15), curve=curve)
+    write_run(tmp_path, study.trials(study.read(path))[0], answers(20, 15), curve=curve)
     assert chart(rows.read(study.read(path), tmp_path / "runs"), "curves-loss").panels[0].series[0].x == [0, 2]
 
 

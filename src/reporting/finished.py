@@ -122,11 +122,11 @@ def agree(one: Finished, other: Finished) -> bool:
     return all(one.sha256[key] == other.sha256[key] for key in shared)
 
 
-def finished(runs: str | Path, archive: Path) -> dict[str, list[Finished]]:
+def finished(runs: str | Path, archive: Path | None) -> dict[str, list[Finished]]:
     """Settings -> finished runs, those below `runs` before those of the archive, the newest of each first."""
     found: dict[str, list[Finished]] = {}
-    folders = [Path(runs), *([unpacked(archive, archive.stat().st_mtime_ns)] if archive.is_file() else [])]
-    for folder in folders:
+    archived = [unpacked(archive, archive.stat().st_mtime_ns)] if archive and archive.is_file() else []
+    for folder in (Path(runs), *archived):
         for result in sorted(folder.glob("*/result.json"), reverse=True):
             if one := read(result.parent, result.stat().st_mtime_ns):
                 found.setdefault(one.settings, []).append(one)

@@ -15,7 +15,6 @@ from src.errors import InputError
 from src.evaluation.statistics import Interval, accuracy_interval
 from src.reporting.finished import Finished, Wanted, finished, of_row, reach, wanted
 from src.reporting.published import Published, published_rows, repeated_by
-from src.runs.run_dir import ARCHIVE
 from src.sweeps import study
 
 if TYPE_CHECKING:
@@ -114,8 +113,8 @@ class Row:
         return stdev(values) if len(values) > 1 else None
 
 
-def read(asked: study.Study, runs: str | Path) -> list[Row]:
-    """The rows of a study in its order, with the runs below `runs`, or else in the archive beside it, that are theirs.
+def read(asked: study.Study, runs: str | Path, archive: Path | None = None) -> list[Row]:
+    """The rows of a study in its order, with the runs below `runs`, or else in `archive`, that are theirs.
     Raises InputError for runs of one row that were measured on different test messages."""
     points, known = study.trials(asked, runs), published_rows()
     name = namer([point.values for point in points], asked.name)
@@ -128,7 +127,7 @@ def read(asked: study.Study, runs: str | Path) -> list[Row]:
             rows[label] = Row(label, values, published=repeated_by(cfg, known))
         rows[label].wanted += 1
         wants.setdefault(label, []).append(wanted(cfg))
-    found = finished(runs, asked.path.parent / ARCHIVE.name)
+    found = finished(runs, archive)
     shared = Counter(settings for each in wants.values() for settings in {one.settings for one in each})
     for label, row in rows.items():
         is_only = all(shared[one.settings] == 1 for one in wants[label])
