@@ -82,9 +82,7 @@ def main() -> None:
     if given.format == "json":
         print(json.dumps(run_dir.without_nan(metrics), indent=2))
         return
-    from rich.console import Console
-
-    Console().print(summary.metrics_table(given.run, metrics, sizes))
+    summary.show_metrics(given.run, metrics, sizes)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after imp
 def test_a_run_folder_holds_these_files_and_no_unfinished_one(run: Run) -> None:
     files = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
     checkpoints = {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
-    assert files == {"config.yaml", "result.json", "predictions.csv", *checkpoints}
+    assert files == {"config.yaml", "identity.json", "result.json", "predictions.csv", *checkpoints}
     assert re.fullmatch(r"\d{8}-\d{6}-first-[0-9a-f]{8}(-\d+)?", run.folder.name)
 
 
@@ -607,7 +607,7 @@ def test_a_run_whose_gpt_has_changed_is_neither_used_nor_gone_on_with(home: Path
     with pytest.raises(InputError, match=f"^{sentence}$"):
         build.restore(run.folder)
     (run.folder / "result.json").unlink()
-    with pytest.raises(InputError, match=f"^{sentence}$"):
+    with pytest.raises(InputError, match=r"gpt\.weights .* changed since run"):
         train(config(home, f"resume={run.folder}"))
 
 
@@ -625,9 +625,11 @@ def test_eval_measures_a_finished_run_again_exactly(run: Run, home: Path, comman
 
 def test_eval_prints_a_table_with_the_sizes(run: Run, home: Path, command: Command) -> None:
     answer = command("eval", f"run={run.folder}")
-    rows = {cells[1]: cells[2:4] for line in answer.out.splitlines() if len(cells := re.split(r"[\s│]+", line)) > 3}
-    for part, size in run.result["data"]["sizes"].items():
-        assert rows[part] == [str(size), f"{run.result['metrics'][part]['accuracy']:.2%}"]
+    rows = {cells[0]: cells[1:] for line in answer.out.splitlines() if len(cells := line.split()) > 1}
+    splits = next(line.split() for line in answer.out.splitlines() if "validation" in line)
+    assert rows["messages"] == [str(run.result["data"]["sizes"][part]) for part in splits]
+    assert rows["accuracy"] == [f"{run.result['metrics'][part]['accuracy']:.2%}" for part in splits]
+    assert not any(line.endswith("…") or len(line) > 80 for line in answer.out.splitlines()[1:])
 
 
 def test_eval_of_another_file_measures_all_its_messages(run: Run, home: Path, command: Command, tmp_path: Path) -> None:
@@ -908,7 +910,7 @@ def test_a_mark_at_the_start_of_a_file_is_no_part_of_its_first_message(
 @pytest.mark.parametrize(("module", "given"), [("predict", "text=a"), ("predict", "prompt=a"), ("eval", "")])
 def test_a_pretrained_gpt_is_not_asked_for_labels(tmp_path: Path, command: Command, module: str, given: str) -> None:
     (tmp_path / "config.yaml").write_text("corpus: {path: x}\n")
-    (tmp_path / "result.json").write_text("{}")
+    (tmp_path / "result.json").write_text('{"config_hash": "x"}')
     answer = command(module, f"run={tmp_path}", *filter(None, [given]))
     sentence = (
         f"run {tmp_path.name} is a pretrained GPT, which knows no labels: fine-tune it with python -m src.train "
@@ -1477,3 +1479,14 @@ def test_a_run_without_a_first_epoch_has_no_model_to_restore(run: Run, tmp_path:
         InputError, match=r"^.* has no checkpoint: its training was stopped before the first epoch ended$"
     ):
         build.restore(tmp_path)
+
+
+def test_the_metrics_table_fits_80_columns_with_full_names(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["accuracy", "f1", "mcc", "auroc", "ece", "loss", "generated_accuracy", "valid_rate"]
+    splits = ["train", "validation", "test", *(f"test, {task}" for task in ("spam", "sentiment", "news"))]
+    metrics = {split: dict.fromkeys(names, -0.123456) for split in splits}
+    summary.show_metrics("a title", metrics, dict.fromkeys(splits, 12345))
+    said = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in said.splitlines())
+    assert all(name in said for name in [*names, "messages", "sentiment", "validation"])
+    assert "…" not in said

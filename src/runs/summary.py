@@ -9,12 +9,21 @@ if TYPE_CHECKING:
 SHARES = ("accuracy", "generated_accuracy", "valid_rate")
 
 
-def metrics_table(title: str, metrics: dict[str, dict[str, float]], sizes: dict[str, int]) -> "Table":
+def show_metrics(title: str, metrics: dict[str, dict[str, float]], sizes: dict[str, int]) -> None:
+    """Print metrics x splits under a title."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(title, style="italic", soft_wrap=True, highlight=False, markup=False)
+    console.print(metrics_table(metrics, sizes))
+
+
+def metrics_table(metrics: dict[str, dict[str, float]], sizes: dict[str, int]) -> "Table":
     """Metrics x splits, for a terminal of 80 characters: there are more metrics than splits."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table("", *metrics, title=title, box=SIMPLE_HEAD)
+    table = Table("", *metrics, box=SIMPLE_HEAD)
     for column in table.columns[1:]:
         column.justify, column.overflow = "right", "fold"
     table.add_row("messages", *(f"{sizes[split]:,}" for split in metrics))
@@ -31,9 +40,9 @@ def show(result: dict[str, Any], run: Path) -> None:
     task, cost = result["task"], result["cost"]
     console = Console()
     title = f"{result['name']}: gpt={result['gpt']['name']} ({result['gpt']['weights']}), data={result['data']['name']}"
-    console.print(metrics_table(title, result["metrics"], result["data"]["sizes"]))
+    show_metrics(title, result["metrics"], result["data"]["sizes"])
     if tasks := result.get("tasks"):
-        console.print(metrics_table("test, by task", tasks["test"], result["data"]["test_sizes"]))
+        show_metrics("test, by task", tasks["test"], result["data"]["test_sizes"])
     if language := result.get("language"):
         before, after = (language[when]["perplexity"] for when in ("before", "after"))
         console.print(f"perplexity of the language model on held-out text: {before:.1f} before, {after:.1f} after")
