@@ -99,11 +99,11 @@ def test_old_settings_are_read_in_todays_words(monkeypatch: pytest.MonkeyPatch, 
     )
     monkeypatch.setattr(legacy, "REVALUED", {("task.pooling", "last_real"): "last_nonpad"})
     monkeypatch.setattr(legacy, "ADDED", {"data.encoding": None, "held_out.new": 1})
-    old = {"gpt": {}, "trainer": {}, "task": {"position": "last_real"}, "data": {"sources": {"a.b": {"name": "table"}}}}
+    old = {"gpt": {}, "seed": 1, "task": {"position": "last_real"}, "data": {"sources": {"a.b": {"name": "table"}}}}
     text(tmp_path / "config.yaml", yaml.safe_dump(old))
     assert OmegaConf.to_container(run_dir.load_config(tmp_path)) == {
         "gpt": {},
-        "trainer": {},
+        "seed": 1,
         "task": {"pooling": "last_nonpad"},
         "data": {"sources": {"a.b": {"kind": "table"}}, "encoding": None},
     }

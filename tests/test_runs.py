@@ -909,7 +909,7 @@ def test_a_mark_at_the_start_of_a_file_is_no_part_of_its_first_message(
 
 @pytest.mark.parametrize(("module", "given"), [("predict", "text=a"), ("predict", "prompt=a"), ("eval", "")])
 def test_a_pretrained_gpt_is_not_asked_for_labels(tmp_path: Path, command: Command, module: str, given: str) -> None:
-    (tmp_path / "config.yaml").write_text("corpus: {path: x}\n")
+    (tmp_path / "config.yaml").write_text("corpus: {path: x}\nseed: 1\n")
     (tmp_path / "result.json").write_text('{"config_hash": "x"}')
     answer = command(module, f"run={tmp_path}", *filter(None, [given]))
     sentence = (
@@ -1486,5 +1486,5 @@ def test_the_metrics_table_fits_80_columns_with_full_names(capsys: pytest.Captur
     summary.show_metrics("a title", metrics, dict.fromkeys(splits, 12345))
     said = capsys.readouterr().out
     assert all(len(line) <= 80 for line in said.splitlines())
-    assert all(name in said for name in [*names, "messages", "sentiment", "validation"])
+    assert all(name in said for name in [*names, "messages", "sentiment", "validation", "news"])
     assert "…" not in said

@@ -23,9 +23,10 @@ def metrics_table(metrics: dict[str, dict[str, float]], sizes: dict[str, int]) -
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table("", *metrics, box=SIMPLE_HEAD)
-    for column in table.columns[1:]:
-        column.justify, column.overflow = "right", "fold"
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True)
+    for split in metrics:
+        table.add_column(split, justify="right", width=max(7, *map(len, split.split())))  # breaks between words
     table.add_row("messages", *(f"{sizes[split]:,}" for split in metrics))
     for name in next(iter(metrics.values())):
         form = "{:.2%}" if name in SHARES else "{:.3f}"
