@@ -36,7 +36,7 @@ from src.errors import InputError
 from src.evaluation import statistics as compare
 from src.evaluation.metrics import Predictions
 from src.finetune.history import QUANTITIES, Curve
-from src.reporting import charts, figures, published, render, rows, table
+from src.reporting import charts, figures, finished, published, render, rows, table
 from src.reporting import comparisons as differences
 from src.reporting import html as page
 from src.runs import identity, run_dir
@@ -454,7 +454,7 @@ def test_labels_that_a_spreadsheet_would_run_are_escaped_and_read_back(tmp_path:
     run_dir.write(tmp_path, {"data": {"labels": labels}}, list("abcd"), predictions)
     with (tmp_path / "predictions.csv").open(newline="") as file:
         assert [line["label"] for line in csv.DictReader(file)] == ["'=1+1", "-1", "'@a", "''x"]
-    run = rows.read_run(tmp_path)
+    run = rows.Run({}, finished.predictions(tmp_path / "predictions.csv", 4))
     assert [line["label"] for line in run.predictions] == labels
     assert run.right == [True] * 4
     assert run.confidence == pytest.approx([certain.exp().max().item()] * 4, rel=1e-4)
