@@ -36,6 +36,7 @@ PAUSE = 5.0  # seconds until a run that another sweep is at is looked at again
 QUIET = logging.CRITICAL  # what Dask says of workers that die is said here in a line
 ENDED = ("finished", "error")
 DIED = "its worker died (killed, often for want of memory)"
+DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # Ctrl-C is the sweep's to answer
 LOCAL = {
     "distributed.worker.daemon": False,  # else a DataLoader could have no workers of its own
     "distributed.nanny.pre-spawn-environ": {},  # it would set the number of threads to 1
@@ -92,9 +93,9 @@ def local_workers(n: int | None, host: str) -> Iterator[Client]:
     env = {}
     if n > 1 and "OMP_NUM_THREADS" not in os.environ:  # more threads than cores only wait for each other
         env["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // n))
-    options = {"host": host, "nthreads": 1, "memory_limit": 0, "dashboard": False, "silence_logs": QUIET}
+    options = {"host": host, "nthreads": 1, "memory_limit": 0, "preload": [DEAF], "silence_logs": QUIET}
     gpu = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(n)]
-    workers = {i: {"cls": Nanny, "options": options | {"env": env | gpu[i]}} for i in range(n)}
+    workers = {i: {"cls": Nanny, "options": options | {"dashboard": False, "env": env | gpu[i]}} for i in range(n)}
     scheduler = {"cls": Scheduler, "options": {"host": host, "port": 0, "dashboard_address": f"{host}:8787"}}
     with dask.config.set(LOCAL), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Port 8787 is already in use")  # of another sweep: the address is shown

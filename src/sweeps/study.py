@@ -10,6 +10,7 @@
 import json
 import random
 import re
+import shlex
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -131,9 +132,9 @@ def check(trials: Sequence[Trial], done: Collection[str] = ()) -> dict[str, Tria
             kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
             faults.setdefault(kind + " ".join(str(error).split()), []).append(trial)
     if faults:
-        said = "{} ({} of {} runs, such as: python -m src.train {})"
-        lines = [said.format(*(why, len(t), len(trials), " ".join(t[0].overrides))) for why, t in faults.items()]
-        raise InputError("\n".join(lines))
+        n, train = len(trials), ["python", "-m", "src.train"]
+        such = [f"({len(of)} of {n} runs, such as: {shlex.join([*train, *of[0].overrides])})" for of in faults.values()]
+        raise InputError("\n".join(f"{why} {those}" for why, those in zip(faults, such, strict=True)))
     return found
 
 
