@@ -1,8 +1,6 @@
 """Studies: their trials, what is found before the first run, and what W&B's agents make of the same file."""
 
-import csv
 import json
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -19,7 +17,6 @@ from src.config.command_line import with_plus
 from src.errors import InputError
 from src.runs import run_dir
 from src.sweeps import study
-from src.sweeps.study import Trial
 from tests.sweeps.test_spec import STUDIES
 from tests.sweeps.tiny import AGENT, ROOT, content, values, write
 
@@ -266,52 +263,10 @@ FIRST_ROW = {
 }
 
 
-def project(name: str) -> list[Trial]:
-    return study.trials(study.read(ROOT / "experiments" / f"{name}.yaml"))
-
-
 def test_the_book_table_is_the_nineteen_published_rows() -> None:
-    configs = [study.config(trial) for trial in project("book_table")]
+    configs = [study.config(trial) for trial in study.trials(study.read(ROOT / "experiments" / "book_table.yaml"))]
     assert [cfg.name for cfg in configs] == [name for name, _ in BOOK.values()]
     assert len({run_dir.config_hash(cfg) for cfg in configs}) == 19
     for cfg, (_, changes) in zip(configs, BOOK.values(), strict=True):
         expected = FIRST_ROW | changes
         assert {key: OmegaConf.select(cfg, key) for key in expected} == expected
-
-
-def test_each_row_of_the_book_table_has_the_published_settings(real_data: Path) -> None:
-    with (real_data / "book_table.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    padding = {"longest": "longest", "context (1024)": "context", "no padding": "none"}
-    for trial, row in zip(project("book_table"), rows, strict=True):
-        cfg, settings = study.config(trial), row["settings"]
-        assert f"gpt2-{cfg.gpt.name}" == row["model"]
-        assert (cfg.gpt.weights, cfg.task.position, cfg.task.trainable) == (
-            row["weights"],
-            row["position"],
-            row["trainable"],
-        )
-        assert cfg.data.padding == padding[row["context"]]
-        assert cfg.gpt.causal == ("no causal mask" not in settings)
-        assert (cfg.task.ignore_index == 50256) == ("padding id ignored" in settings)
-        for pattern, value, default in (
-            (r"rank (\d+)", cfg.task.lora.rank, None),
-            (r"alpha (\d+)", cfg.task.lora.alpha, None),
-            (r"batch size (\d+)", cfg.data.batch_size, 8),
-            (r"accumulation (\d+)", cfg.trainer.accumulate_grad_batches, 1),
-        ):
-            if match := re.search(pattern, settings):
-                assert value == int(match[1])
-            elif default:
-                assert value == default
-
-
-@pytest.mark.parametrize(
-    ("name", "n"), [("mini_table", 84), ("unfreezing", 24), ("precision", 24), ("leakage", 12), ("token_position", 48)]
-)
-def test_a_study_has_three_seeds_of_each_row(name: str, n: int) -> None:
-    trials = project(name)
-    assert (len(trials), set(Counter(trial.values["seed"] for trial in trials).values())) == (n, {n // 3})
-    rows = {name for row, (name, _) in BOOK.items() if row not in (6, 7, 8, 9, 12)}
-    varied = {trial.values.get("experiment") for trial in trials}
-    assert varied == (rows if name == "mini_table" else {None})
