@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NoReturn, TypeVar
@@ -142,6 +143,7 @@ def override(key: str, value: Any) -> str:
     return f"{key}='{escaped}'"
 
 
+@cache  # the parser takes milliseconds, and the runs of a study share most of their settings
 def is_one_value(argument: str) -> bool:
     """Whether Hydra reads an override, and as one value: `a=1,2` would be two."""
     from hydra.core.override_parser.overrides_parser import OverridesParser

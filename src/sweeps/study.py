@@ -14,7 +14,7 @@ import shlex
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -119,12 +119,16 @@ def check(trials: Sequence[Trial], done: Collection[str] = ()) -> dict[str, Tria
     """The trials by the hash of their config, each config once. All that they need is built first, but for the GPT in
     its real width, unless their run is `done`. Raises InputError with what is wrong, and the overrides that made it.
     """
+    from src.config import build
+
     found, faults, built = dict[str, Trial](), dict[str, list[Trial]](), dict[str, Any]()
     for trial in trials:
         try:
             key = run_dir.config_hash(cfg := config(trial))
+            build.check_root(cfg)
             if key not in found and key not in done:
-                build_parts(cfg, built)
+                alike = [part for part in trial.overrides if not part.startswith("seed=")]
+                once(built, alike, partial(build_parts, cfg, built))
             found.setdefault(key, trial)
         except (HydraException, OmegaConfBaseException) as error:
             faults.setdefault(explain(error, "train"), []).append(trial)
@@ -146,7 +150,6 @@ def build_parts(cfg: DictConfig, built: dict[str, Any]) -> None:
     from src.gpt.pinned import PUBLISHED
     from src.runs import loggers
 
-    build.check_root(cfg)
     build.check_trainer(cfg)
     loggers.check(cfg)
     build.cache(cfg)
