@@ -23,25 +23,12 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from src.config.command_line import CONF, explain, override, with_plus
 from src.errors import InputError
 from src.runs import run_dir
 from src.sweeps.spec import Study as Study
 from src.sweeps.spec import read as read
-
-# what comes of files that are damaged, in whatever way
-UNREADABLE = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    YAMLError,
-    OmegaConfBaseException,
-)
 
 
 @dataclass(frozen=True)
@@ -193,21 +180,22 @@ def finished(runs: str | Path) -> dict[str, Path]:
 def _hash(run: Path, written: int) -> str | None:
     try:
         return str(run_dir.load_result(run)["config_hash"])
-    except UNREADABLE as error:
-        print(f"left out: {run / 'result.json'} cannot be read ({error!r})", file=sys.stderr, flush=True)
+    except InputError as error:
+        print(f"left out: {error}", file=sys.stderr, flush=True)
         return None
 
 
 def begun(key: str, runs: str | Path) -> Path | None:
     """The run folder that a try which failed or was killed has left of a trial: the newest."""
     for config in sorted(Path(runs).glob(f"*-{key[:8]}*/config.yaml"), reverse=True):
-        if run_dir.has_finished(run := config.parent):
-            continue
+        run = config.parent
         try:
-            same = run_dir.config_hash(run_dir.load_config(run)) == key
-        except UNREADABLE as error:
-            print(f"left out: {config} cannot be read ({error!r})", file=sys.stderr, flush=True)
-            continue
-        if same:
-            return run
+            if (
+                not run_dir.has_finished(run)
+                and run_dir.read_config(run)
+                and run_dir.recorded(run)["config_hash"] == key
+            ):
+                return run
+        except InputError as error:
+            print(f"left out: {error}", file=sys.stderr, flush=True)
     return None
