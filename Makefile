@@ -25,7 +25,7 @@ report: $(READY) ## tables and figures of all studies, from the run folders and 
 
 archive: ## add the finished run folders, without checkpoints, to experiments/runs.tar.xz
 	all=$$(mktemp -d) && tar -xJf experiments/runs.tar.xz -C $$all \
-		&& find runs -maxdepth 2 -name result.json -printf '%h\n' | while read run; do mkdir -p $$all/$$run && cp -p $$run/config.yaml $$run/result.json $$run/predictions.csv $$all/$$run; done \
+		&& find runs -maxdepth 2 -name result.json -printf '%h\n' | while read run; do [ -f $$run/predictions.csv ] || continue; mkdir -p $$all/$$run && cp -p $$run/config.yaml $$run/result.json $$run/predictions.csv $$all/$$run; done \
 		&& XZ_OPT=-9e tar -cJf experiments/runs.tar.xz --sort=name --owner=0 --group=0 --numeric-owner -C $$all runs && rm -r $$all
 
 bench: $(READY) ## speed beside transformers, prediction, growth: on an idle machine, about an hour
