@@ -200,13 +200,14 @@ def covered(shape: tuple[int, int, int], accuracy: float, messages: float, seeds
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [0.0, 0.2, 0.4])
+@pytest.mark.parametrize("seeds", [0.0, 0.4])
 @pytest.mark.parametrize("messages", [1, 2, 4, 10, 50])
-@pytest.mark.parametrize("n", [250, 1000])
-def test_the_interval_over_messages_and_seeds_covers_the_accuracy(n: int, messages: float, seeds: float) -> None:
-    for s in (3, 10):
-        for accuracy in (0.8, 0.9, 0.95, 0.98, 0.99, 0.995):
-            assert covered((1000, s, n), accuracy, messages, seeds) > 0.92, (s, accuracy)  # 0.93, less simulation noise
+@pytest.mark.parametrize("shape", [(1000, 3, 250), (1000, 10, 250), (1000, 3, 1000)])
+def test_the_interval_over_messages_and_seeds_covers_the_accuracy(
+    shape: tuple[int, int, int], messages: float, seeds: float
+) -> None:
+    for accuracy in (0.8, 0.9, 0.95, 0.98, 0.99, 0.995):
+        assert covered(shape, accuracy, messages, seeds) > 0.92, accuracy  # 0.93, less the noise of a thousand
 
 
 @pytest.mark.parametrize(("accuracy", "messages", "seeds"), [(0.99, 4, 0.0), (0.995, 50, 0.0), (0.8, 1, 0.4)])
