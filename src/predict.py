@@ -90,55 +90,30 @@ def predict_texts(run: str, texts: list[str], runs: str = "runs", task: str | No
     """{"text", "label", "probability", "probabilities"} of each text by a finished run, in their order; of a run that
     writes its answers also "said", the label that it wrote, or null."""
     from src.config import build
-    from src.data.batching import Messages
-    from src.data.datamodule import evaluation_loader, padding_of
+    from src.data.datamodule import evaluation_loader
     from src.data.tokenizer import encode
     from src.evaluation.metrics import predict
+    from src.exporting.finished_run import FinishedRun
 
-    folder = run_dir.find(runs, run)
-    read = run_dir.trained_on(folder)
-    cfg = run_dir.load_config(folder)
-    model = build.restore(folder)
-    prompt, classes = build.question(cfg, read["labels"], task)
-    ids, limit = encode(texts), read["max_length"] - prompt.overhead
-    if cut := sum(len(row) > limit for row in ids):
-        print(f"{cut} of {len(ids)} messages are longer than {limit} tokens and were cut", file=sys.stderr)
-    width = read["width"] and read["width"] - prompt.reserve
-    padding = padding_of(cfg.data.padding, build.padding_is_read(cfg))
-    rows = Messages([prompt.around(row, read["max_length"]) for row in ids], [classes[0]] * len(ids), width, padding)
-    loader = evaluation_loader(rows, cfg.data.batch_size)
-    trainer = build.trainer(cfg, logger=False, enable_checkpointing=False)
-    labels = [read["labels"][number] for number in classes]
-    predictions = predict(trainer, model, loader).of(classes)
-    said = [] if predictions.said is None else predictions.said.tolist()
-    for i, (text, p) in enumerate(zip(texts, predictions.probabilities.tolist(), strict=True)):
-        best = max(range(len(p)), key=p.__getitem__)
-        written = {"said": labels[said[i]] if said[i] >= 0 else None} if said else {}
-        probabilities = dict(zip(labels, p, strict=True))
-        yield {"text": text, "label": labels[best], "probability": p[best], **written, "probabilities": probabilities}
+    run_dir.trained_on(run_dir.find(runs, run))
+    finished = FinishedRun.load(runs, run, merged=False)
+    messages = finished.messages(texts, task)
+    limit = finished.data["max_length"] - finished.question(task)[0].overhead
+    if cut := sum(len(row) > limit for row in encode(texts)):
+        print(f"{cut} of {len(texts)} messages are longer than {limit} tokens and were cut", file=sys.stderr)
+    trainer = build.trainer(finished.cfg, logger=False, enable_checkpointing=False)
+    loader = evaluation_loader(messages, finished.cfg.data.batch_size)
+    yield from finished.answers(texts, predict(trainer, finished.model, loader), task)
 
 
 def write(run: str, prompt: str, new_tokens: int, runs: str = "runs") -> str:
     """What the GPT of an instruct run writes after `prompt`, word for word, by greedy decoding."""
-    import torch
+    from src.data.tokenizer import encode
+    from src.exporting.finished_run import FinishedRun
+    from src.serving.predictor import Predictor
 
-    from src.config import build
-    from src.data.tokenizer import END_OF_TEXT, decode, encode
-    from src.finetune.instruction import Instruct
-    from src.gpt.generation import Reader
-
-    folder = run_dir.find(runs, run)
-    model = build.restore(folder)
-    if not isinstance(model, Instruct):
-        raise InputError(f"run {run} has a head over fixed labels and can write nothing: prompt= needs an instruct run")
-    trainer = build.trainer(run_dir.load_config(folder), logger=False, enable_checkpointing=False)
-    device, precision = trainer.strategy.root_device, trainer.precision_plugin
-    precision.convert_module(model).to(device)
-    ids = torch.tensor(encode([prompt]), device=device)
-    length = torch.tensor([ids.shape[1]], device=device)
-    with torch.inference_mode(), precision.forward_context():
-        reader = Reader(model.gpt, ids, length, new_tokens, model.logits, model.first_live, model.arithmetic)
-        return decode(reader.write(new_tokens, END_OF_TEXT)[0])
+    run_dir.trained_on(run_dir.find(runs, run))
+    return Predictor(FinishedRun.load(runs, run, merged=False)).write(encode([prompt]), new_tokens)[0]
 
 
 def main() -> None:

@@ -17,7 +17,9 @@ FILES = sorted((ROOT / "src").rglob("*.py"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("module", ["src.train", "src.eval", "src.predict", "src.export", "src.pretrain", "src.sweep"])
+@pytest.mark.parametrize(
+    "module", ["src.train", "src.eval", "src.predict", "src.export", "src.serve", "src.pretrain", "src.sweep"]
+)
 def test_an_entry_point_answers_before_anything_heavy_is_imported(module: str) -> None:
     code = f"import sys, {module}; print({{'torch', 'lightning', 'wandb', 'pandas'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

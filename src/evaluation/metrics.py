@@ -7,7 +7,7 @@ wrong, and valid_rate, the share of those that are one.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -52,6 +52,11 @@ class Predictions(NamedTuple):
 def predict(trainer: L.Trainer, model: L.LightningModule, loader: Any) -> Predictions:
     """Run `model` over a loader whose batches carry their rows, and put the predictions into the order of the rows."""
     outputs: Any = trainer.predict(model, loader)
+    return in_order(outputs)
+
+
+def in_order(outputs: Iterable[Any]) -> Predictions:
+    """What predict_step gave for each batch -> predictions in the order of the rows."""
     row, logits, label, *said = (torch.cat(part) for part in zip(*outputs, strict=True))
     order = row.argsort()
     return Predictions(logits[order].float().log_softmax(-1), label[order], *(part[order] for part in said))

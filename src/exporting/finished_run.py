@@ -1,5 +1,6 @@
 """A finished run in memory, with what others need to read messages as it does."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from src.data.datamodule import evaluation_loader, padding_of
 from src.data.prompts import Prompt, Task
 from src.data.tokenizer import encode
 from src.errors import InputError
+from src.evaluation.metrics import Predictions
 from src.finetune.base import FineTuner
 from src.finetune.classifier import Classifier
 from src.finetune.instruction import Instruct
@@ -22,14 +24,14 @@ from src.runs import run_dir
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """Its settings, its result.json, and its trained model in fp32, whose adapters are merged into the weights."""
+    """Its settings, its result.json, and its trained model in fp32, whose adapters may be merged into the weights."""
 
     cfg: DictConfig
     result: dict[str, Any]
     model: FineTuner
 
     @classmethod
-    def load(cls, runs: str | Path, run: str) -> "FinishedRun":
+    def load(cls, runs: str | Path, run: str, merged: bool = True) -> "FinishedRun":
         """Raises InputError for what is no run, has not finished, or was not fine-tuned."""
         folder = run_dir.find(runs, run)
         if "corpus" in (cfg := run_dir.load_config(folder)):
@@ -39,7 +41,8 @@ class FinishedRun:
             )
         result = run_dir.load_result(folder)
         model = build.restore(folder)
-        merge(model)
+        if merged:
+            merge(model)
         return cls(cfg, result, model.eval())
 
     @property
@@ -75,13 +78,40 @@ class FinishedRun:
         named = {"last_real": "last_nonpad"}.get(self.model.position, self.model.position)
         return "last_nonpad" if named == "last" and not self.reads_padding else named
 
-    def batches(self, texts: list[str]) -> list[Batch]:
-        """Messages as `src.predict` has them read, asked the first question: each in one batch."""
-        prompt, classes = build.question(self.cfg, self.data["labels"], self.tasks[0].name if self.tasks else None)
+    def question(self, task: str | None = None) -> tuple[Prompt, list[int]]:
+        """The prompt around a message, and the class numbers among which to choose. Raises InputError for a run of
+        several questions where `task` does not say which."""
+        return build.question(self.cfg, self.data["labels"], task)
+
+    def messages(self, texts: list[str], task: str | None = None) -> Messages:
+        """Texts as in training: with the prompt around them, cut, and padded in the same way."""
+        prompt, classes = self.question(task)
         ids = [prompt.around(row, self.data["max_length"]) for row in encode(texts)]
         width = self.data["width"] and self.data["width"] - prompt.reserve
-        messages = Messages(ids, [classes[0]] * len(ids), width, self.padding)
-        return list(evaluation_loader(messages, self.cfg.data.batch_size))
+        return Messages(ids, [classes[0]] * len(ids), width, self.padding)
+
+    def batches(self, texts: list[str], task: str | None = None) -> Iterator[Batch]:
+        """Each message in one batch, asked `task`, or else the first question."""
+        task = task or (self.tasks[0].name if self.tasks else None)
+        yield from evaluation_loader(self.messages(texts, task), self.cfg.data.batch_size)
+
+    def answers(self, texts: list[str], predictions: Predictions, task: str | None = None) -> Iterator[dict[str, Any]]:
+        """{"text", "label", "probability", "probabilities"} of each text; of a run that writes its answers also "said",
+        the label that it wrote, or null."""
+        classes = self.question(task)[1]
+        labels, own = [self.data["labels"][number] for number in classes], predictions.of(classes)
+        said = [] if own.said is None else own.said.tolist()
+        for i, (text, p) in enumerate(zip(texts, own.probabilities.tolist(), strict=True)):
+            best = max(range(len(p)), key=p.__getitem__)
+            written = {"said": labels[said[i]] if said[i] >= 0 else None} if said else {}
+            probabilities = dict(zip(labels, p, strict=True))
+            yield {
+                "text": text,
+                "label": labels[best],
+                "probability": p[best],
+                **written,
+                "probabilities": probabilities,
+            }
 
     @property
     def writes(self) -> bool:

@@ -45,7 +45,7 @@ def card(run: FinishedRun, repo: str | None, onnx: bool) -> ModelCard:
     return _render(
         card_data=metadata.to_yaml(),
         title=f"{result['name']}: {'a GPT-2 that answers' if run.writes else 'a GPT-2 classifier'}",
-        what=_what(run),
+        what=what(run),
         run=result,
         model=repo or HERE,
         example=EXAMPLE,
@@ -59,9 +59,9 @@ def card(run: FinishedRun, repo: str | None, onnx: bool) -> ModelCard:
         sizes=", ".join(f"{n:,} {part}" for part, n in result["data"]["sizes"].items()),
         leaks=" ".join(said for split, said in LEAKS.items() if split in result["data"]["split"]),
         rows=rows,
-        intervals="; ".join(_interval(*row) for row in _tested(result)),
-        calibration=", ".join(f"{metrics['ece']:.3f} on {name}" for name, metrics, _ in _tested(result)),
-        cost=_cost(result),
+        intervals="; ".join(interval(*row) for row in tested(result)),
+        calibration=", ".join(f"{metrics['ece']:.3f} on {name}" for name, metrics, _ in tested(result)),
+        cost=cost(result),
     )
 
 
@@ -84,7 +84,8 @@ def _python(value: object) -> str:
     return repr(value).replace("`", "\\x60")
 
 
-def _what(run: FinishedRun) -> str:
+def what(run: FinishedRun) -> str:
+    """The GPT, what it started from, and what was trained."""
     gpt, task = run.result["gpt"], run.result["task"]
     start = {"random": "random weights", "pretrained": "pretrained weights"}.get(gpt["weights"], "weights from a file")
     how = "to write its answer after an instruction" if run.writes else "as a classifier: a head over fixed labels"
@@ -120,7 +121,7 @@ def _task(run: FinishedRun, task: Task) -> dict[str, Any]:
     }
 
 
-def _tested(result: dict[str, Any]) -> list[tuple[str, dict[str, float], int]]:
+def tested(result: dict[str, Any]) -> list[tuple[str, dict[str, float], int]]:
     """(name, metrics, messages) of the test set, or of each task's part of it."""
     if "tasks" not in result:
         return [("test", result["metrics"]["test"], result["data"]["sizes"]["test"])]
@@ -130,23 +131,24 @@ def _tested(result: dict[str, Any]) -> list[tuple[str, dict[str, float], int]]:
 
 def _rows(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
     splits = [(part, metrics, result["data"]["sizes"][part]) for part, metrics in result["metrics"].items()]
-    for name, metrics, n in [*splits, *(_tested(result) if "tasks" in result else [])]:
+    for name, metrics, n in [*splits, *(tested(result) if "tasks" in result else [])]:
         shown = {key: "" if value is None else f"{value:.4f}" for key, value in metrics.items()}
         yield {"name": name, "n": n, "metrics": shown}
 
 
-def _interval(name: str, metrics: dict[str, float], n: int) -> str:
+def interval(name: str, metrics: dict[str, float], n: int) -> str:
+    """An accuracy with Wilson's 95% interval."""
     low, high = wilson(round(metrics["accuracy"] * n), n)
     return f"{name} {metrics['accuracy']:.2%} ({low:.1%} to {high:.1%}, n = {n})"
 
 
 def _eval_results(result: dict[str, Any]) -> Iterator[EvalResult]:
     data = result["data"]
-    for name, metrics, n in _tested(result):
+    for name, metrics, n in tested(result):
         for metric in ("accuracy", "f1", "ece", "generated_accuracy"):
             if metrics.get(metric) is None:
                 continue
-            told = _interval(metric, metrics, n) if metric == "accuracy" else metric
+            told = interval(metric, metrics, n) if metric == "accuracy" else metric
             yield EvalResult(
                 task_type="text-classification",
                 dataset_type=data["name"],
@@ -162,11 +164,12 @@ def _base_model(gpt: dict[str, Any]) -> str | None:
     return PUBLISHED[gpt["name"]].repo if gpt["weights"] == "pretrained" and gpt["name"] in PUBLISHED else None
 
 
-def _cost(result: dict[str, Any]) -> str:
-    cost, where = result["cost"], result["environment"]
-    memory = f"; {cost['peak_memory_bytes'] / 1e9:.2f} GB at most" if cost.get("peak_memory_bytes") else ""
+def cost(result: dict[str, Any]) -> str:
+    """What the training took, on what."""
+    took, where = result["cost"], result["environment"]
+    memory = f"; {took['peak_memory_bytes'] / 1e9:.2f} GB at most" if took.get("peak_memory_bytes") else ""
     return (
-        f"{cost['train_seconds']:.1f} s of training, {cost['train_flops'] / 1e12:.2f} TFLOP, "
-        f"{cost['train_tokens']:,} tokens{memory}, on {where['device']} in {where['precision']} with torch "
+        f"{took['train_seconds']:.1f} s of training, {took['train_flops'] / 1e12:.2f} TFLOP, "
+        f"{took['train_tokens']:,} tokens{memory}, on {where['device']} in {where['precision']} with torch "
         f"{where['torch']}."
     )

@@ -1,0 +1,106 @@
+"""A finished run on its device and in its precision, kept in memory: texts -> answers, prompts -> what it writes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from src.config import build
+from src.data.prompts import Prompt
+from src.data.tokenizer import END_OF_TEXT, decode, encode
+from src.errors import InputError
+from src.evaluation.metrics import in_order
+from src.exporting.finished_run import FinishedRun
+from src.gpt.generation import Reader
+
+NEW_TOKENS = 40  # after a free prompt
+LONGEST_TOKEN = 128  # of GPT-2's vocabulary, in bytes
+
+
+class Predictor:
+    """What `src.predict` says of texts, without its Trainer: a run with several questions is asked `task`."""
+
+    def __init__(self, run: FinishedRun, task: str | None = None) -> None:
+        trainer = build.trainer(run.cfg, logger=False, enable_checkpointing=False)
+        self.run, self.task = run, task
+        self._precision, self._device = trainer.precision_plugin, trainer.strategy.root_device
+        self._to_device = trainer.strategy.batch_to_device
+        self.model: Any = self._precision.convert_module(run.model).to(self._device)
+
+    @property
+    def id(self) -> str:
+        """The run's name."""
+        return str(self.run.result["id"])
+
+    @cached_property
+    def prompt(self) -> Prompt:
+        """What stands around a message."""
+        return self.run.question(self.task)[0]
+
+    @property
+    def limit(self) -> int:
+        """Tokens of the longest message that is read whole."""
+        return int(self.run.data["max_length"]) - self.prompt.overhead
+
+    @property
+    def answers_depend_on_each_other(self) -> bool:
+        """Whether a message is padded as far as those beside it, and read with its padding."""
+        return self.run.padding == "batch"
+
+    def check(self, text: str) -> None:
+        """Raises InputError for a message that would be cut."""
+        self._check_length("message", text, self.limit)
+
+    def _check_length(self, what: str, text: str, limit: int) -> None:
+        far_too_long = len(text.encode()) > limit * LONGEST_TOKEN  # which would take long to tokenize
+        if far_too_long or len(encode([text])[0]) > limit:
+            raise InputError(f"the {what} is too long: run {self.id} reads {limit} tokens at most; shorten it")
+
+    def answers(self, texts: list[str]) -> list[dict[str, Any]]:
+        """Label and probabilities of each text, and the answer that was written (see FinishedRun.answers)."""
+        with self._computing():
+            batches = self.run.batches(texts, self.task)
+            outputs = [self.model.predict_step(self._to_device(batch), i) for i, batch in enumerate(batches)]
+        return list(self.run.answers(texts, in_order(outputs), self.task))
+
+    def written_answers(self, texts: list[str]) -> list[str]:
+        """What is written after the prompt around each text, word for word, as far as the longest answer goes."""
+        ids = [self.prompt.around(row, self.run.data["max_length"]) for row in encode(texts)]
+        return self.write(ids, self.model.answers.shape[1])
+
+    def continuations(self, prompts: list[str]) -> list[str]:
+        """What is written after free prompts."""
+        return self.write(encode(prompts), NEW_TOKENS)
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raises InputError for a prompt that leaves no room for NEW_TOKENS, or a run that cannot take any."""
+        self.check_writes()
+        room = int(self.model.gpt.config.context_length) + 1 - NEW_TOKENS
+        self._check_length("prompt", prompt, room)
+
+    def check_writes(self) -> None:
+        """Raises InputError for a run with a head."""
+        if not self.run.writes:
+            raise InputError(
+                f"run {self.id} has a head over fixed labels and can write nothing: prompt= needs an instruct run"
+            )
+
+    def write(self, prompts: list[list[int]], n: int) -> list[str]:
+        """Up to n tokens after each prompt, by greedy decoding, as text. Raises InputError for a run with a head."""
+        self.check_writes()
+        length = torch.tensor([len(ids) for ids in prompts])
+        padded = torch.full((len(prompts), int(length.max())), END_OF_TEXT)
+        for row, prompt in zip(padded, prompts, strict=True):
+            row[: len(prompt)] = torch.tensor(prompt)
+        with self._computing():
+            model = self.model
+            ids, length = padded.to(self._device), length.to(self._device)
+            reader = Reader(model.gpt, ids, length, n, model.logits, model.first_live, model.arithmetic)
+            return [decode(written) for written in reader.write(n, END_OF_TEXT)]
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with torch.inference_mode(), self._precision.forward_context():
+            yield
