@@ -97,12 +97,12 @@ def predict_texts(run: str, texts: list[str], runs: str = "runs", task: str | No
 
     run_dir.trained_on(run_dir.find(runs, run))
     finished = FinishedRun.load(runs, run, merged=False)
-    messages = finished.messages(texts, task)
+    ids = encode(texts)
     limit = finished.data["max_length"] - finished.question(task)[0].overhead
-    if cut := sum(len(row) > limit for row in encode(texts)):
+    if cut := sum(len(row) > limit for row in ids):
         print(f"{cut} of {len(texts)} messages are longer than {limit} tokens and were cut", file=sys.stderr)
     trainer = build.trainer(finished.cfg, logger=False, enable_checkpointing=False)
-    loader = evaluation_loader(messages, finished.cfg.data.batch_size)
+    loader = evaluation_loader(finished.messages(ids, task), finished.cfg.data.batch_size)
     yield from finished.answers(texts, predict(trainer, finished.model, loader), task)
 
 
