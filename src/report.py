@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from src.reporting.table import Table
 
 FORMATS = ("md", "tex", "csv", "figures", "html")
+PANELS = 16  # of a figure
 
 
 @dataclass
@@ -75,11 +76,12 @@ def write_tables(made: "Table", folder: Path, formats: list[str]) -> list[Path]:
 
 
 def write_figures(name: str, drawn: "list[Chart]", folder: Path) -> list[Path]:
-    """Every chart as PNG and PDF."""
+    """The charts that a printed page has room for, as PNG and PDF; the page for a browser has all."""
     from src.reporting import figures
 
     folder.mkdir(parents=True, exist_ok=True)
-    return [file for chart in drawn for file in figures.save(chart, folder / f"{name}-{chart.kind}")]
+    fitting = [chart for chart in drawn if len(chart.panels) <= PANELS]
+    return [file for chart in fitting for file in figures.save(chart, folder / f"{name}-{chart.kind}")]
 
 
 def main() -> None:

@@ -887,6 +887,15 @@ def test_titles_of_small_panels_do_not_run_into_each_other() -> None:
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
+def test_charts_with_more_panels_than_a_printed_page_holds_are_for_the_browser(tmp_path: Path) -> None:
+    panel = charts.Panel("", [charts.Series("", 0, [1.0], [1.0], [1.0], [1.0])])
+    many, few = (charts.Chart(kind, "", "", "", [panel] * n) for kind, n in (("many", entry.PANELS + 1), ("few", 2)))
+    assert {path.name for path in entry.write_figures("study", [many, few], tmp_path)} == {
+        "study-few.png",
+        "study-few.pdf",
+    }
+
+
 # ---- the page
 
 

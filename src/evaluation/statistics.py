@@ -9,8 +9,9 @@ with one seed is McNemar's (1947): it asks what other test messages would do, an
 for the number of comparisons. `right` is (S, N) booleans: seeds, messages.
 """
 
-from collections.abc import Sequence
-from math import comb, sqrt
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from math import sqrt
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -113,13 +114,20 @@ def paired_p(right: "Right", reference: "Right") -> float:
 
     differences = right.sum(0) * len(reference) - reference.sum(0) * len(right)
     differences //= max(1, np.gcd.reduce(differences))
-    share = np.ones(1)  # of the choices with which the positive differences sum to 0, 1, 2, ...
+    share, least = np.ones(1), 0  # of the choices with which the positive differences sum to least, least + 1, ...
     for size, count in zip(*np.unique(np.abs(differences[differences != 0]), return_counts=True), strict=True):
-        positive = np.zeros(size * count + 1)
-        positive[::size] = [comb(int(count), k) / 2 ** int(count) for k in range(count + 1)]
-        share = np.convolve(share, positive)
+        chosen = np.array([choices / 2 ** int(count) for choices in binomials(int(count))])
+        possible = np.flatnonzero(chosen)  # as floats, which of thousands is a small part
+        columns = np.pad(share, (0, -len(share) % size)).reshape(-1, size)
+        share = np.apply_along_axis(np.convolve, 0, columns, chosen[possible[0] : possible[-1] + 1]).ravel()
+        least += size * possible[0]
     gained, lost = differences[differences > 0].sum(), -differences[differences < 0].sum()
-    return min(1.0, 2 * float(share[: min(gained, lost) + 1].sum()))
+    return min(1.0, 2 * float(share[: max(0, min(gained, lost) - least + 1)].sum()))
+
+
+def binomials(n: int) -> Iterator[int]:
+    """How many choices of 0, 1, ... n among n there are."""
+    return accumulate(range(n), lambda choices, k: choices * (n - k) // (k + 1), initial=1)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
-from src.reporting.rows import PART, Row, Run, namer, shown
+from src.reporting.rows import PART, Row, Run, brief, namer, shown
 
 # of Okabe and Ito's colours, which all eyes tell apart; their yellow is too pale for lines
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -105,7 +105,7 @@ def panels(rows: Sequence[Row], key: str, place: Callable[[Row], float | None], 
                 joined = sum(row.values.get(key) not in BEYOND for _, row in points)  # these are no number of blocks
                 shift = step * (style - (len(series) - 1) / 2)
                 drawn.append(replace(accuracies(name, style, points, joined), shift=shift))
-        found.append(Panel("" if data is None else shown(data), drawn))
+        found.append(Panel("" if data is None else brief(data), drawn))
     return [panel for panel in found if panel.series]
 
 

@@ -59,6 +59,7 @@ def save(chart: Chart, stem: Path) -> list[Path]:
 def draw(chart: Chart) -> "Figure":
     """A chart's panels, with a title and one legend for all."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     n, matrix = len(chart.panels), chart.panels[0].matrix is not None
     across = min(ACROSS, n)
@@ -69,18 +70,21 @@ def draw(chart: Chart) -> "Figure":
     beside = max(1, min(len(names), int(side * across / 1.6)))  # names in a line of the legend
     below = 0.17 * -(-len(names) // beside)
     inches = (6.0, max(3.6, 0.5 + 0.16 * len(names))) if alone else (0.4 + side * across, 0.5 + side * down + below)
-    figure = Figure(figsize=inches, layout="constrained")
+    figure = Figure(figsize=inches)
     heading = f"{chart.title}\n{chart.note}".strip()
     shared = not (matrix or chart.own_scales)
-    grid = figure.subplots(down, across, squeeze=False, sharex=shared, sharey=shared)
+    grid = figure.subplots(down, across, squeeze=False)
     for i, (axes, panel) in enumerate(zip(grid.flat, chart.panels, strict=False)):
         draw_matrix(axes, panel.matrix) if panel.matrix else draw_series(axes, chart, panel)
-        axes.set_title(wrapped(f"{heading}\n{panel.title}".strip(), 60) if alone else wrapped(panel.title, 28))
+        title = wrapped(f"{heading}\n{panel.title}".strip(), 60) if alone else wrapped(panel.title, 28)
+        axes.set_title(title, y=1.0)  # where it would be put too, after a look at each tick
         if lowest := i + across >= n:  # of its column; a label for the whole figure would lie on the legend
             axes.set_xlabel(chart.x_label)
-        axes.tick_params(labelbottom=not shared or lowest)
+        axes.tick_params(labelbottom=not shared or lowest, labelleft=not shared or i % across == 0)
     for axes in grid.flat[n:]:
-        axes.set_visible(False)
+        axes.remove()
+    if shared:
+        same_scales(figure.axes)
     if alone:
         grid[0, 0].set_ylabel(chart.y_label)
     else:
@@ -90,10 +94,21 @@ def draw(chart: Chart) -> "Figure":
         place: dict[str, Any] = {"loc": "outside right upper"}
         if not alone:
             place = {"loc": "outside lower center", "ncols": beside, "frameon": False}
-        drawn = [axes.get_legend_handles_labels() for axes in grid.flat]
+        drawn = [axes.get_legend_handles_labels() for axes in figure.axes]
         handles = {label: handle for one in drawn for handle, label in zip(*one, strict=True)}
         figure.legend(handles.values(), handles.keys(), fontsize=7, **place)
+    ConstrainedLayoutEngine().execute(figure)  # once; as the figure's own it would go before each format, drawn twice
     return figure
+
+
+def same_scales(panels: "Sequence[Axes]") -> None:
+    """Give all panels the scales that hold what any of them shows; shared axes would cost their square."""
+    (left, right), (bottom, top) = (
+        zip(*limits, strict=True)
+        for limits in ([axes.get_xlim() for axes in panels], [axes.get_ylim() for axes in panels])
+    )
+    for axes in panels:
+        axes.set(xlim=(min(left), max(right)), ylim=(min(bottom), max(top)))
 
 
 def wrapped(text: str, width: int) -> str:

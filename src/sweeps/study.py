@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.config.command_line import CONF, explain, override, with_plus
@@ -87,12 +88,15 @@ def record(study: Study, runs: str | Path) -> Path:
 
 
 def config(trial: Trial) -> DictConfig:
-    """The composed config of a run, as src.train would see it. Those that differ in the seed alone are composed once,
-    which takes a sixth of a second."""
-    seeds = [part for part in trial.overrides if re.fullmatch(r"seed=\d+", part)]
-    cfg = _composed(tuple(part for part in trial.overrides if part not in seeds)).copy()
-    if seeds:
-        cfg.seed = int(seeds[-1].partition("=")[2])
+    """The composed config of a run, as src.train would see it. Groups are composed once for all the runs that share
+    them, which takes a tenth of a second; values are laid over that, as Hydra does too."""
+    values = [part for part in trial.overrides if re.match(r"(seed|[\w.]+\.\w+)=", part)]
+    cfg = _composed(tuple(part for part in trial.overrides if part not in values)).copy()
+    try:
+        for part in values:
+            OmegaConf.update(cfg, *_parsed(part))
+    except (HydraException, OmegaConfBaseException):
+        return _composed(trial.overrides)  # for Hydra to say what is wrong
     return cfg
 
 
@@ -100,6 +104,13 @@ def config(trial: Trial) -> DictConfig:
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", with_plus(list(overrides)))
+
+
+@cache  # the parser takes milliseconds
+def _parsed(override: str) -> tuple[str, Any]:
+    """Key and value of an override."""
+    parsed = OverridesParser.create().parse_override(override)
+    return parsed.key_or_group, parsed.value()
 
 
 def check(trials: Sequence[Trial], done: Collection[str] = ()) -> dict[str, Trial]:
