@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from src.config.command_line import one_sentence, options
 from src.errors import InputError
-from src.runs import identity, run_dir, summary
+from src.runs import devices, identity, run_dir, summary
 
 OTHER_DATA = ("name", "path", "text_column", "label_column", "encoding", "separator", "empty")
 SAME_DATA = ("batch_size", "num_workers")
@@ -39,7 +39,7 @@ def evaluate(
 
     folder = run_dir.find(runs, run)
     trained_on = run_dir.trained_on(folder)
-    cfg = run_dir.load_config(folder)
+    cfg = devices.for_use(run_dir.load_config(folder))
     given = {change.partition("=")[0]: change for change in changes or []}
     if bare := [change for change in given.values() if "=" not in change]:
         raise InputError(f"{bare[0]!r} is not understood: give {bare[0]}=<value>")

@@ -1,7 +1,8 @@
 """python -m src.train [+experiment=<name>] [key=value ...]
 
 Fine-tunes a GPT to classify messages, by a head or by instruction, and measures it. An interrupted run goes on with
-`resume=<run id>`; with `trainer.max_epochs=<more>` beside it, a new run goes on from the last epoch of that one.
+`resume=<run id>`; with `trainer.max_epochs=<more>` beside it, a new run goes on from the last epoch of that one, and
+with `trainer.devices=<n>` on other devices.
 """
 
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from src.config.command_line import began, hydra_main, was_given
+from src.config.command_line import MOVABLE, began, hydra_main, was_given
 
 if TYPE_CHECKING:  # heavy imports wait until a run begins: --help and a misspelt key answer at once
     from pathlib import Path
@@ -31,52 +32,57 @@ class Run(NamedTuple):
     trainer: "L.Trainer"
 
 
-def train(cfg: DictConfig, longer: int | None = None) -> Run:
+def train(cfg: DictConfig, longer: int | None = None, on: dict[str, Any] | None = None) -> Run:
     """Fine-tune as `cfg` says, choose the best epoch on validation, measure every split once, write the run folder.
 
-    longer: where cfg.resume names a run, the epochs of a new run that goes on from its last one.
+    Where cfg.resume names a run, longer is the epochs of a new run that goes on from its last one, and `on` has the
+    devices and num_nodes that it goes on with, if others.
     """
     with ExitStack() as held:
-        return fine_tune(cfg, longer, held)
+        return fine_tune(cfg, longer, on, held)
 
 
-def fine_tune(cfg: DictConfig, longer: int | None, held: ExitStack) -> Run:
-    """What `train` does, with the locks of run folders in `held`."""
+def fine_tune(cfg: DictConfig, longer: int | None, on: dict[str, Any] | None, held: ExitStack) -> Run:
+    """What `train` does, with the locks of run folders and the processes of this run in `held`."""
     from src.config import build
     from src.evaluation.metrics import predict
     from src.finetune.cost import Cost, forget_peak_memory
     from src.finetune.history import Curve
     from src.pretraining.forgetting import Forgetting
-    from src.runs import loggers, run_dir, summary
+    from src.runs import devices, loggers, run_dir, summary
     from src.runs.lock import run_lock
-    from src.runs.longer import begin_longer
+    from src.runs.longer import begin_longer, longer_config
+    from src.runs.processes import together
     from src.runs.progress import say_how_to_resume
 
     started = began()
     forget_peak_memory()
     build.check_root(cfg)
-    if folder := run_dir.find(cfg.runs, cfg.resume) if cfg.resume else None:
-        held.enter_context(run_lock(folder))
-        if longer is None:
-            run_dir.check_unfinished(folder)
-        else:
-            folder = begin_longer(folder, cfg.runs, longer)
-            held.enter_context(run_lock(folder))
-        held.enter_context(say_how_to_resume(folder, "train"))
-        cfg = run_dir.load_config(folder)
+    source = run_dir.find(cfg.runs, cfg.resume) if cfg.resume else None
+    if source:
+        cfg = longer_config(source, cfg.runs, longer) if longer else run_dir.load_config(source)
+        devices.move(cfg, on or {})
+    probe = build.check_trainer(cfg)
+    devices.settle(cfg, probe, run_dir.read_config(source) if source else None)
+    processes = held.enter_context(together(probe))
+    if source and processes.first:
+        held.enter_context(run_lock(source))
+    if source and longer is None:
+        run_dir.check_unfinished(source)
 
     data, held_out = build.data(cfg), build.held_out(cfg)
     model, cache = build.model(cfg, data.labels), build.cache(cfg)
-    build.check_trainer(cfg)  # all of the config is checked before a folder is made
+    loggers.check(cfg)  # all of the config is checked before a folder is made
     print(data.summary(), describe(cfg, model), sep="\n", flush=True)
 
-    loggers.check(cfg)
-    is_new = folder is None
-    if folder is None:
-        folder = run_dir.create(cfg)
+    processes.start(probe)
+    folder = source if source and longer is None else None
+    if folder is None and processes.first:
+        folder = begin_longer(source, cfg) if source else run_dir.create(cfg)
         held.enter_context(run_lock(folder))
-        held.enter_context(say_how_to_resume(folder, "train"))
-    logger = loggers.start(cfg, folder, remove_on_failure=is_new)
+    folder = processes.agree_on(folder, "train")
+    held.enter_context(say_how_to_resume(folder, "train"))
+    logger = processes.first and loggers.start(cfg, folder, remove_on_failure=source is None)
     cost, curve = Cost(started), Curve()
     callbacks = [cost, curve, *build.callbacks(cfg, folder)]
     trainer = build.trainer(cfg, callbacks, logger=logger, default_root_dir=folder)
@@ -93,8 +99,9 @@ def fine_tune(cfg: DictConfig, longer: int | None, held: ExitStack) -> Run:
         result = summarize(cfg, folder, data, model, predictions, trainer) | forgetting.facts()
         spent = cost.summary(device, cache.seconds, cache.flops.get("train", 0)) | cache.facts()
         result |= {"curve": curve.points, "cost": spent}
-        run_dir.write(folder, result, data.texts("test"), predictions["test"])
-        loggers.finish(logger, result, data.texts("test"), predictions["test"])
+        if processes.first:
+            run_dir.write(folder, result, data.texts("test"), predictions["test"])
+            loggers.finish(logger, result, data.texts("test"), predictions["test"])
     finally:
         loggers.close(logger)
     summary.show(result, folder)
@@ -152,7 +159,8 @@ def summarize(
 
 def main(cfg: DictConfig) -> Run:
     """Train, longer than the run that resume= names if the command says so."""
-    return train(cfg, cfg.trainer.max_epochs if cfg.resume and was_given("trainer.max_epochs") else None)
+    given = {key: cfg.trainer[key] for key in (*MOVABLE, "max_epochs") if cfg.resume and was_given(f"trainer.{key}")}
+    return train(cfg, given.pop("max_epochs", None), given)
 
 
 if __name__ == "__main__":

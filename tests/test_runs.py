@@ -1375,10 +1375,9 @@ def test_what_cannot_be_gone_on_with_is_answered_with_a_sentence(
         (["gpt.vocab_size=1000"], "gpt.vocab_size=1000 must hold GPT-2's 50257 tokens"),
         (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches=0 must be at least 1"),
         (["trainer.max_epochs=0"], "trainer.max_epochs=0 must be at least 1"),
-        (["trainer.devices=2"], "training runs on one device, not on 2: give trainer.devices=1"),
         (
             ["+trainer.strategy=ddp_spawn"],
-            "trainer.strategy=ddp_spawn: training runs on one device; leave it out",
+            "trainer.strategy=ddp_spawn: several devices train by ddp alone; leave it out",
         ),
         (["+trainer.limit_val_batches=0"], f"trainer.limit_val_batches: {WHOLE}"),
         (["+trainer.check_val_every_n_epoch=2"], f"trainer.check_val_every_n_epoch: {WHOLE}"),

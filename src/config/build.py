@@ -14,10 +14,10 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig
 from torch import Tensor
 
+from src.config import ddp
 from src.data.datamodule import TextData
 from src.data.mixture import MixData
 from src.data.prompts import Prompt, Task, make_task, parse
@@ -262,30 +262,28 @@ def held_out(cfg: DictConfig) -> list[Tensor]:
 
 def trainer(cfg: DictConfig, callbacks: list[Callback] | None = None, **given: Any) -> L.Trainer:
     """Lightning's Trainer from the config's arguments and ours. Raises InputError for what Lightning refuses."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the messages are in memory already
     warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen blocks
     warnings.filterwarnings("ignore", ".*on_before_batch_transfer.*")  # where features come in
+    warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated.*")  # by torch 2.13, but not before
     warnings.filterwarnings("ignore", ".*(treespec, LeafSpec).*")  # Lightning's own, with torch 2.13
     given |= {"callbacks": [*(callbacks or []), *progress.shown()], "enable_model_summary": False}
     given |= {"enable_progress_bar": sys.stderr.isatty(), "plugins": [AtomicCheckpointIO()]}
     try:
         made = construct(L.Trainer, "trainer", run_dir.plain(cfg.trainer), **given)
+        return ddp.checked(made, run_dir.plain(cfg.trainer) | given)
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"trainer: {' '.join(str(error).split())}") from None
-    if made.world_size > 1:
-        raise InputError(f"training runs on one device, not on {made.world_size}: give trainer.devices=1")
-    if not isinstance(made.strategy, SingleDeviceStrategy):
-        raise InputError(f"trainer.strategy={cfg.trainer.strategy}: training runs on one device; leave it out")
-    return made
 
 
-def check_trainer(cfg: DictConfig) -> None:
-    """Raises InputError for trainer arguments that Lightning refuses, and for those that would leave out examples of a
-    split, or the validation after an epoch: a result is of all examples."""
+def check_trainer(cfg: DictConfig) -> L.Trainer:
+    """A Trainer that shows which devices there are. Raises InputError for trainer arguments that Lightning refuses, and
+    for those that would leave out examples of a split, or the validation after an epoch: a result is of all."""
     if given := [key for key in PARTIAL if cfg.trainer.get(key) is not None]:
         raise InputError(
             f"trainer.{given[0]}: every epoch is trained and validated whole, and every split measured whole; leave it "
@@ -294,7 +292,7 @@ def check_trainer(cfg: DictConfig) -> None:
     for key in ("max_epochs", "accumulate_grad_batches"):
         if isinstance(cfg.trainer[key], int) and cfg.trainer[key] < 1:
             raise InputError(f"trainer.{key}={cfg.trainer[key]} must be at least 1")
-    trainer(cfg, logger=False, enable_checkpointing=False)
+    return trainer(cfg, logger=False, enable_checkpointing=False)
 
 
 def check_pretraining(cfg: DictConfig) -> None:
@@ -342,7 +340,10 @@ def pretrainer(cfg: DictConfig, epoch_batches: int, callbacks: list[Callback] | 
     steps = -1 if cfg.budget_minutes else cfg.max_steps or max(1, epoch_batches // accumulate)
     given |= {"max_steps": steps, "max_epochs": -1, "num_sanity_val_steps": 0}
     given |= {"val_check_interval": cfg.validate_every * accumulate, "check_val_every_n_epoch": None}
-    return trainer(cfg, callbacks, **given)
+    made = trainer(cfg, callbacks, **given)
+    if made.world_size > 1:
+        raise InputError(f"training runs on one device, not on {made.world_size}: give trainer.devices=1")
+    return made
 
 
 def pretraining_callbacks(cfg: DictConfig, run: Path) -> list[Callback]:

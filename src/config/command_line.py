@@ -21,6 +21,7 @@ from src.files import refusal
 
 T = TypeVar("T")
 CONF = Path(__file__).parents[2] / "conf"
+MOVABLE = ("devices", "num_nodes")  # of `trainer`: where a run that is resumed may go on
 _BEGAN = [perf_counter()]  # this module comes before everything that takes long to import
 gc.set_threshold(100_000)  # Python would look for garbage for a sixth of the time that these imports take,
 atexit.register(gc.freeze)  # and for most of a second among all that they made, before the process ends
@@ -98,7 +99,8 @@ def _hydra_main(config_name: str, run: Callable[[Any], Any]) -> None:
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and the sentence below is ours
     sys.argv[1:] = with_plus(sys.argv[1:])
-    check_resume(sys.argv[1:], ("trainer.max_epochs=",) if config_name == "train" else ())
+    changeable = (*MOVABLE, "max_epochs") if config_name == "train" else MOVABLE
+    check_resume(sys.argv[1:], tuple(f"trainer.{key}=" for key in changeable))
 
     def job(cfg: Any) -> None:
         with one_sentence():  # inside the job: Hydra would put a line of its own before an error that leaves it

@@ -19,6 +19,8 @@ class Batch(NamedTuple):
 
     part       the split's name
     features   what frozen blocks have made of the ids, where that is known already (see finetune/features.py)
+    counted    how many rows count: 0 for a rank without any of its own, which is given another's; None for all
+    whole      labels of the whole batch, of which this is a rank's share (see sharding.py)
     """
 
     ids: Tensor
@@ -27,6 +29,13 @@ class Batch(NamedTuple):
     row: Tensor
     part: str = ""
     features: Tensor | None = None
+    counted: int | None = None
+    whole: Tensor | None = None
+
+
+def of_counted(batch: Batch, *rows: Tensor) -> list[Tensor]:
+    """On the CPU, what was made of the rows of a batch that count."""
+    return [tensor[: batch.counted].cpu() for tensor in rows]
 
 
 class Messages(Dataset[Batch]):
@@ -47,12 +56,25 @@ class Messages(Dataset[Batch]):
         return len(self.ids)
 
     def __getitem__(self, rows: list[int]) -> Batch:
+        if not rows:  # a rank for which no batch of a split is left
+            return self.padded([0], self.width)._replace(counted=0)
+        return self.padded(rows, self.width)
+
+    def padded(self, rows: list[int], width: int | None) -> Batch:
+        """The batch of `rows`; without a width as wide as its longest."""
         length = torch.tensor([len(self.ids[row]) for row in rows])
-        padded = torch.full((len(rows), self.width or int(length.max())), END_OF_TEXT)
+        padded = torch.full((len(rows), width or int(length.max())), END_OF_TEXT)
         for place, row in enumerate(rows):
             padded[place, : len(self.ids[row])] = torch.tensor(self.ids[row])
-        labels = torch.tensor([self.labels[row] for row in rows])
-        return Batch(padded, length, labels, torch.tensor(rows), self.part)
+        return Batch(padded, length, self.label(rows), torch.tensor(rows), self.part)
+
+    def label(self, rows: list[int]) -> Tensor:
+        """Their class numbers."""
+        return torch.tensor([self.labels[row] for row in rows])
+
+    def width_of(self, rows: list[int]) -> int | None:
+        """How wide a batch of `rows` must be for each of them; None where nobody reads what is behind a message."""
+        return max(len(self.ids[row]) for row in rows) if self.padding == "batch" else self.width
 
 
 class ShuffledBatches:

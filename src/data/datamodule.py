@@ -11,12 +11,14 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from src import ranks
 from src.data import datasets
 from src.data.batching import Batch, Messages, ShuffledBatches, reading_batches
 from src.data.datasets import Corpus
 from src.data.prompts import Prompt, make_task
+from src.data.sharding import Shard
 from src.data.splits import Splits, book, deduplicated, distinct, given_files, grouped
 from src.data.splits import fraction as fraction_of
 from src.data.tokenizer import encode
@@ -195,7 +197,8 @@ class TextData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         messages = self.splits["train"]
         lengths = [len(row) for row in messages.ids] if self.padding == "batch" else None
-        return loader(messages, ShuffledBatches(len(messages), self.batch_size, self.seed, lengths), self.num_workers)
+        batches = ShuffledBatches(len(messages), self.batch_size * ranks.world(), self.seed, lengths)
+        return training_loader(messages, batches, self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self.evaluation_loader("validation")
@@ -235,11 +238,18 @@ def padding_of(padding: str, is_read: bool) -> str:
 
 
 def evaluation_loader(messages: Messages, batch_size: int, num_workers: int = 0) -> DataLoader[Batch]:
-    """Every message once, in large batches, of like length where the padding varies."""
-    return loader(messages, reading_batches(messages, batch_size), num_workers)
+    """Every message once, in large batches, of like length where the padding varies; a rank's share of these."""
+    batches = reading_batches(messages, batch_size * ranks.world())
+    return loader(messages, ranks.share(batches) or [[]], num_workers)
 
 
-def loader(messages: Messages, batches: Any, num_workers: int) -> DataLoader[Batch]:
+def training_loader(messages: Messages, batches: ShuffledBatches, num_workers: int) -> DataLoader[Batch]:
+    """Batches of messages; of a run on several devices, a rank's share of each."""
+    several = ranks.world() > 1
+    return loader(Shard(messages, ranks.rank(), ranks.world()) if several else messages, batches, num_workers)
+
+
+def loader(messages: Dataset[Batch], batches: Any, num_workers: int) -> DataLoader[Batch]:
     """A DataLoader whose sampler gives whole batches of rows, which the dataset pads: no collate function is needed."""
     pinned = torch.cuda.is_available()  # copies to the GPU then wait for nothing
     return DataLoader(messages, batch_size=None, sampler=batches, num_workers=num_workers, pin_memory=pinned)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
+from src import ranks
 from src.data.batching import Batch, Messages, ShuffledBatches, reading_batches
-from src.data.datamodule import TextData, loader
+from src.data.datamodule import TextData, loader, training_loader
 from src.errors import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -78,8 +79,8 @@ class MixData(TextData):
         if self.sampling == "even":
             names = self.asked("train")
             groups = np.repeat(np.arange(len(names)), [len(self.parts[name].splits["train"]) for name in names])
-        batches = ShuffledBatches(len(messages), self.batch_size, self.seed, lengths, groups)
-        return loader(messages, batches, self.num_workers)
+        batches = ShuffledBatches(len(messages), self.batch_size * ranks.world(), self.seed, lengths, groups)
+        return training_loader(messages, batches, self.num_workers)
 
     def read_as(self, labels: Sequence[str], limit: int, width: int | None) -> None:
         """A mix is read as it was in training if it holds the same tasks. Raises InputError if it does not."""
@@ -91,9 +92,9 @@ class MixData(TextData):
         messages, batches, start = self.splits[part], list[list[int]](), 0
         for name in self.asked(part):
             end = start + len(self.parts[name].splits[part])
-            batches += reading_batches(messages, self.batch_size, range(start, end))
+            batches += reading_batches(messages, self.batch_size * ranks.world(), range(start, end))
             start = end
-        return loader(messages, batches, self.num_workers)
+        return loader(messages, ranks.share(batches) or [[]], self.num_workers)
 
     def summary(self) -> str:
         """That of each part."""

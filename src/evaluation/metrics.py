@@ -15,6 +15,8 @@ import torch
 import torchmetrics.functional.classification as tm
 from torch import Tensor
 
+from src.ranks import gathered
+
 
 def perplexity(loss: float) -> float:
     """That of a loss in nats; infinite beyond what a float holds."""
@@ -50,9 +52,10 @@ class Predictions(NamedTuple):
 
 
 def predict(trainer: L.Trainer, model: L.LightningModule, loader: Any) -> Predictions:
-    """Run `model` over a loader whose batches carry their rows, and put the predictions into the order of the rows."""
-    outputs: Any = trainer.predict(model, loader)
-    return in_order(outputs)
+    """Run `model` over a loader whose batches carry their rows, and put the predictions of all ranks into the order of
+    the rows."""
+    own: Any = trainer.predict(model, loader)
+    return in_order(output for of_rank in gathered(own) for output in of_rank)
 
 
 def in_order(outputs: Iterable[Any]) -> Predictions:

@@ -19,7 +19,7 @@ from src.finetune.base import FineTuner
 from src.finetune.classifier import Classifier
 from src.finetune.instruction import Instruct
 from src.gpt.lora import merge
-from src.runs import run_dir
+from src.runs import devices, run_dir
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class FinishedRun:
         model = build.restore(folder)
         if merged:
             merge(model)
-        return cls(cfg, result, model.eval())
+        return cls(devices.for_use(cfg), result, model.eval())
 
     @property
     def data(self) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from typing import Any, Self
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src import ranks
 from src.data.batching import Batch
 from src.errors import InputError
 from src.finetune import freezing as strategies
@@ -146,10 +148,17 @@ class FineTuner(L.LightningModule):
         """The loss of a batch, and whether each message (B,) would be answered rightly."""
         raise NotImplementedError
 
-    def targets(self, batch: Batch) -> Tensor:
-        """How many targets the loss of a batch is the mean of: its weight in the loss of an epoch, which so depends on
-        no batch size."""
+    def targets(self, label: Tensor) -> Tensor:
+        """How many targets the loss of a batch with these labels is the mean of: its weight in the loss of an epoch,
+        which so depends on no batch size."""
         raise NotImplementedError
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor, batch: Batch, ignored: int) -> Tensor:
+        """Mean over the targets of a batch; of a rank's share, its part of the mean over the whole batch."""
+        if batch.whole is None:
+            return F.cross_entropy(logits, targets, ignore_index=ignored)
+        summed = F.cross_entropy(logits, targets, ignore_index=ignored, reduction="sum")
+        return summed * (batch.counted != 0) / self.targets(batch.whole)
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, but for what lies below the first trained block: a frozen prefix has no dropout either."""
@@ -159,9 +168,9 @@ class FineTuner(L.LightningModule):
             self.gpt.blocks[self.first_live :].train(mode)
         return self
 
-    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:  # dropout, which survives a resume
         if self.gpt.config.dropout:
-            torch.manual_seed(self.seed + 1_000_003 * self.current_epoch + batch_index)  # it survives a resume
+            torch.manual_seed(self.seed + 1_000_003 * self.current_epoch + batch_index + 7_368_787 * ranks.rank())
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         loss = self._shared_step(batch, "train")
@@ -170,15 +179,17 @@ class FineTuner(L.LightningModule):
         self.nonfinite_loss |= ~loss.detach().isfinite()  # looked at where a sync costs nothing: see _stop_if_nonfinite
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._stop_if_nonfinite()
-        return loss
+        return loss * ranks.world() if batch.whole is not None else loss  # DDP takes the mean of the ranks' gradients
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         self.nonfinite_loss |= ~self._shared_step(batch, "validation").isfinite()
 
     def _shared_step(self, batch: Batch, phase: str) -> Tensor:
         loss, right = self.loss(batch)
-        self._mean(phase, "accuracy").update(right.float().mean(), len(right))
-        self._mean(phase, "loss").update(loss.detach(), self.targets(batch))
+        right, own = right[: batch.counted], self.targets(batch.label[: batch.counted])
+        self._mean(phase, "accuracy").update(right.sum(), len(right))
+        whole = own if batch.whole is None else self.targets(batch.whole)
+        self._mean(phase, "loss").update(loss.detach().float() * whole, own)
         return loss
 
     def _mean(self, phase: str, name: str) -> Mean:
@@ -195,7 +206,7 @@ class FineTuner(L.LightningModule):
         self._stop_if_nonfinite()  # before a checkpoint of this epoch is written
 
     def _stop_if_nonfinite(self) -> None:
-        if self.nonfinite_loss:
+        if ranks.total(self.nonfinite_loss.float()):
             raise InputError(
                 f"the loss became infinite or NaN in epoch {self.current_epoch + 1}: training stopped, the checkpoints "
                 "of the epochs before are kept; lower task.optimizer.lr or set trainer.gradient_clip_val=1"

@@ -8,10 +8,9 @@ After Raschka, "Build a Large Language Model (From Scratch)", chapter 6 and appe
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.data.batching import Batch
+from src.data.batching import Batch, of_counted
 from src.errors import InputError
 from src.finetune import pooling as positions
 from src.finetune.base import FineTuner
@@ -82,11 +81,12 @@ class Classifier(FineTuner):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = self(batch.ids, batch.length, self.known(batch)).float()  # (B, K)
-        loss = F.cross_entropy(logits, batch.label, ignore_index=self.ignore_index)
+        loss = self.cross_entropy(logits, batch.label, batch, self.ignore_index)
         return loss, logits.detach().argmax(-1) == batch.label
 
-    def targets(self, batch: Batch) -> Tensor:
-        return (batch.label != self.ignore_index).sum()
+    def targets(self, label: Tensor) -> Tensor:
+        return (label != self.ignore_index).sum()
 
-    def predict_step(self, batch: Batch, batch_index: int, dataloader_index: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        return batch.row.cpu(), self(batch.ids, batch.length, self.known(batch)).float().cpu(), batch.label.cpu()
+    def predict_step(self, batch: Batch, batch_index: int, dataloader_index: int = 0) -> list[Tensor]:
+        logits = self(batch.ids, batch.length, self.known(batch)).float()
+        return of_counted(batch, batch.row, logits, batch.label)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from src import ranks
 from src.data.batching import Batch
 from src.finetune.base import FineTuner
 
@@ -69,6 +70,7 @@ class Cost(L.Callback):
     def __init__(self, began: float = 0.0) -> None:
         self.train_seconds = self.validation_seconds = 0.0
         self.train_flops = self.train_tokens = 0
+        self._own = [0, 0]  # operations and tokens of this rank's share of the epoch
         self._flops: Flops | None = None
         self._since = 0.0
         self.began = self.ready = self.first_step = self.fitted = began
@@ -83,8 +85,9 @@ class Cost(L.Callback):
         ids, length = module.inputs(batch)
         self._flops = self._flops or Flops(module)
         # made for the first batch alone, from which all others are counted
-        self.train_flops += self._flops.of(ids, length, None if self._flops.points else module.known(batch))
-        self.train_tokens += ids.numel()
+        operations = self._flops.of(ids, length, None if self._flops.points else module.known(batch))
+        if batch.counted != 0:
+            self._own = [self._own[0] + operations, self._own[1] + ids.numel()]
 
     def on_fit_start(self, *_: Any) -> None:
         self.ready = perf_counter()
@@ -106,6 +109,9 @@ class Cost(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.train_seconds += self._lap(module)
+        flops, tokens = (sum(of_ranks) for of_ranks in zip(*ranks.gathered(self._own), strict=True))
+        self.train_flops, self.train_tokens = self.train_flops + flops, self.train_tokens + tokens
+        self._own = [0, 0]
 
     def _lap(self, module: L.LightningModule) -> float:
         if module.device.type == "cuda":
@@ -115,8 +121,9 @@ class Cost(L.Callback):
         return seconds
 
     def summary(self, device: torch.device, features_seconds: float = 0.0, frozen_flops: int = 0) -> dict[str, Any]:
-        """Operations and tokens (with padding) of training, peak memory, and seconds: from the command to the training
-        without what features took, to the end of the first step, of training without validation, of evaluation.
+        """Operations and tokens (with padding) of training, of all ranks; peak memory, that of the rank which used
+        most; and seconds: from the command to the training without what features took, to the end of the first step,
+        of training without validation, of evaluation.
 
         device: of the training. frozen_flops: operations of the frozen blocks where they were not made in every step.
         """
@@ -127,7 +134,7 @@ class Cost(L.Callback):
             "train_seconds": self.train_seconds,
             "train_flops": self.train_flops + frozen_flops,
             "train_tokens": self.train_tokens,
-            "peak_memory_bytes": peak_memory_bytes(device),
+            "peak_memory_bytes": max(ranks.gathered(peak_memory_bytes(device))),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from src import ranks
 from src.data.batching import Batch, Messages, packed_batches
 from src.finetune.cost import Flops
 from src.finetune.feature_store import VERSION, AddRows, DamagedError, Features, FeatureStore, Rows
@@ -74,7 +75,7 @@ class FeatureCache:
         if messages.padding == "batch":  # under a causal mask a row as wide as the longest holds all narrower ones
             whole = Messages(messages.ids, messages.labels, max(map(len, messages.ids)), part=part)
         batches = [whole[rows] for rows in packed_batches(whole, frozen.tuner.extra)]
-        key = key_of(frozen.tuner, batches, trainer, frozen.ragged)
+        key = ranks.gathered(key_of(frozen.tuner, batches, trainer, frozen.ragged))[0]  # of all, if devices differ
         if found := self._cached_features(key):
             self.reused.append(part)
         else:
@@ -84,12 +85,15 @@ class FeatureCache:
         return Features(rows, sliced=messages.padding == "batch")
 
     def _cached_features(self, key: str) -> tuple[Rows, dict[str, Any]] | None:
-        if self.kind != "disk":
-            return None
+        """What is on disk, if every rank can read it."""
+        found = self._read(key) if self.kind == "disk" else None
+        return found if all(ranks.gathered(found is not None)) else None
+
+    def _read(self, key: str) -> tuple[Rows, dict[str, Any]] | None:
         try:
             return self.store.open(key)
         except DamagedError as error:
-            self._warn(f"the cached features {self.store.path(key)} are damaged ({error}): they are computed anew")
+            self._warn(f"the cached features {error}: they are computed anew")
         except OSError as error:
             self._warn(
                 f"the feature cache {self.store.folder} cannot be read ({error.strerror or error}): features are "
@@ -101,17 +105,29 @@ class FeatureCache:
     def _computed_features(
         self, frozen: "FrozenBlocks", batches: list[Batch], trainer: L.Trainer, key: str, facts: dict[str, Any]
     ) -> tuple[Rows, dict[str, Any]]:
-        if self.kind == "disk" and self.writable:
+        """Each rank's share is written for all to read; where that cannot be, each makes all of them for itself."""
+        if self.kind == "disk" and all(ranks.gathered(self.writable)):
+            own, begun = list(ranks.share(batches)) or batches[:1], False
+
+            def fill(add: AddRows) -> None:
+                nonlocal begun
+                begun = True
+                if not all(ranks.gathered(True)):
+                    raise OSError("another process of this run is refused")
+                frozen.compute_features(trainer, own, add)
+
             try:
-                self.store.write(key, facts, lambda add: frozen.compute_features(trainer, batches, add))
-                if found := self._cached_features(key):
-                    return found
+                self.store.write(key, facts, fill, ranks.rank(), ranks.world())
             except OSError as error:
                 self._warn(
                     f"the feature cache {self.store.folder} cannot be written ({error.strerror or error}): features "
                     "are kept in memory, for this run alone; make room, or set cache.folder"
                 )
                 self.writable = False
+                if not begun:
+                    ranks.gathered(False)
+            if all(ranks.gathered(self.writable)) and (found := self._cached_features(key)):
+                return found
         rows: Rows = {}
         frozen.compute_features(trainer, batches, lambda numbers, made: rows.update(zip(numbers, made, strict=True)))
         return rows, facts

@@ -1,7 +1,8 @@
 """Feature store: rows of numbers on disk, a memory-mapped safetensors file for each key of what they are made from.
 
-A file holds its own name and the version of what is in it, and ends with a checksum of all its other bytes, which is
-checked when it is opened. It is written row by row under a temporary name, then renamed: no reader sees half of one.
+Several ranks write a file each, their shares of an entry, which any number of them reads. A file holds its own name and
+the version of what is in it, and ends with a checksum of all its other bytes, which is checked when it is opened. It is
+written row by row under a temporary name, then renamed: no reader sees half of one.
 """
 
 import json
@@ -62,38 +63,49 @@ class FeatureStore:
     def __init__(self, folder: Path, max_bytes: float) -> None:
         self.folder, self.max_bytes = folder, max_bytes
 
-    def path(self, key: str) -> Path:
-        """The file of a key; the first of one share, where several ranks may once write theirs."""
-        return self.folder / f"{key}-0-of-1.safetensors"
+    def path(self, key: str, rank: int = 0, world: int = 1) -> Path:
+        """The file of a key, or of a rank's share of it."""
+        return self.folder / f"{key}-{rank}-of-{world}.safetensors"
 
     def open(self, key: str) -> tuple[Rows, dict[str, Any]] | None:
-        """Rows, still on disk, and facts of a key; None where there are none.
+        """Rows, still on disk, and facts of a key, by however many ranks they were written; None where some are
+        missing.
 
         Raises DamagedError for what was not written so, OSError for what cannot be read.
         """
-        path = self.path(key)
+        shares = {int(path.stem.rpartition("-")[2]) for path in self.folder.glob(f"{key}-0-of-*.safetensors")}
+        for world in sorted({1, *shares}):
+            found = [share for rank in range(world) if (share := self._open(self.path(key, rank, world)))]
+            if len(found) == world:
+                return {number: row for rows, _ in found for number, row in rows.items()}, found[0][1]
+        return None
+
+    def _open(self, path: Path) -> tuple[Rows, dict[str, Any]] | None:
         try:
             with path.open("rb"), suppress(OSError):  # others' files, or a disk that can only be read
                 os.utime(path)  # used just now
             if path.stat().st_size <= HEADER + CHECKSUM:
-                raise DamagedError("cut short")
+                raise DamagedError(f"{path} are damaged (cut short)")
             content = np.memmap(path, np.uint8, "r")
             if _checksum(content[HEADER:-CHECKSUM], content[:HEADER]) != content[-CHECKSUM:].tobytes():
-                raise DamagedError("another checksum than when it was written")
+                raise DamagedError(f"{path} are damaged (another checksum than when it was written)")
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata()
                 values, index = file.get_tensor("values"), file.get_tensor("index")
         except (FileNotFoundError, NotADirectoryError):
             return None
         if (metadata["name"], metadata["version"]) != (path.name, str(VERSION)):
-            raise DamagedError(f"it is {metadata['name']} of version {metadata['version']}")
+            raise DamagedError(f"{path} are damaged (it is {metadata['name']} of version {metadata['version']})")
         numbers, sizes = index.clone().view(torch.int64).view(-1, 2).T.tolist()
         return dict(zip(numbers, values.split(sizes), strict=True)), json.loads(metadata["facts"])
 
-    def write(self, key: str, facts: dict[str, Any], fill: Callable[[AddRows], None]) -> None:
-        """Keep what `fill` adds, and what is to be known of it. Raises OSError where it cannot, and leaves nothing."""
+    def write(
+        self, key: str, facts: dict[str, Any], fill: Callable[[AddRows], None], rank: int = 0, world: int = 1
+    ) -> None:
+        """Keep what `fill` adds, a rank's share, and what is to be known of it. Raises OSError where it cannot, and
+        leaves nothing."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path, unfinished = self.path(key), self.folder / f"{UNFINISHED}{uuid4().hex}"
+        path, unfinished = self.path(key, rank, world), self.folder / f"{UNFINISHED}{uuid4().hex}"
         try:
             with unfinished.open("xb") as file:
                 entry = _Entry(file)
@@ -102,10 +114,11 @@ class FeatureStore:
             os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
-        self.evict(path)
+        self.evict(key)
 
-    def evict(self, keep: Path) -> None:
-        """Remove the least recently used files until the rest fits, but not `keep`, nor what is none of the store's."""
+    def evict(self, keep: str) -> None:
+        """Remove the least recently used files until the rest fits, but not those of the key `keep`, nor what is none
+        of the store's."""
         for old in self.folder.glob(ENTRIES):  # folders, in which version 0.1 kept its features
             rmtree(old, ignore_errors=True)
         for path in self.folder.glob(f"{UNFINISHED}*"):
@@ -118,7 +131,7 @@ class FeatureStore:
                 found.append((path.stat().st_mtime, path.stat().st_size, path))
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
-            if total > self.max_bytes and path != keep:
+            if total > self.max_bytes and not path.name.startswith(keep):
                 total -= size
                 with suppress(OSError):
                     path.unlink()  # who reads it keeps what is mapped already

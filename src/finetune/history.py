@@ -11,7 +11,7 @@ QUANTITIES = ("train_loss", "validation_loss", "train_accuracy", "validation_acc
 
 
 class Mean(Metric):
-    """Mean of the means of batches, each weighted by its number of terms, in fp32 whatever the weights are stored in.
+    """Mean of all terms of an epoch, in fp32 whatever the weights are stored in; over all ranks.
 
     torchmetrics 1.9's own forgets the weights where it lets NaN through, and adds up in bf16 with bf16-true.
     """
@@ -25,8 +25,9 @@ class Mean(Metric):
         self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("terms", torch.zeros(()), dist_reduce_fx="sum")
 
-    def update(self, mean: Tensor, terms: Tensor | int) -> None:
-        self.total = self.total.float() + mean.float() * terms
+    def update(self, total: Tensor, terms: Tensor | int) -> None:
+        """Add the sum of so many terms."""
+        self.total = self.total.float() + total.float()
         self.terms = self.terms.float() + terms
 
     def compute(self) -> Tensor:

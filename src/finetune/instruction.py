@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.data.batching import Batch
+from src.data.batching import Batch, of_counted
 from src.data.prompts import Task
 from src.errors import InputError
 from src.finetune.base import FineTuner
@@ -149,18 +149,16 @@ class Instruct(FineTuner):
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         targets = self.answers[batch.label]  # (B, A)
         logits = self(*self.inputs(batch), self.known(batch)).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        loss = self.cross_entropy(logits.flatten(0, 1), targets.flatten(), batch, IGNORED)
         written = (logits.detach().argmax(-1) == targets) | (targets == IGNORED)
         return loss, written.all(1)
 
-    def targets(self, batch: Batch) -> Tensor:
-        return (self.answers[batch.label] != IGNORED).sum()
+    def targets(self, label: Tensor) -> Tensor:
+        return (self.answers[label] != IGNORED).sum()
 
-    def predict_step(
-        self, batch: Batch, batch_index: int, dataloader_index: int = 0
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def predict_step(self, batch: Batch, batch_index: int, dataloader_index: int = 0) -> list[Tensor]:
         scores, said = self.answered(batch) if batch.features is None else self.answered_above(batch)
-        return batch.row.cpu(), scores.cpu(), batch.label.cpu(), said.cpu()
+        return of_counted(batch, batch.row, scores, batch.label, said)
 
     def answered(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probability of each class's answer (B, K), and the class whose answer is written (B,), -1 for none."""

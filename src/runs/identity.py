@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.errors import InputError
 from src.gpt.pinned import PUBLISHED, SHIPPED
+from src.runs.devices import on_one_device
 
 # where a run is kept and reported and what it reads back, not what it computes
 NOT_IN_HASH = ("name", "runs", "resume", "logger", "cache")
@@ -52,8 +53,9 @@ def hash_of(value: Any) -> str:
 
 
 def settings(cfg: Settings) -> dict[str, Any]:
-    """All settings that can change numbers; of what is read from a place, that it is given."""
-    kept = {key: value for key, value in cfg.items() if key not in NOT_IN_HASH}
+    """All settings that can change numbers; of what is read from a place, that it is given; of devices, how large they
+    make the global batch."""
+    kept = {key: value for key, value in on_one_device(cfg).items() if key not in NOT_IN_HASH}
     if "gpt" in kept:
         gpt = {key: value for key, value in kept["gpt"].items() if key != "finetune"}  # where others have defaults from
         kept["gpt"] = gpt | ({"weights": "a file"} if is_path(gpt.get("weights")) else {})

@@ -4,12 +4,14 @@ import os
 import shutil
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from src.errors import InputError
 from src.runs import run_dir
 
 
-def begin_longer(run: Path, runs: str | Path, max_epochs: int) -> Path:
-    """The folder of a run of `max_epochs` below `runs`, with the settings and the checkpoints of `run`.
+def longer_config(run: Path, runs: str | Path, max_epochs: int) -> DictConfig:
+    """The config of a run of `max_epochs` below `runs`, with the settings of `run`.
 
     Raises InputError where it would not become the run that had had so many epochs from its beginning.
     """
@@ -28,6 +30,11 @@ def begin_longer(run: Path, runs: str | Path, max_epochs: int) -> Path:
     if not run_dir.last_checkpoint(run):
         raise InputError(f"run {run.name} has no checkpoint to go on from")
     cfg.trainer.max_epochs, cfg.runs = max_epochs, str(runs)
+    return cfg
+
+
+def begin_longer(run: Path, cfg: DictConfig) -> Path:
+    """The folder of a run with the config `cfg` and the checkpoints of `run`."""
     folder = run_dir.create(cfg)
     unfinished = folder / ".checkpoints.unfinished"
     shutil.copytree(run / "checkpoints", unfinished)

@@ -63,9 +63,11 @@ def say_how_to_resume(run: Path, command: str) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit):  # a SystemExit is SIGTERM's, or what Lightning makes of Ctrl-C
         kept = "its last checkpoint" if run_dir.last_checkpoint(run) else "its settings, and no checkpoint yet"
-        place = "" if run.parent == Path("runs") else f" runs={run.parent}"
-        print(
-            f"\ninterrupted: {run} keeps {kept}; go on with python -m src.{command} resume={run.name}{place}",
-            file=sys.stderr,
-        )
+        print(f"\ninterrupted: {run} keeps {kept}; {how_to_resume(run, command)}", file=sys.stderr)
         raise
+
+
+def how_to_resume(run: Path, command: str) -> str:
+    """The command that goes on with a run."""
+    place = "" if run.parent == Path("runs") else f" runs={run.parent}"
+    return f"go on with python -m src.{command} resume={run.name}{place}"
