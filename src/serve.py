@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from src.config.command_line import one_sentence, options, whole
 from src.errors import InputError
-from src.runs import run_dir
 
 if TYPE_CHECKING:
     from src.serving.predictor import Predictor
@@ -63,18 +62,17 @@ def allowed_hosts(host: str) -> list[str]:
 
 def load(given: Options) -> "dict[str, Predictor]":
     """The runs by option. Raises InputError for what is no fine-tuned run, or an instruct= that has a head."""
-    from src.exporting.finished_run import FinishedRun
     from src.serving.predictor import Predictor
 
     predictors = {}
     for option, run in {"run": given.run, "instruct": given.instruct}.items():
         if run is None:
             continue
-        run_dir.trained_on(run_dir.find(given.runs, run))
-        finished = FinishedRun.load(given.runs, run, merged=False)
-        if option == "instruct" and not finished.writes:
+        predictor = Predictor.load(given.runs, run)
+        if option == "instruct" and not predictor.run.writes:
             raise InputError(f"instruct={run} has a head over fixed labels: give it as run=")
-        predictors[option] = Predictor(finished, given.task if finished.writes else None)
+        predictor.task = given.task if predictor.run.writes else None
+        predictors[option] = predictor
     return predictors
 
 

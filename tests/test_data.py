@@ -658,8 +658,8 @@ def test_a_fraction_that_cannot_be_taken_is_refused(share: float, sentence: str)
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("a.csv", "", "{path} is empty: it needs at least one message of two classes"),
-        ("a.jsonl", " \n\n", "{path} is empty: it needs at least one message of two classes"),
+        ("a.csv", "", "{path} is empty"),
+        ("a.jsonl", " \n\n", "{path} is empty"),
         (
             "a.csv",
             "label,body\nham,x\n",
@@ -694,11 +694,11 @@ def test_a_fraction_that_cannot_be_taken_is_refused(share: float, sentence: str)
             '{"text": "a", "label": "x"}\n{"text": null, "label": "y"}\n',
             "{path}, line 2: the text is empty (1 such in all); remove the line, or set data.empty=drop",
         ),
-        ("a.txt", "x", "{path}: data=table reads .csv, .tsv, .jsonl and .parquet files, also with .gz, not .txt"),
+        ("a.txt", "x", "{path}: a table is a .csv, .tsv, .jsonl or .parquet file, also with .gz, not .txt"),
         (
             "a",
             "x",
-            "{path}: data=table reads .csv, .tsv, .jsonl and .parquet files, also with .gz, not a file without suffix",
+            "{path}: a table is a .csv, .tsv, .jsonl or .parquet file, also with .gz, not a file without suffix",
         ),
         (
             "a.csv",

@@ -520,7 +520,7 @@ def test_a_message_of_a_mix_is_cut_at_prediction_as_in_training(
         read.append(messages)
         return evaluation_loader(messages, 8)
 
-    monkeypatch.setattr("src.data.datamodule.evaluation_loader", captured)
+    monkeypatch.setattr("src.exporting.finished_run.evaluation_loader", captured)
     for task, part in run.data.parts.items():  # type: ignore[attr-defined]
         list(predict_texts(run.folder.name, part.texts("test"), f"{home}/runs", task=task))
         assert read[-1].ids == part.splits["test"].ids

@@ -71,6 +71,16 @@ def _is_quoted(text: str, delimiter: str) -> bool:
     return text.startswith('"') or (bool(fields) and all(re.search(r'[,;"\t\r\n]', field) for field in fields))
 
 
+def too_many(record: Record, width: int) -> str:
+    """What is wrong with a record of more fields than the first row has, if anything."""
+    if not any(cell.strip() for cell in record.fields[width:]):
+        return ""
+    return (
+        f"{len(record.fields)} fields, where the first row has {width}; put a text that holds the separator into "
+        "quotation marks"
+    )
+
+
 def swallowed(records: list[Record], delimiter: str, place: int) -> Record | None:
     """A record with a text over several lines that hold rows, by the label at their `place`: two quotation marks that
     nobody closed make one text of all that stands between them."""

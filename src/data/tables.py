@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.data.delimited import NAMES, Record, choose_delimiter, read_csv, read_tsv, swallowed
+from src.data.delimited import NAMES, Record, choose_delimiter, read_csv, read_tsv, swallowed, too_many
 from src.errors import InputError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -66,20 +66,20 @@ def read_table(
     separator   one character; None: that of the suffix, or the only one with which a CSV or TSV file has both columns
     Raises InputError naming the file and, where it can, the line.
     """
-    source = _unpack(path, content)
+    source = unpack(path, content)
     columns = (text_column, label_column)
     if source.kind == ".parquet":
         return Table(list(_rows(source, _parquet(source, columns))))
     notes = list[str]()
-    text = _decode(source, encoding, notes)
     if source.kind == ".jsonl":
-        cells = _jsonl(source, text, columns)
+        cells = _jsonl(source, _decode(source, encoding, notes), columns)
     else:
-        cells = _delimited(source, text, columns, separator, notes)
+        cells = _cells(source, read_delimited(source, columns, encoding, separator, notes), columns)
     return Table(list(_rows(source, cells)), notes)
 
 
-def _unpack(path: Path, content: bytes) -> Source:
+def unpack(path: Path, content: bytes) -> Source:
+    """What a table's file is, by its suffix, and its content. Raises InputError for what is no table."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [".gz"]:
         suffixes.pop()
@@ -90,11 +90,11 @@ def _unpack(path: Path, content: bytes) -> Source:
     kind = suffixes[-1] if suffixes else ""
     if kind not in (*DELIMITERS, ".jsonl", ".parquet"):
         raise InputError(
-            f"{path}: data=table reads .csv, .tsv, .jsonl and .parquet files, also with .gz, not "
+            f"{path}: a table is a .csv, .tsv, .jsonl or .parquet file, also with .gz, not "
             f"{kind or 'a file without suffix'}"
         )
     if not content.strip():
-        raise InputError(f"{path} is empty: it needs at least one message of two classes")
+        raise InputError(f"{path} is empty: it needs a message")
     return Source(path, kind, content)
 
 
@@ -128,10 +128,21 @@ def _encoding(content: bytes) -> str:
     return "utf-8"
 
 
-def _delimited(
-    source: Source, text: str, columns: Sequence[Column], separator: str | None, notes: list[str]
-) -> Iterator[tuple[int, Any, Any]]:
-    named = isinstance(columns[0], str)
+class Delimited(NamedTuple):
+    """A CSV or TSV file: its columns, as numbers where these were asked for; its records but for the header; and
+    whether fields are quoted as in CSV."""
+
+    columns: list[Column]
+    records: list[Record]
+    delimiter: str
+    quoted: bool
+
+
+def read_delimited(
+    source: Source, columns: Sequence[Column], encoding: str | None, separator: str | None, notes: list[str]
+) -> Delimited:
+    """A CSV or TSV file in which `columns` are. Raises InputError where they are not, or quotation marks do not fit."""
+    text, named = _decode(source, encoding, notes), isinstance(columns[0], str)
 
     def header(first: list[str]) -> list[Column]:
         return [name.strip() if named else i for i, name in enumerate(first)]
@@ -143,38 +154,35 @@ def _delimited(
         delimiter = choose_delimiter(text, usual, lambda first: set(columns) <= set(header(first)))
     if delimiter != usual:
         notes.append(f"its fields are parted by {NAMES[delimiter]}")
+    csv = source.kind == ".csv"
     try:
-        records, quoted = (read_csv(text, delimiter), False) if source.kind == ".csv" else read_tsv(text, delimiter)
+        records, quoted = (read_csv(text, delimiter), True) if csv else read_tsv(text, delimiter)
     except InputError as error:
         raise InputError(f"{source.path}, {error}") from None
-    if quoted:
+    if quoted and not csv:
         notes.append("its fields are quoted as in CSV")
     there = header(records[0].fields) if records else []
     _check_columns(source, columns, there)
-    places = [there.index(column) for column in columns]
-    records = records[1:] if named else records
-    _refuse_misread(source, records, len(there), delimiter, places[1])
-    for record in records:
-        text, label = ((record.fields[place : place + 1] or [""])[0] for place in places)
-        yield record.line, text, label
+    return Delimited(there, records[1:] if named else records, delimiter, quoted)
 
 
-def _refuse_misread(source: Source, records: list[Record], width: int, delimiter: str, label: int) -> None:
-    for record in records:
-        if any(cell.strip() for cell in record.fields[width:]):
-            raise InputError(
-                f"{source.path}, line {record.line}: {len(record.fields)} fields, where the first row has {width}; put "
-                "a text that holds the separator into quotation marks"
-            )
-    if found := swallowed(records, delimiter, label):
+def _cells(source: Source, table: Delimited, columns: Sequence[Column]) -> Iterator[tuple[int, Any, Any]]:
+    places = [table.columns.index(column) for column in columns]
+    for record in table.records:
+        if misread := too_many(record, len(table.columns)):
+            raise InputError(f"{source.path}, line {record.line}: {misread}")
+    if found := swallowed(table.records, table.delimiter, places[1]):
         raise InputError(
             f"{source.path}, line {found.line}: a quotation mark that opens here closes on line {found.end}, and "
             "what stands between looks like rows; double the quotation marks inside of texts"
         )
+    for record in table.records:
+        text, label = ((record.fields[place : place + 1] or [""])[0] for place in places)
+        yield record.line, text, label
 
 
 def _check_columns(source: Source, columns: Sequence[Column], there: Sequence[Column]) -> None:
-    for option, column in zip(("text_column", "label_column"), columns, strict=True):
+    for option, column in zip(("text_column", "label_column"), columns, strict=False):  # or the text alone
         if there.count(column) != 1:
             how = "several columns" if column in there else "no column"
             names = ", ".join(map(str, there))
@@ -184,13 +192,13 @@ def _check_columns(source: Source, columns: Sequence[Column], there: Sequence[Co
 def _rows(source: Source, cells: Iterator[tuple[int, Any, Any]]) -> Iterator[Row]:
     for line, text, label in cells:
         try:
-            yield Row(_plain(text), _plain(label), line)
+            yield Row(plain(text), plain(label), line)
         except (TypeError, UnicodeEncodeError) as error:
             what = "half a character" if isinstance(error, UnicodeEncodeError) else error
             raise InputError(f"{source.path}, line {line}: text or label holds {what}, where a text must be") from None
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """A cell as text; empty for a gap. Raises TypeError for what holds several values, or bytes."""
     if value is None or value != value:
         return ""
@@ -222,6 +230,13 @@ def _jsonl(source: Source, text: str, columns: Sequence[Column]) -> Iterator[tup
 
 
 def _parquet(source: Source, columns: Sequence[Column]) -> Iterator[tuple[int, Any, Any]]:
+    table = read_parquet(source, columns)
+    texts, labels = (table.column(str(column)).to_pylist() for column in columns)
+    yield from zip(range(1, len(texts) + 1), texts, labels, strict=True)
+
+
+def read_parquet(source: Source, columns: Sequence[Column]) -> Any:
+    """A pyarrow.Table in which `columns` are. Raises InputError where they are not, or it cannot be read."""
     import pyarrow.parquet
 
     try:
@@ -231,5 +246,4 @@ def _parquet(source: Source, columns: Sequence[Column]) -> Iterator[tuple[int, A
             f"{source.path} cannot be read as parquet: {(str(error).strip() or 'damaged').splitlines()[0]}"
         ) from None
     _check_columns(source, columns, table.column_names)
-    texts, labels = (table.column(str(column)).to_pylist() for column in columns)
-    yield from zip(range(1, len(texts) + 1), texts, labels, strict=True)
+    return table

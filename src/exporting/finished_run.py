@@ -12,7 +12,6 @@ from src.config import build
 from src.data.batching import Batch, Messages
 from src.data.datamodule import evaluation_loader, padding_of
 from src.data.prompts import Prompt, Task
-from src.data.tokenizer import encode
 from src.errors import InputError
 from src.evaluation.metrics import Predictions
 from src.finetune.base import FineTuner
@@ -83,17 +82,14 @@ class FinishedRun:
         several questions where `task` does not say which."""
         return build.question(self.cfg, self.data["labels"], task)
 
-    def messages(self, texts: list[list[int]], task: str | None = None) -> Messages:
-        """Texts, as ids, as in training: with the prompt around them, cut, and padded in the same way."""
-        prompt, classes = self.question(task)
+    def batches(self, texts: list[list[int]], task: str | None = None) -> Iterator[Batch]:
+        """Each of the texts, as ids, in one batch: as in training with the prompt around it, which asks `task` or else
+        the first question, cut, and padded in the same way."""
+        prompt, classes = self.question(task or (self.tasks[0].name if self.tasks else None))
         ids = [prompt.around(row, self.data["max_length"]) for row in texts]
         width = self.data["width"] and self.data["width"] - prompt.reserve
-        return Messages(ids, [classes[0]] * len(ids), width, self.padding)
-
-    def batches(self, texts: list[str], task: str | None = None) -> Iterator[Batch]:
-        """Each message in one batch, asked `task`, or else the first question."""
-        task = task or (self.tasks[0].name if self.tasks else None)
-        yield from evaluation_loader(self.messages(encode(texts), task), self.cfg.data.batch_size)
+        messages = Messages(ids, [classes[0]] * len(ids), width, self.padding)
+        yield from evaluation_loader(messages, self.cfg.data.batch_size)
 
     def answers(self, texts: list[str], predictions: Predictions, task: str | None = None) -> Iterator[dict[str, Any]]:
         """{"text", "label", "probability", "probabilities"} of each text; of a run that writes its answers also "said",

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.data.batching import Batch
-from src.data.tokenizer import END_OF_TEXT
+from src.data.tokenizer import END_OF_TEXT, encode
 from src.errors import InputError
 from src.exporting.finished_run import FinishedRun
 from src.finetune.instruction import Instruct
@@ -104,7 +104,7 @@ def check_probabilities(run: FinishedRun, path: Path) -> None:
     from onnxruntime import InferenceSession
 
     session = InferenceSession(path, providers=["CPUExecutionProvider"])
-    for batch in (batch for texts in (PROBES[:1], PROBES) for batch in run.batches(texts)):
+    for batch in (batch for texts in (PROBES[:1], PROBES) for batch in run.batches(encode(texts))):
         ours = run.model.predict_step(batch, 0)[1].softmax(-1)  # (B, K)
         scores = _answer_scores if isinstance(run.model, Instruct) else _class_logits
         off = (scores(session, batch, run).softmax(-1) - ours).abs().max().item()

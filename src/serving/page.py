@@ -70,7 +70,7 @@ def card(predictor: Predictor) -> dict[str, Any]:
     return {
         "id": predictor.id,
         "writes": run.writes,
-        "labels": [run.data["labels"][number] for number in run.question(predictor.task)[1]],
+        "labels": predictor.labels,
         "limit": predictor.limit,
         "what": what(run),
         "tested": [interval(*row) for row in tested(result)],

@@ -14,17 +14,25 @@ from src.errors import InputError
 from src.evaluation.metrics import in_order
 from src.exporting.finished_run import FinishedRun
 from src.gpt.generation import Reader
+from src.runs import run_dir
 
 NEW_TOKENS = 40  # after a free prompt
 LONGEST_TOKEN = 128  # of GPT-2's vocabulary, in bytes
 
 
 class Predictor:
-    """What `src.predict` says of texts, without its Trainer: a run with several questions is asked `task`."""
+    """What a finished run says of texts: one with several questions is asked `task`. `cut` counts the texts that were
+    too long to be read whole."""
+
+    @classmethod
+    def load(cls, runs: str, run: str, task: str | None = None) -> "Predictor":
+        """That of a run by its id or folder. Raises InputError for what is no finished run of fine-tuning."""
+        run_dir.trained_on(run_dir.find(runs, run))
+        return cls(FinishedRun.load(runs, run, merged=False), task)
 
     def __init__(self, run: FinishedRun, task: str | None = None) -> None:
         trainer = build.trainer(run.cfg, logger=False, enable_checkpointing=False)
-        self.run, self.task = run, task
+        self.run, self.task, self.cut = run, task, 0
         self._precision, self._device = trainer.precision_plugin, trainer.strategy.root_device
         self._to_device = trainer.strategy.batch_to_device
         self.model: Any = self._precision.convert_module(run.model).to(self._device)
@@ -33,6 +41,11 @@ class Predictor:
     def id(self) -> str:
         """The run's name."""
         return str(self.run.result["id"])
+
+    @property
+    def labels(self) -> list[str]:
+        """What can be answered."""
+        return [self.run.data["labels"][number] for number in self.run.question(self.task)[1]]
 
     @cached_property
     def prompt(self) -> Prompt:
@@ -60,8 +73,10 @@ class Predictor:
 
     def answers(self, texts: list[str]) -> list[dict[str, Any]]:
         """Label and probabilities of each text, and the answer that was written (see FinishedRun.answers)."""
+        ids = encode(texts)
+        self.cut += sum(len(row) > self.limit for row in ids)
         with self._computing():
-            batches = self.run.batches(texts, self.task)
+            batches = self.run.batches(ids, self.task)
             outputs = [self.model.predict_step(self._to_device(batch), i) for i, batch in enumerate(batches)]
         return list(self.run.answers(texts, in_order(outputs), self.task))
 
