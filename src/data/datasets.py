@@ -17,7 +17,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-import pandas as pd
 
 from src.data.tables import Column, Row, Table, name_of, read_table
 from src.errors import InputError
@@ -93,6 +92,8 @@ def sms_spam(path: str | Path | None, cache: str | Path, quoted: bool) -> Corpus
             f"data.path: {path} is not the UCI collection's SMSSpamCollection (sha256 {UCI_TEXT_SHA256}): unzip it "
             f"from {UCI_URLS[0]}, or use data=table for messages of your own"
         )
+    import pandas as pd  # half a second that other data do without
+
     quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     frame = pd.read_csv(io.BytesIO(content), quoting=quoting, names=["label", "text"], **UCI_FORMAT)
     rows = [Row(text, label, i) for i, (text, label) in enumerate(zip(frame["text"], frame["label"], strict=True), 1)]

@@ -13,7 +13,6 @@ from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from src.data.datasets import Example
 from src.data.near_duplicates import SIMILARITY, near_duplicates
@@ -34,6 +33,8 @@ class Splits(NamedTuple):
 
 def book(examples: list[Example]) -> Splits:
     """The book's split of the UCI collection: as many ham as spam, shuffled twice, cut at 70% and 80%."""
+    import pandas as pd  # half a second that other data do without
+
     frame = pd.DataFrame(examples)
     spam = frame[frame["label"] == "spam"]
     ham = frame[frame["label"] == "ham"].sample(len(spam), random_state=SPLIT_SEED)
