@@ -17,7 +17,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-
 from src.data.tables import Column, Row, Table, name_of, read_table
 from src.errors import InputError
 from src.files import why_no_download
