@@ -201,15 +201,14 @@ def test_a_negative_size_is_refused(size):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"n_embd": 100}, "gpt.n_embd=100 must be a multiple of gpt.n_head=12"),
-        ({"dropout": 1.0}, "gpt.dropout=1.0 must lie in [0, 1)"),
-        ({"dropout": -0.1}, "gpt.dropout=-0.1 must lie in [0, 1)"),
+        ({"n_embd": 100}, "gpt.n_embd=100"),
+        ({"dropout": 1.0}, "gpt.dropout=1.0"),
+        ({"dropout": -0.1}, "gpt.dropout=-0.1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, sentence):
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=sentence):
         GPTConfig(**settings)
-    assert str(error.value) == sentence
 
 
 def test_weights_depend_on_the_seed_and_on_nothing_else():
@@ -335,18 +334,15 @@ def widen_the_vocabulary(tensors: dict[str, Tensor]) -> None:
     tensors["transformer.wte.weight"] = torch.zeros(102, 24)
 
 
-HINT = "choose the gpt= size that the file was made for"
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (drop_one, "tensor h.1.attn.c_attn.bias is missing (1 in all)"),
-        (drop_two, "tensor ln_f.bias is missing (2 in all)"),
-        (add_a_block, "tensor h.3.attn.c_attn.bias has no place in this GPT (12 such in all)"),
-        (keep_torchs_layout, f"tensor h.0.attn.c_attn.weight is (72, 24), this GPT needs (24, 72): {HINT}"),
-        (add_an_axis, f"tensor h.0.mlp.c_fc.weight is (1, 24, 96), this GPT needs (24, 96): {HINT}"),
-        (widen_the_vocabulary, f"tensor wte.weight is (102, 24), this GPT needs (101, 24): {HINT}"),
+        (drop_one, "tensor h.1.attn.c_attn.bias is missing (1"),
+        (drop_two, "tensor ln_f.bias is missing (2"),
+        (add_a_block, "tensor h.3.attn.c_attn.bias has no place"),
+        (keep_torchs_layout, "tensor h.0.attn.c_attn.weight is (72, 24), this GPT needs (24, 72)"),
+        (add_an_axis, "tensor h.0.mlp.c_fc.weight is (1, 24, 96), this GPT needs (24, 96)"),
+        (widen_the_vocabulary, "tensor wte.weight is (102, 24), this GPT needs (101, 24)"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_and_the_tensor_named(change, sentence, tmp_path):
@@ -357,7 +353,7 @@ def test_a_file_that_does_not_fit_is_refused_and_the_tensor_named(change, senten
     save_file(tensors, path)
     with pytest.raises(InputError) as error:
         weights.read(GPT(CONFIG), tmp_path)
-    assert str(error.value) == f"{path}: {sentence}"
+    assert f"{path}: {sentence}" in str(error.value)
 
 
 @pytest.mark.parametrize("damage", [lambda whole: whole[:-1], lambda whole: whole[:100], lambda whole: b"PK\3\4" * 50])
@@ -382,22 +378,15 @@ def test_an_empty_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("given", "looked_for"), [("no.safetensors", "no.safetensors"), (".", "model.safetensors")])
 def test_a_path_without_a_file_is_refused(given, looked_for, tmp_path):
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=str(tmp_path / looked_for)):
         weights.build("small", str(tmp_path / given), CONFIG, seed=0)
-    assert str(error.value) == (
-        f"gpt.weights: there is no file {tmp_path / looked_for}; "
-        "expected random, pretrained, a .safetensors file or a Hugging Face folder"
-    )
 
 
 def test_a_gpt_with_adapters_is_not_exported(tmp_path):
     gpt = GPT(CONFIG)
     inject(gpt, LoRA(rank=2))
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=r"blocks\.0\.attention\.out\.lora_A"):
         weights.export(gpt, tmp_path)
-    assert str(error.value) == (
-        "only a plain GPT has GPT-2's layout; merge or remove blocks.0.attention.out.lora_A first"
-    )
     assert not (tmp_path / "model.safetensors").exists()
 
 
@@ -853,15 +842,14 @@ def test_outputs_and_gradients_equal_those_of_peft(scaling, pefts_alpha):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"rank": 0}, "task.lora.rank=0 must be at least 1"),
-        ({"scaling": "rank"}, "task.lora.scaling=rank is unknown: use alpha or alpha_over_rank"),
-        ({"init": "book"}, "task.lora.init=book is unknown: use in_features or rank"),
+        ({"rank": 0}, "task.lora.rank=0"),
+        ({"scaling": "rank"}, "task.lora.scaling=rank"),
+        ({"init": "book"}, "task.lora.init=book"),
     ],
 )
 def test_adapters_that_cannot_be_are_refused(settings, sentence):
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=sentence):
         LoRA(**settings)
-    assert str(error.value) == sentence
 
 
 def test_the_shipped_weights_are_those_that_are_pinned() -> None:
