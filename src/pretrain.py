@@ -1,6 +1,7 @@
 """python -m src.pretrain corpus.path=<text> corpus.validation_path=<held-out text> [gpt=<size>] [key=value ...]
 
-Trains a GPT from random weights to predict the next token. A killed run goes on with `resume=<run id>`.
+Trains a GPT from random weights to predict the next token. A killed run goes on with `resume=<run id>`, and with
+`trainer.devices=<n>` on other devices.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from src.config.command_line import hydra_main, override
+from src.config.command_line import MOVABLE, hydra_main, override, was_given
 
 if TYPE_CHECKING:
     import lightning as L
@@ -25,47 +26,62 @@ NEW_TOKENS = 24  # of a prompt's continuation
 SHAPE = ("n_layer", "n_head", "n_embd", "context_length", "vocab_size")
 
 
-def pretrain(cfg: DictConfig) -> Path:
-    """Train as `cfg` says, measure on all of the held-out text, write the run's folder with the weights in model/."""
+def pretrain(cfg: DictConfig, on: dict[str, Any] | None = None) -> Path:
+    """Train as `cfg` says, measure on all of the held-out text, write the run's folder with the weights in model/.
+
+    on: where cfg.resume names a run, the devices and num_nodes that it goes on with, if others.
+    """
     with ExitStack() as held:
-        return train_on_text(cfg, held)
+        return train_on_text(cfg, on, held)
 
 
-def train_on_text(cfg: DictConfig, held: ExitStack) -> Path:
-    """What `pretrain` does, with the lock of the run folder in `held`."""
+def train_on_text(cfg: DictConfig, on: dict[str, Any] | None, held: ExitStack) -> Path:
+    """What `pretrain` does, with the lock of the run folder and the processes of this run in `held`."""
     from torch.utils.data import DataLoader
 
+    from src import ranks
     from src.config import build
+    from src.finetune.cost import peak_memory_bytes
     from src.pretraining.throughput import Throughput
     from src.pretraining.token_stream import Windows, pack
-    from src.runs import loggers, run_dir
+    from src.runs import devices, loggers, run_dir
     from src.runs.lock import run_lock
+    from src.runs.processes import together
     from src.runs.progress import say_how_to_resume
 
-    if folder := run_dir.find(cfg.runs, cfg.resume) if cfg.resume else None:
-        held.enter_context(run_lock(folder))
-        run_dir.check_unfinished(folder)
-        held.enter_context(say_how_to_resume(folder, "pretrain"))
-        cfg = run_dir.load_config(folder)
+    source = run_dir.find(cfg.runs, cfg.resume) if cfg.resume else None
+    if source:
+        cfg = run_dir.load_config(source)
+        devices.move(cfg, on or {})
     run_dir.plain(cfg)  # whatever must be given is
     loggers.check(cfg)
     build.check_pretraining(cfg)
+    probe = build.trainer(cfg, logger=False, enable_checkpointing=False)
+    devices.settle(cfg, probe, run_dir.read_config(source) if source else None)
+    processes = held.enter_context(together(probe))
+    if source:
+        if processes.first:
+            held.enter_context(run_lock(source))
+        run_dir.check_unfinished(source)
 
     clock = Throughput(cfg.budget_minutes * 60 if cfg.budget_minutes else None)
     model = build.language(cfg, clock)
     tell = continuations(cfg, model.gpt)
     text, held_out = (pack(path, cfg.corpus.cache) for path in (cfg.corpus.path, cfg.corpus.validation_path))
-    windows = Windows(text.ids, cfg.window, cfg.batch_size, cfg.seed, build.padded_windows(cfg))
-    batches: Any = DataLoader(some(held_out, cfg), batch_size=None)  # type: ignore[arg-type]
+    windows = Windows(text.ids, cfg.window, devices.global_batch_of(cfg), cfg.seed, build.padded_windows(cfg))
+    whole = some(held_out, cfg)
     build.pretrainer(cfg, windows.epoch_batches, logger=False, enable_checkpointing=False)  # refuses before a folder
     print(describe(cfg, text, held_out, model), flush=True)
 
-    is_new = folder is None
-    if folder is None:
+    processes.start(probe)
+    folder = source
+    if folder is None and processes.first:
         folder = run_dir.create(cfg)
         held.enter_context(run_lock(folder))
-        held.enter_context(say_how_to_resume(folder, "pretrain"))
-    logger = loggers.start(cfg, folder, remove_on_failure=is_new)
+    folder = processes.agree_on(folder, "pretrain")
+    held.enter_context(say_how_to_resume(folder, "pretrain"))
+    logger = processes.first and loggers.start(cfg, folder, remove_on_failure=source is None)
+    batches: Any = DataLoader([ranks.share(batch) for batch in whole], batch_size=None)  # type: ignore[arg-type]
     callbacks = [clock, tell, *build.pretraining_callbacks(cfg, folder)]
     trainer = build.pretrainer(cfg, windows.epoch_batches, callbacks, logger=logger, default_root_dir=folder)
     try:
@@ -74,7 +90,11 @@ def train_on_text(cfg: DictConfig, held: ExitStack) -> Path:
         if not clock.curve or clock.curve[-1]["step"] < trainer.global_step:
             trainer.validate(model, batches, verbose=False)  # the curve ends where training does
         model.to(trainer.strategy.root_device)  # which Lightning leaves
-        result = summarize(cfg, folder, text, held_out, model, clock)
+        losses = validate(model.gpt, held_out, cfg)
+        peak = max(ranks.gathered(peak_memory_bytes(model.device)))
+        if not processes.first:
+            return folder
+        result = summarize(cfg, folder, text, held_out, model, clock, losses, peak)
         result["environment"] = run_dir.environment(trainer.strategy.root_device, trainer.precision)
         write(folder, model.gpt, result)
         record(logger, result)
@@ -118,11 +138,14 @@ def continuations(cfg: DictConfig, gpt: "GPT") -> "L.Callback":
 
 def describe(cfg: DictConfig, text: "Packed", held_out: "Packed", model: "Language") -> str:
     """What is trained on what, before it begins."""
+    from src.runs.devices import global_batch_of
+
     parts = ", ".join(f"{name} {end - start:,}" for name, (start, end) in text.sources.items())
     parameters = sum(p.numel() for p in model.parameters())
     return (
         f"{len(text.ids):,} tokens of {text.documents:,} documents ({parts}); held out {len(held_out.ids):,}\n"
-        f"gpt {cfg.gpt.name}: {parameters:,} parameters; a step is {cfg.batch_size} windows of {cfg.window} tokens"
+        f"gpt {cfg.gpt.name}: {parameters:,} parameters; "
+        f"a step is {global_batch_of(cfg)} windows of {cfg.window} tokens"
     )
 
 
@@ -130,25 +153,32 @@ def some(held_out: "Packed", cfg: DictConfig) -> list[Any]:
     """`validation_batches` whole batches from all over the held-out text."""
     from src.errors import InputError
     from src.pretraining.token_stream import in_order
+    from src.runs.devices import global_batch_of
 
-    whole = [batch for batch in in_order(held_out.ids, cfg.window, cfg.batch_size) if len(batch) == cfg.batch_size]
+    size = global_batch_of(cfg)
+    whole = [batch for batch in in_order(held_out.ids, cfg.window, size) if len(batch) == size]
     if not whole:
         raise InputError(
             f"{cfg.corpus.validation_path} has {len(held_out.ids)} tokens, a batch needs "
-            f"{cfg.batch_size * cfg.window + 1}: give more held-out text or lower batch_size"
+            f"{size * cfg.window + 1}: give more held-out text or lower batch_size"
         )
     return whole[:: max(1, len(whole) // cfg.validation_batches)][: cfg.validation_batches]
 
 
 def summarize(
-    cfg: DictConfig, folder: Path, text: "Packed", held_out: "Packed", model: "Language", clock: "Throughput"
+    cfg: DictConfig,
+    folder: Path,
+    text: "Packed",
+    held_out: "Packed",
+    model: "Language",
+    clock: "Throughput",
+    losses: dict[str, tuple[float, int]],
+    peak: int,
 ) -> dict[str, Any]:
     """The content of result.json: losses on the held-out text by source, and what it took."""
-    from src.finetune.cost import peak_memory_bytes
     from src.pretraining.ngram_baseline import bigram
     from src.runs import run_dir
 
-    losses = validate(model.gpt, held_out, cfg)
     baseline = bigram(text.ids, held_out.ids, held_out.sources, cfg.gpt.vocab_size)
     return {
         "id": folder.name,
@@ -171,7 +201,7 @@ def summarize(
             "train_seconds": clock.seconds,
             "train_flops": clock.flops,
             "train_tokens": clock.tokens,
-            "peak_memory_bytes": peak_memory_bytes(model.device),
+            "peak_memory_bytes": peak,
         },
         "curve": clock.curve,
     }
@@ -181,6 +211,7 @@ def validate(gpt: "GPT", held_out: "Packed", cfg: DictConfig) -> dict[str, tuple
     """Mean loss in nats a token, by the exact softmax, and tokens of each source."""
     import torch
 
+    from src import ranks
     from src.pretraining.causal_lm import loss_of
     from src.pretraining.token_stream import in_order
 
@@ -191,7 +222,7 @@ def validate(gpt: "GPT", held_out: "Packed", cfg: DictConfig) -> dict[str, tuple
         torch.compiler.set_stance("eager_on_recompile"),  # a source's last, shorter batches are not worth it
     ):
         return {
-            name: loss_of(gpt, in_order(held_out.ids[start:end], cfg.window, cfg.batch_size))
+            name: loss_of(gpt, ranks.share(in_order(held_out.ids[start:end], cfg.window, cfg.batch_size)))
             for name, (start, end) in held_out.sources.items()
             if end - start > 1  # a lone token has none before it
         }
@@ -267,5 +298,10 @@ def shape(gpt: DictConfig) -> list[str]:
     return [f"gpt={gpt.name}", *(f"gpt.{key}={value}" for key, value in other.items())]
 
 
+def main(cfg: DictConfig) -> Path:
+    """Pretrain, on other devices than the run that resume= names if the command says so."""
+    return pretrain(cfg, {key: cfg.trainer[key] for key in MOVABLE if cfg.resume and was_given(f"trainer.{key}")})
+
+
 if __name__ == "__main__":
-    hydra_main("pretrain", pretrain)
+    hydra_main("pretrain", main)

@@ -3,13 +3,14 @@
 A run on one device is rank 0 of a world of 1, and says nothing. What is called here by one rank is called by all.
 """
 
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+S = TypeVar("S", list[Any], Tensor, "np.ndarray[Any, Any]")
 
 
 def world() -> int:
@@ -22,8 +23,8 @@ def rank() -> int:
     return dist.get_rank() if world() > 1 else 0
 
 
-def share(items: Sequence[T]) -> Sequence[T]:
-    """Those of `items` that are this rank's to do: every one is some rank's."""
+def share(items: S) -> S:
+    """Those of `items`, a list or an array, that are this rank's to do: every one is some rank's."""
     return items[rank() :: world()]
 
 

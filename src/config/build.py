@@ -42,7 +42,7 @@ from src.gpt.model import GPT, GPTConfig
 from src.pretraining.causal_lm import Language
 from src.pretraining.throughput import Throughput
 from src.pretraining.token_stream import in_order, pack
-from src.runs import progress, run_dir
+from src.runs import devices, progress, run_dir
 
 T = TypeVar("T")
 KINDS_OF_VALUES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "null"}
@@ -327,8 +327,8 @@ def language(cfg: DictConfig, clock: Throughput) -> Language:
 
 
 def padded_windows(cfg: DictConfig) -> int:
-    """Windows of a batch that are padded as messages are."""
-    return round(cfg.padded * cfg.batch_size)
+    """Windows of a batch of all devices that are padded as messages are."""
+    return round(cfg.padded * devices.global_batch_of(cfg))
 
 
 def pretrainer(cfg: DictConfig, epoch_batches: int, callbacks: list[Callback] | None = None, **given: Any) -> L.Trainer:
@@ -340,10 +340,7 @@ def pretrainer(cfg: DictConfig, epoch_batches: int, callbacks: list[Callback] | 
     steps = -1 if cfg.budget_minutes else cfg.max_steps or max(1, epoch_batches // accumulate)
     given |= {"max_steps": steps, "max_epochs": -1, "num_sanity_val_steps": 0}
     given |= {"val_check_interval": cfg.validate_every * accumulate, "check_val_every_n_epoch": None}
-    made = trainer(cfg, callbacks, **given)
-    if made.world_size > 1:
-        raise InputError(f"training runs on one device, not on {made.world_size}: give trainer.devices=1")
-    return made
+    return trainer(cfg, callbacks, **given)
 
 
 def pretraining_callbacks(cfg: DictConfig, run: Path) -> list[Callback]:

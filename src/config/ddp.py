@@ -18,7 +18,8 @@ def checked(made: L.Trainer, arguments: dict[str, Any]) -> L.Trainer:
         raise InputError(f"trainer.strategy={asked}: several devices train by ddp alone; leave it out")
     if made.world_size == 1:
         return made
-    strategy = DDPStrategy(broadcast_buffers=False)  # buffers are constants
+    # buffers are constants; gradients lie in what is sent, so that there is one copy of them
+    strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
     trainer = L.Trainer(**arguments | {"strategy": strategy, "use_distributed_sampler": False})  # loaders deal out
     # SIGTERM's would broadcast in the midst of a step
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]

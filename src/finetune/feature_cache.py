@@ -107,7 +107,7 @@ class FeatureCache:
     ) -> tuple[Rows, dict[str, Any]]:
         """Each rank's share is written for all to read; where that cannot be, each makes all of them for itself."""
         if self.kind == "disk" and all(ranks.gathered(self.writable)):
-            own, begun = list(ranks.share(batches)) or batches[:1], False
+            own, begun = ranks.share(batches) or batches[:1], False
 
             def fill(add: AddRows) -> None:
                 nonlocal begun

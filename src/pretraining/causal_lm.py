@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from src import ranks
 from src.data.tokenizer import END_OF_TEXT
 from src.errors import InputError
 from src.finetune.checkpointing import check_tensors
 from src.finetune.optim import Optimizer, clip
 from src.gpt.model import GPT
 
+OF_A_RANK = 7_368_787  # apart lie the seeds of two ranks
 IGNORED = -100  # a target that the loss leaves out, torch's own number for it
 ChunkLoss = Callable[[Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Tensor | None]]  # chunk_loss, or compiled
 
@@ -129,10 +131,11 @@ def sampled_cross_entropy(
     return ChunkedCrossEntropy.apply(hidden, weight[words], place, bias, chunk, make)
 
 
-def pad_messages(ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Windows (B, T+1) that begin with a document -> inputs and targets (B, T): its first words, as many as a message
-    has, and <|endoftext|> behind them to the end. What is asked for there is words of the document's rest, at random:
-    padding has to carry what the message is about, which a head that reads behind padding needs.
+def pad_messages(ids: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """Windows (B, T+1) that begin with a document, and as many numbers drawn from [0, 1) -> inputs and targets (B, T):
+    its first words, as many as a message has, and <|endoftext|> behind them to the end. What is asked for there is
+    words of the document's rest, at random: padding has to carry what the message is about, which a head that reads
+    behind padding needs.
 
     The cut lies between 4 tokens and three quarters of the window, its logarithm being uniform; nothing is asked for at
     the cut, nor where less than 5 tokens are left of the document.
@@ -141,7 +144,7 @@ def pad_messages(ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tenso
     place = torch.arange(T, device=device)
     ended = ids[:, :-1] == END_OF_TEXT
     length = torch.where(ended.any(1), ended.int().argmax(1), T)[:, None]  # (B, 1), of the document
-    drawn = torch.rand(len(ids), T + 1, generator=generator).to(device)
+    drawn = drawn.to(device)
     cut = (4 * (length.clamp(4, max(4, T * 3 // 4)) / 4) ** drawn[:, :1]).long()
     rest, message = length - cut, place < cut
     words = ids.gather(1, (cut + drawn[:, 1:] * rest).long().clamp(max=T))
@@ -154,7 +157,7 @@ class Language(L.LightningModule):
 
     candidates    None for the exact softmax; a number samples the vocabulary in training (never in validation)
     chunk         tokens whose logits are held at once
-    padded        the first so many windows of a batch are padded as messages are (see pad_messages)
+    padded        the first so many windows of a batch, of all ranks, are padded as messages are (see pad_messages)
     progress      share of training done, which the learning rate follows; by default steps of the Trainer's max_steps
     """
 
@@ -191,14 +194,17 @@ class Language(L.LightningModule):
         return self.seed * 1_000_003 + self.trainer.fit_loop.total_batch_idx
 
     def on_train_batch_start(self, batch: Tensor, batch_index: int) -> None:
-        torch.manual_seed(self.batch_seed())  # dropout
+        torch.manual_seed(self.batch_seed() + OF_A_RANK * ranks.rank())  # dropout
 
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.batch_seed())
         ids, targets = batch[:, :-1], batch[:, 1:]
-        if n := self.padded:
-            inputs, asked = pad_messages(batch[:n], generator)
+        if self.padded:
+            drawn = ranks.share(torch.rand(self.padded, batch.shape[1], generator=generator))
+            inputs, asked = pad_messages(batch[: (n := len(drawn))], drawn)
             ids, targets = torch.cat([inputs, ids[n:]]), torch.cat([asked, targets[n:]])
+        if ranks.rank():  # each has words of its own to leave out
+            generator.manual_seed(self.batch_seed() + OF_A_RANK * ranks.rank())
         hidden, targets = self(ids).flatten(0, 1), targets.flatten()
         weight = self.gpt.token_embedding.weight
         if self.candidates is None:
@@ -207,7 +213,10 @@ class Language(L.LightningModule):
             loss = sampled_cross_entropy(
                 hidden, weight, targets, self.candidates, generator, self.chunk, self.chunk_loss
             )
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        if self.padded and ranks.world() > 1:  # the mean over all ranks is one over targets, which they have unalike
+            own = (targets != IGNORED).sum()
+            loss = loss * own * ranks.world() / ranks.total(own)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=ranks.world() > 1)
         return loss
 
     def validation_step(self, batch: Tensor, batch_index: int) -> None:
@@ -248,7 +257,7 @@ class Language(L.LightningModule):
 
 @torch.no_grad()
 def loss_of(gpt: GPT, batches: list[Tensor]) -> tuple[float, int]:
-    """Mean loss in nats over every target token of `batches` (B, T+1), and how many tokens those are."""
+    """Mean loss in nats over every target token of the ranks' `batches` (B, T+1), and how many tokens those are."""
     total, tokens = 0.0, 0
     device = gpt.token_embedding.weight.device
     for batch in batches:
@@ -256,4 +265,5 @@ def loss_of(gpt: GPT, batches: list[Tensor]) -> tuple[float, int]:
         hidden, targets = gpt(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()
         total += chunked_cross_entropy(hidden, gpt.token_embedding.weight, targets).item() * len(targets)
         tokens += len(targets)
+    total, tokens = (sum(of_ranks) for of_ranks in zip(*ranks.gathered((total, tokens)), strict=True))
     return total / tokens, tokens

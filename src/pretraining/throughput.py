@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from src import ranks
 from src.finetune.cost import count_flops
 from src.pretraining.causal_lm import Language
 
@@ -33,8 +34,8 @@ def _now(device: torch.device) -> float:
 
 
 class Throughput(L.Callback):
-    """Logs the rates every log_every_n_steps, keeps `curve`, and stops training once `budget_seconds` are over, which
-    begin when the first batch is done."""
+    """Logs the rates of all ranks every log_every_n_steps, keeps `curve`, and stops training once `budget_seconds` are
+    over, which begin when the first batch is done."""
 
     def __init__(self, budget_seconds: float | None) -> None:
         self.budget_seconds = budget_seconds
@@ -52,7 +53,7 @@ class Throughput(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.get_default_dtype()
         dtype = torch.float16 if trainer.precision == "16-mixed" else dtype
-        self._peak = measured_peak(module.device, dtype)
+        self._peak = measured_peak(module.device, dtype) * ranks.world()
         self._started = perf_counter() - self.seconds
         self._since = (perf_counter(), self.tokens, self.flops)
         self._stop_when_over(trainer)  # at once, where a run is resumed after its last step
@@ -64,12 +65,12 @@ class Throughput(L.Callback):
         if not self.tokens:  # it may have compiled: a schedule by the clock would jump over its warm-up
             self._started = _now(module.device)
         if not self.flops_per_batch:
-            self.flops_per_batch = flops_of(module, batch)
-        self.tokens += batch[:, 1:].numel()
+            self.flops_per_batch = flops_of(module, batch) * ranks.world()
+        self.tokens += batch[:, 1:].numel() * ranks.world()
         self.flops += self.flops_per_batch
         self.loss_sum = self.loss_sum + outputs["loss"].detach() * trainer.accumulate_grad_batches
         self.batches += 1
-        self.seconds = perf_counter() - self._started
+        self.seconds = self._elapsed(module.device)
         self._stop_when_over(trainer)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             now, (then, tokens, flops) = _now(module.device), self._since
@@ -88,18 +89,31 @@ class Throughput(L.Callback):
         if not self.batches:
             return
         if trainer.state.fn == "fit":
-            self.seconds = perf_counter() - self._started
+            self.seconds = self._elapsed(module.device)
         row = {"step": trainer.global_step, "tokens": self.tokens, "seconds": round(self.seconds, 1)}
-        row["train_loss"] = float(self.loss_sum) / self.batches
+        row["train_loss"] = self._loss_of_ranks() / self.batches
         row["validation_loss"] = trainer.callback_metrics["validation/loss"].item()
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         self.curve.append(row)
         self.loss_sum, self.batches = 0.0, 0
         self._since = (_now(module.device), self.tokens, self.flops)  # validation is no training
 
+    def _elapsed(self, device: torch.device) -> float:
+        """Seconds of training, which by the first rank's clock are a budget's."""
+        seconds = perf_counter() - self._started
+        if not self.budget_seconds or ranks.world() == 1:
+            return seconds
+        return ranks.total(torch.tensor(0.0 if ranks.rank() else seconds, dtype=torch.float64, device=device)).item()
+
+    def _loss_of_ranks(self) -> float:
+        """Their mean loss_sum; where it is no Tensor, it came from a checkpoint, and is theirs already."""
+        if isinstance(self.loss_sum, Tensor):
+            return float(ranks.total(self.loss_sum)) / ranks.world()
+        return self.loss_sum
+
     def state_dict(self) -> dict[str, Any]:
         names = ("seconds", "tokens", "flops", "flops_per_batch", "curve", "batches")
-        return {name: getattr(self, name) for name in names} | {"loss_sum": float(self.loss_sum)}
+        return {name: getattr(self, name) for name in names} | {"loss_sum": self._loss_of_ranks()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from src import ranks
 from src.data.tokenizer import END_OF_TEXT, VOCABULARY, encode
 from src.errors import InputError
 
@@ -194,6 +195,8 @@ class Windows:
     the very next batch. A batch counts as done when the next one is asked for, because Lightning, which is told of no
     length, always holds one in advance.
 
+    Of a run on several devices, each rank gets its share of the windows of a batch.
+
     beginnings: so many windows, the first of each batch, move forward to the beginning of the next document
     """
 
@@ -224,7 +227,7 @@ class Windows:
         while True:
             epoch, first = divmod(self.done, self.epoch_batches)
             for batch in self.starts(epoch)[first:]:
-                yield windows(self.ids, batch, self.window)
+                yield windows(self.ids, ranks.share(batch), self.window)
                 self.done += 1
 
     def state_dict(self) -> dict[str, int]:

@@ -3,7 +3,7 @@
 batch_size is that of a device. What can change numbers is the global batch, batch_size x devices x num_nodes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ def _on_a_machine(devices: Any, accelerator: str) -> int:
         return int(devices) if devices.isdecimal() else len(named)
     if isinstance(devices, int) and devices != -1:
         return devices
-    if isinstance(devices, list | tuple):
+    if isinstance(devices, Sequence):
         return len(devices)
     from torch import cuda
 

@@ -223,9 +223,12 @@ def environment(device: "torch.device", precision: Any) -> dict[str, str]:
 
     import torch
 
+    from src import ranks
+
     cpu = f"cpu, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "device": f"{ranks.world()} x {name}" if ranks.world() > 1 else name,
         "precision": str(precision),
         "torch": torch.__version__,
         "lightning": version("lightning"),

@@ -7,11 +7,12 @@ alone, so that a client, a scheduler or a worker may die at any moment: the same
 import logging
 import os
 import socket
+import subprocess
 import sys
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib.util import find_spec
@@ -24,9 +25,12 @@ import dask
 from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, wait
 from tqdm import tqdm
 
+from src.config.command_line import CONF, override, with_plus
 from src.errors import InputError
 from src.runs import run_dir
+from src.runs.devices import world_of
 from src.runs.lock import RunLockedError, run_lock
+from src.runs.processes import PARENT
 from src.sweeps import study
 from src.sweeps.study import Trial
 
@@ -57,12 +61,26 @@ def do(key: str, trial: Trial, runs: str) -> str:
         if folder is None:
             cfg, begun = study.config(trial), study.begun(key, runs)
             cfg.runs, cfg.resume = runs, begun and begun.name
-            folder = train(cfg).folder  # a run on several devices belongs into a process of its own, started here
+            if world_of((run_dir.load_config(begun) if begun else cfg).trainer) > 1:
+                by_command([f"resume={begun.name}"] if begun else trial.overrides, runs)
+                folder = study.finished(runs)[key]
+            else:
+                folder = train(cfg).folder
         result = run_dir.load_result(folder)
         if result["config_hash"] != key:
             raise RuntimeError(f"{folder} is a run of another config: this worker's code or data are not the sweep's")
     accuracy, seconds = result["metrics"]["test"]["accuracy"], result["cost"]["train_seconds"]
     return f"test accuracy {accuracy:.2%}, {seconds:.0f} s of training"
+
+
+def by_command(overrides: Sequence[str], runs: str) -> None:
+    """Train in a process of its own, which may start others for its further devices and ends with this one."""
+    command = [sys.executable, "-m", "src.train", *with_plus(list(overrides)), override("runs", runs)]
+    environment = os.environ | {PARENT: str(os.getpid()), "PYTHONPATH": str(CONF.parent)}
+    status = subprocess.run(command, stdout=sys.stdout, stderr=sys.stderr, env=environment, check=False).returncode
+    if status:
+        error = InputError if status == 2 else RuntimeError
+        raise error(f"src.train on several devices ended with status {status}")
 
 
 @contextmanager
@@ -94,7 +112,8 @@ def local_workers(n: int | None, host: str) -> Iterator[Client]:
     if n > 1 and "OMP_NUM_THREADS" not in os.environ:  # more threads than cores only wait for each other
         env["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // n))
     options = {"host": host, "nthreads": 1, "memory_limit": 0, "preload": [DEAF], "silence_logs": QUIET}
-    gpu = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(n)]
+    # a lone worker sees all: a run on several devices needs them
+    gpu = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus and n > 1 else {} for i in range(n)]
     workers = {i: {"cls": Nanny, "options": options | {"dashboard": False, "env": env | gpu[i]}} for i in range(n)}
     scheduler = {"cls": Scheduler, "options": {"host": host, "port": 0, "dashboard_address": f"{host}:8787"}}
     with dask.config.set(LOCAL), warnings.catch_warnings():
