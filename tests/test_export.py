@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from torch import nn
 
@@ -31,6 +30,7 @@ from src.exporting.finished_run import FinishedRun
 from src.finetune.instruction import Instruct
 from src.gpt.generation import Reader
 from src.predict import predict_texts
+from src.sweeps import study
 from src.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory, uncounted: None) -> Path:
     """A folder with messages.tsv: 30 ham, 30 spam, a few of them long."""
     folder = tmp_path_factory.mktemp("export")
     words = {"ham": "see you at lunch, ok", "spam": "claim your free prize"}
@@ -92,8 +92,7 @@ class Trained:
     def __getitem__(self, kind: str) -> FinishedRun:
         if kind not in self.ids:
             given = [*TINY, f"data.path={self.home / 'messages.tsv'}", f"runs={self.home / 'runs'}", f"name={kind}"]
-            with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-                cfg = compose("train", [*given, *KINDS[kind]])
+            cfg = study.config(study.Trial({}, (*given, *KINDS[kind])))
             self.ids[kind] = train(cfg).folder.name
         return FinishedRun.load(self.home / "runs", self.ids[kind])
 

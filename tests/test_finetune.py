@@ -656,9 +656,10 @@ def test_cost_adds_up_tokens_and_flops_of_every_batch() -> None:
     )
 
 
-@pytest.mark.parametrize("strategy", ["last_layer", "last_block", "all", "lora"])
-@pytest.mark.parametrize("where", ["last_real", "mean"])
-@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize(
+    ("strategy", "where", "known"),
+    [("last_layer", "mean", True), ("last_block", "last_real", True), ("all", "mean", False), ("lora", "mean", False)],
+)
 def test_operations_of_any_shape_follow_from_three(strategy: str, where: str, known: bool) -> None:
     model = classifier(strategy, position=where)
     flops = Flops(model)

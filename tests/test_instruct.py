@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -29,9 +28,10 @@ from src.finetune.optim import Optimizer
 from src.gpt.model import GPT, GPTConfig
 from src.predict import predict_texts, write
 from src.runs import run_dir
+from src.sweeps import study
 from src.train import train
 
-CONF = Path(__file__).parents[1] / "conf"
+pytestmark = pytest.mark.usefixtures("uncounted")
 TEMPLATE = "{instruction}\n\nText: {text}\n\nAnswer:"
 TINY = GPTConfig(n_layer=2, n_head=2, n_embd=16, context_length=64)
 SPAM = make_task("spam", ["ham", "spam"], TEMPLATE, "Is it spam?", {"ham": "no", "spam": "yes"})
@@ -355,36 +355,27 @@ def home(tmp_path: Path) -> Path:
 
 
 def config(home: Path, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(
-            "train",
-            [
-                "task=instruct",
-                "data=table",
-                f"data.path={home}/messages.tsv",
-                "data.instruction=Is it spam?",
-                "data.answers={ham: 'no', spam: 'yes'}",
-                "gpt.n_layer=2",
-                "gpt.n_head=2",
-                "gpt.n_embd=32",
-                "gpt.context_length=64",
-                "gpt.weights=random",
-                "trainer.accelerator=cpu",
-                "trainer.max_epochs=1",
-                "data.padding=batch",
-                "data.split=deduplicated",  # they are all alike
-                "logger=none",
-                f"runs={home}/runs",
-                *overrides,
-            ],
-        )
+    tiny = "gpt.n_layer=2 gpt.n_head=2 gpt.n_embd=32 gpt.context_length=64 gpt.weights=random trainer.accelerator=cpu"
+    given = [
+        "task=instruct",
+        "data=table",
+        f"data.path={home}/messages.tsv",
+        "data.instruction=Is it spam?",
+        "data.answers={ham: 'no', spam: 'yes'}",
+        "data.padding=batch",
+        "data.split=deduplicated",  # they are all alike
+        "trainer.max_epochs=1",
+        "logger=none",
+        f"runs={home}/runs",
+    ]
+    return study.config(study.Trial({}, (*tiny.split(), *given, *overrides)))
 
 
 def test_an_instruct_model_learns_sixteen_messages_by_heart(home: Path) -> None:
     rows = (home / "messages.tsv").read_text()
     (home / "again.tsv").write_text(rows + rows.splitlines()[1] + "\n")
     same = [f"data.{part}_path={home}/again.tsv" for part in ("validation", "test")]
-    run = train(config(home, *same, "task.trainable=all", "task.optimizer.lr=1e-2", "trainer.max_epochs=60"))
+    run = train(config(home, *same, "task.trainable=all", "task.optimizer.lr=1e-2", "trainer.max_epochs=30"))
     test = run.result["metrics"]["test"]
     assert run.result["data"]["sizes"]["test"] == 17
     assert (test["accuracy"], test["generated_accuracy"], test["valid_rate"]) == (1.0, 1.0, 1.0)
@@ -466,21 +457,20 @@ def test_a_resumed_instruct_run_reads_back_what_it_trained(home: Path) -> None:
 
 
 def mix(home: Path, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        sources = ["data=mix", *(f"~data.sources.{name}" for name in ("spam", "sentiment", "news"))]
-        sources += [
-            "+data@data.sources.mail=table",
-            f"data.sources.mail.path={home}/messages.tsv",
-            "data.sources.mail.split=deduplicated",
-            "data.sources.mail.instruction=Is it spam?",
-            "data.sources.mail.answers={ham: 'no', spam: 'yes'}",
-            "+data@data.sources.topic=table",
-            f"data.sources.topic.path={home}/topics.tsv",
-            "data.sources.topic.split=deduplicated",
-        ]
-        shapes = ["gpt.n_layer=1", "gpt.n_head=2", "gpt.n_embd=16", "gpt.context_length=64", "gpt.weights=random"]
-        rest = ["trainer.accelerator=cpu", "trainer.max_epochs=1", "logger=none", f"runs={home}/runs"]
-        return compose("train", ["task=instruct", *sources, *shapes, *rest, *overrides])
+    sources = ["data=mix", *(f"~data.sources.{name}" for name in ("spam", "sentiment", "news"))]
+    sources += [
+        "+data@data.sources.mail=table",
+        f"data.sources.mail.path={home}/messages.tsv",
+        "data.sources.mail.split=deduplicated",
+        "data.sources.mail.instruction=Is it spam?",
+        "data.sources.mail.answers={ham: 'no', spam: 'yes'}",
+        "+data@data.sources.topic=table",
+        f"data.sources.topic.path={home}/topics.tsv",
+        "data.sources.topic.split=deduplicated",
+    ]
+    shapes = ["gpt.n_layer=1", "gpt.n_head=2", "gpt.n_embd=16", "gpt.context_length=64", "gpt.weights=random"]
+    rest = ["trainer.accelerator=cpu", "trainer.max_epochs=1", "logger=none", f"runs={home}/runs"]
+    return study.config(study.Trial({}, ("task=instruct", *sources, *shapes, *rest, *overrides)))
 
 
 LABELS = ["mail/ham", "mail/spam", "topic/x", "topic/y", "topic/z"]

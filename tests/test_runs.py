@@ -145,7 +145,10 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return call
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning"),
+    pytest.mark.usefixtures("uncounted"),
+]
 
 
 # ---- the run folder
@@ -1212,7 +1215,6 @@ def test_a_log_file_holds_a_line_now_and_then(
         ("+trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn"),
         ("+trainer.limit_val_batches=0", "trainer.limit_val_batches"),
         ("+trainer.max_steps=5", "trainer.max_steps"),
-        ("logger.kind=foo", "logger.kind=foo"),
         ("task.kind=foo", "task.kind=foo"),
         ("data.name=foo", "data.name=foo"),
         ("resume=nothing", "nothing is no run"),

@@ -19,7 +19,6 @@ from urllib.parse import urlencode
 
 import pytest
 import uvicorn
-from hydra import compose, initialize_config_dir
 from starlette.testclient import TestClient
 
 from src.data.tokenizer import tokenizer
@@ -30,6 +29,7 @@ from src.serve import Options, allowed_hosts, bound, load
 from src.serving import predictor, requests, words
 from src.serving.app import OPENAPI, application
 from src.serving.worker import Worker
+from src.sweeps import study
 from src.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +56,7 @@ HOST = "http://127.0.0.1"
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory, uncounted: None) -> Path:
     """A folder with messages.tsv: 26 ham, 26 spam."""
     folder = tmp_path_factory.mktemp("serve")
     said = {"ham": "see you at lunch, ok", "spam": "claim your free prize"}
@@ -73,8 +73,7 @@ def run(home: Path) -> Callable[[str], str]:
     def trained(kind: str) -> str:
         if kind not in ids:
             given = [*TINY, f"data.path={home / 'messages.tsv'}", f"runs={home / 'runs'}", f"name={kind}"]
-            with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-                cfg = compose("train", [*given, *KINDS[kind]])
+            cfg = study.config(study.Trial({}, (*given, *KINDS[kind])))
             ids[kind] = train(cfg).folder.name
         return ids[kind]
 

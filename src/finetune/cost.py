@@ -157,7 +157,10 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def forget_peak_memory() -> None:
     """Begin anew, for a process that runs several trainings; where the system cannot, the peak of all of them stays."""
-    gc.collect()
+    if gc.get_freeze_count():
+        gc.collect()
+    else:
+        gc.freeze()  # before the first of them there are imports alone, among which a search takes half a second
     with suppress(OSError, AttributeError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)  # give the system what is free now
     if torch.cuda.is_available():
