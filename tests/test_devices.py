@@ -20,11 +20,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from src import pretrain as entry
+from src import ranks
 from src.data.batching import Messages
 from src.data.sharding import Shard
 from src.errors import InputError
 from src.finetune.feature_store import FeatureStore
-from src.pretrain import pretrain
+from src.gpt.model import GPT
 from src.runs import devices, run_dir
 from src.sweeps import study
 from src.sweeps.engine import do
@@ -71,22 +73,19 @@ def run_one(home: Path, name: str, *more: str) -> None:
     train(cfg)
 
 
-def pretrain_one(home: Path, name: str, *more: str) -> None:
+def pretraining(home: Path, name: str, *more: str) -> list[str]:
     texts = (home / "messages.tsv").read_text().splitlines()
     for part, some in (("train", texts[:44]), ("held_out", texts[44:])):
-        path = home / f"{part}.jsonl"
-        path.write_text(
-            "".join(json.dumps({"source": "ab"[i % 2], "text": text}) + "\n" for i, text in enumerate(some))
-        )
-    places = [
-        f"corpus.path={home}/train.jsonl",
-        f"corpus.validation_path={home}/held_out.jsonl",
-        f"corpus.cache={home}",
-    ]
-    given = [*PRETRAINING.split(), *places, f"runs={home}", f"name={name}", *more]
+        lines = (json.dumps({"source": "ab"[i % 2], "text": text}) + "\n" for i, text in enumerate(some))
+        (home / f"{part}.jsonl").write_text("".join(lines))
+    places = [f"corpus.path={home}/train.jsonl", f"corpus.validation_path={home}/held_out.jsonl"]
+    return [*PRETRAINING.split(), *places, f"corpus.cache={home}", f"runs={home}", f"name={name}", *more]
+
+
+def pretrain_one(home: Path, name: str, *more: str) -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("pretrain", given)
-    pretrain(cfg)
+        cfg = compose("pretrain", pretraining(home, name, *more))
+    entry.pretrain(cfg)
 
 
 def on_two(do: Callable[[], Any]) -> None:
@@ -174,7 +173,10 @@ def test_pretraining_on_two_devices_is_that_on_one(padded: float, home: Path) ->
     given = f"padded={padded}"
     pretrain_one(home, f"text1{padded}", "batch_size=8", given)
     on_two(lambda: pretrain_one(home, f"text2{padded}", "batch_size=4", "trainer.devices=2", given))
-    one, two = folder_of(home, f"text1{padded}"), folder_of(home, f"text2{padded}")
+    assert_same_pretraining(folder_of(home, f"text1{padded}"), folder_of(home, f"text2{padded}"))
+
+
+def assert_same_pretraining(one: Path, two: Path) -> None:
     for name, weight in trained(one).items():
         torch.testing.assert_close(trained(two)[name], weight, rtol=0, atol=1e-6)  # this loss is in fp32
     ours, theirs = (run_dir.read_json(folder / "result.json") for folder in (one, two))
@@ -236,6 +238,45 @@ def test_a_kill_of_one_process_ends_all_and_the_run_goes_on_to_the_same_weights(
     assert_same_run(
         folder_of(home, f"straight-{victim}"), folder, atol=1e-7
     )  # the loss is in fp32, six epochs are many
+
+
+@pytest.mark.slow
+def test_pretraining_that_was_killed_on_two_devices_goes_on_on_one(home: Path) -> None:
+    pretrain_one(home, "text-straight", "batch_size=8", "max_steps=60")
+    given = pretraining(home, "text-killed", "batch_size=4", "max_steps=60", "trainer.devices=2")
+    process = begin("pretrain", *given)
+    wait_for(process, "step 12:")
+    other_of(process).kill()
+    process.communicate(timeout=15)
+    assert process.returncode != 0
+    folder = folder_of(home, "text-killed")
+    resumed = begin("pretrain", f"resume={folder.name}", f"runs={home}", "trainer.devices=1")
+    error = resumed.communicate(timeout=120)[1]
+    assert resumed.returncode == 0, error
+    assert run_dir.read_json(folder / "result.json")["curve"][0]["step"] == 4
+    assert_same_pretraining(folder_of(home, "text-straight"), folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", ["budget_minutes=0.05", "candidates=50", "gpt.dropout=0.2"])
+def test_what_two_devices_do_on_their_own_leaves_them_with_one_model(given: str, home: Path, tmp_path: Path) -> None:
+    """A clock, words of the vocabulary, dropout."""
+    more = ["max_steps=null"] if "minutes" in given else []
+
+    def train_and_compare() -> None:
+        measure = entry.validate
+
+        def compared(gpt: GPT, *rest: Any) -> Any:
+            first, second = ranks.gathered(torch.cat([weight.detach().flatten() for weight in gpt.parameters()]))
+            assert torch.equal(first, second)
+            return measure(gpt, *rest)
+
+        entry.validate = compared
+        pretrain_one(tmp_path, "own", "batch_size=4", "trainer.devices=2", given, *more)
+
+    (tmp_path / "messages.tsv").write_bytes((home / "messages.tsv").read_bytes())
+    on_two(train_and_compare)
+    assert run_dir.has_finished(folder_of(tmp_path, "own"))
 
 
 @pytest.mark.slow
