@@ -52,7 +52,8 @@ def evaluate(
     cfg.merge_with_dotlist(changes or [])
     says = identity.without_places(run_dir.plain(cfg.data))  # not where a pinned collection lies
     foreign = any(f"data.{key}" in given for key in OTHER_DATA if key in says)
-    build.check_trainer(cfg)
+    if build.check_trainer(cfg).world_size > 1:
+        raise InputError("trainer.devices: src.eval measures on one device; leave it out")
     data = build.data(cfg, whole=foreign)
     if not foreign and data.facts()["sha256"] != trained_on["sha256"]:
         raise InputError(

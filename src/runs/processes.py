@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import sleep
@@ -97,8 +97,9 @@ def together(trainer: L.Trainer) -> Iterator[Processes]:
         silence()
     try:
         yield processes
-        for child in processes.children:
-            child.wait()
+        with suppress(subprocess.TimeoutExpired):
+            for child in processes.children:
+                child.wait(GRACE)
     except Exception:
         if not processes.first or int(os.environ.get("LOCAL_RANK", 0)):
             sleep(GRACE)  # the first process, having met the same, ends this one by then
