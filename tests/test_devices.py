@@ -41,7 +41,8 @@ TINY = (
 )
 PRETRAINING = (
     "gpt.n_layer=2 gpt.n_head=2 gpt.n_embd=16 gpt.context_length=32 trainer.accelerator=cpu trainer.precision=64-true "
-    "window=8 max_steps=10 validate_every=4 validation_batches=2 checkpoint_every=3 optimizer.lr=1e-2 logger=none"
+    "window=8 max_steps=10 validate_every=4 validation_batches=2 checkpoint_every=3 optimizer.lr=1e-2 logger=none "
+    "prompts=[]"
 )
 WORDS = {"ham": "lunch home later tea see you soon ok", "spam": "free prize win cash urgent call now claim"}
 
@@ -59,6 +60,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "messages.tsv").write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr("src.pretraining.throughput.measured_peak", lambda *_: 1e12)  # which takes seconds
         yield folder
 
 
