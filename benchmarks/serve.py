@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from time import perf_counter
 from typing import Any
-from unittest.mock import patch
 
 from benchmarks import machine, process, record
 from src.config.command_line import one_sentence, options, whole
 
 LIST = 256
 NOTES = """\
-- Models are loaded, and each job has run once, before the clock starts. predict is src.predict.predict_texts as it
-  stands, given the loaded model; the others send JSON to src.serve over loopback and read the answers.
+- Models are loaded, and each job has run once, before the clock starts. predict is what src.predict does with a batch
+  of 256 messages; the others send JSON to src.serve over loopback and read the answers. The jobs take turns, 256
+  messages each, so that whatever else the machine does falls to all of them.
 - CPU of the machine is what all its processes used meanwhile: these, and any others.
 """
 
@@ -63,37 +63,46 @@ def by_clients(address: str, texts: list[str], n: int) -> None:
         list(clients.map(lambda text: ask(address, text), texts))
 
 
-def timed(job: str, work: Callable[[list[str]], object], texts: list[str]) -> dict[str, Any]:
-    """Do some, then all of it by the clock."""
-    work(texts[:LIST])
-    started, busy = perf_counter(), process.cpu_seconds()
-    work(texts)
-    seconds = perf_counter() - started
-    rate = len(texts) / seconds
-    print(f"{job}: {rate:.1f} messages/s", flush=True)
-    return {"job": job, "messages_per_second": rate, "cpu_seconds": process.cpu_seconds() - busy, "seconds": seconds}
+def in_turn(works: dict[str, Callable[[list[str]], object]], texts: list[str]) -> list[dict[str, Any]]:
+    """Each job does a list of texts to warm up, then all of them by the clock, a list after the other, in turn with the
+    other jobs: a processor that slows down does so for all of them."""
+    seconds, busy = dict.fromkeys(works, 0.0), dict.fromkeys(works, 0.0)
+    for number, some in enumerate([texts[:LIST], *lists(texts)]):
+        for job, work in works.items():
+            started, cpu = perf_counter(), process.cpu_seconds()
+            work(some)
+            if number:
+                seconds[job] += perf_counter() - started
+                busy[job] += process.cpu_seconds() - cpu
+    return [
+        {"job": job, "messages_per_second": len(texts) / spent, "cpu_seconds": busy[job], "seconds": spent}
+        for job, spent in seconds.items()
+    ]
+
+
+def lists(texts: list[str]) -> list[list[str]]:
+    """As long as a request may be."""
+    return [texts[start : start + LIST] for start in range(0, len(texts), LIST)]
 
 
 def compare(given: Options) -> list[dict[str, Any]]:
     """One dict for each job."""
     from src.config import build
-    from src.exporting.finished_run import FinishedRun
-    from src.predict import predict_texts
-    from src.serving.predictor import Predictor
+    from src.predict import load
 
-    finished = FinishedRun.load(given.runs, given.run, merged=False)
-    limit, n = Predictor(finished).limit, whole("messages", given.messages, 1)
-    data = build.data(finished.cfg)
+    predictor = load(given.run, given.runs)
+    data = build.data(predictor.run.cfg)
     rows = zip(data.texts("train"), data.ids["train"], strict=True)
-    texts = list(islice(cycle([text for text, ids in rows if len(ids) <= limit]), n))
-    lists = [texts[start : start + LIST] for start in range(0, n, LIST)]
-    with patch("src.config.build.restore", lambda folder: finished.model):
-        jobs = [timed("predict", lambda some: list(predict_texts(given.run, some, given.runs)), texts)]
+    whole_ones = [text for text, ids in rows if len(ids) <= predictor.limit]
+    texts = list(islice(cycle(whole_ones), whole("messages", given.messages, 1)))
     with server(given) as address:
-        jobs.append(timed("lists of 256", lambda _: [ask(address, one) for one in lists], texts))
-        jobs.append(timed("single messages, 1 client", lambda some: by_clients(address, some, 1), texts))
-        jobs.append(timed("single messages, 16 clients", lambda some: by_clients(address, some, 16), texts))
-    return jobs
+        works: dict[str, Callable[[list[str]], object]] = {
+            "predict": predictor.answers,
+            "lists of 256": lambda some: ask(address, some),
+            "single messages, 1 client": lambda some: by_clients(address, some, 1),
+            "single messages, 16 clients": lambda some: by_clients(address, some, 16),
+        }
+        return in_turn(works, texts)
 
 
 def main() -> None:
