@@ -8,8 +8,8 @@ The operations that a job cannot do without, as JSON, when each piece of work is
     evaluate   the same, forward: validation after every epoch, and at the end every split
 
 at the tokens that the position needs: the message alone where no padding is read, else the padded width. The last block
-works at the read position only (GPT.suffix_at). Counted by torch's flop counter on the meta device, a multiply-add
-being two; attention is counted without what a causal mask would spare; the optimizer is not counted.
+works at the read position only (GPT.upper_blocks_at). Counted by torch's flop counter on the meta device, a
+multiply-add being two; attention is counted without what a causal mask would spare; the optimizer is not counted.
 """
 
 import json
@@ -46,13 +46,13 @@ def work(cfg: "DictConfig") -> Work:
     from src.config import build
     from src.data.tokenizer import END_OF_TEXT
 
-    cfg, data = cfg.copy(), build.data(cfg)
+    cfg, data = cfg.copy(), build.build_data(cfg)
     cfg.gpt.weights = "random"
     with torch.device("meta"):  # shapes without numbers
-        model = build.model(cfg, data.labels)
+        model = build.build_task(cfg, data.labels)
     assert model.head is not None
-    gpt, head, k = model.gpt, model.head, model.first_live
-    width = data.width if cfg.task.position in ("last", "mean") else None  # where padding is read
+    gpt, head, k = model.gpt, model.head, model.first_trainable
+    width = data.width if cfg.task.pooling in ("last", "mean") else None  # where padding is read
     read = {
         part: [ids + [END_OF_TEXT] * ((width or 0) - len(ids)) for ids in messages.ids]
         for part, messages in data.splits.items()
@@ -63,9 +63,9 @@ def work(cfg: "DictConfig") -> Work:
     evaluated = every + Counter({T: n * epochs for T, n in lengths["validation"].items()})
     spared = sum(map(repeated, read.values())) if gpt.config.causal else 0
     return Work(
-        features=total(every, lambda length: prefix(gpt, k, length)) - spared * prefix(gpt, k, 1),
-        train=epochs * total(lengths["train"], lambda length: suffix(gpt, head, k, length, backward=True)),
-        evaluate=total(evaluated, lambda length: suffix(gpt, head, k, length, backward=False)),
+        features=total(every, lambda length: lower_blocks(gpt, k, length)) - spared * lower_blocks(gpt, k, 1),
+        train=epochs * total(lengths["train"], lambda length: upper_blocks(gpt, head, k, length, backward=True)),
+        evaluate=total(evaluated, lambda length: upper_blocks(gpt, head, k, length, backward=False)),
     )
 
 
@@ -84,24 +84,24 @@ def total(lengths: "Counter[int]", operations: Callable[[int], int]) -> int:
     return round(sum(n * (first + (s := steps[T]) * slope + s * (s - 1) / 2 * bend) for T, n in lengths.items()))
 
 
-def prefix(gpt: "GPT", k: int, length: int) -> int:
+def lower_blocks(gpt: "GPT", k: int, length: int) -> int:
     """Operations of embeddings and blocks 0..k-1 on one message of `length` tokens."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        gpt.prefix(torch.zeros(1, length, dtype=torch.long, device="meta"), k)
+        gpt.lower_blocks(torch.zeros(1, length, dtype=torch.long, device="meta"), k)
     return counter.get_total_flops()
 
 
-def suffix(gpt: "GPT", head: "nn.Module", k: int, length: int, backward: bool) -> int:
+def upper_blocks(gpt: "GPT", head: "nn.Module", k: int, length: int, backward: bool) -> int:
     """Operations of blocks k..n-1 and the head, read at one position of `length`, with or without the backward pass."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     x = torch.empty(1, length, gpt.config.n_embd, device="meta")
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
-        logits = head(gpt.suffix_at(x, k, torch.zeros(1, 1, dtype=torch.long, device="meta")))
+        logits = head(gpt.upper_blocks_at(x, k, torch.zeros(1, 1, dtype=torch.long, device="meta")))
         if backward:
             logits.sum().backward()
     return counter.get_total_flops()

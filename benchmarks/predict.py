@@ -60,12 +60,12 @@ class Ours:
 
         settings = [*gpt_settings(given.gpt, yes("tiny", given.tiny)), *data_settings(given.spam), "logger=none"]
         settings += ["gpt.weights=random", f"seed={SEED}", f"trainer.precision={given.precision}"]
-        cfg = config([*settings, "task.position=last_real", "trainer.accelerator=cpu", f"runs={folder}", "cache=off"])
-        data = build.data(cfg)
+        cfg = config([*settings, "task.pooling=last_nonpad", "trainer.accelerator=cpu", f"runs={folder}", "cache=off"])
+        data = build.build_data(cfg)
         self.texts = [example.text for example in data.corpus.examples][: whole("messages", given.messages, 1)]
         self.limit, self.run = data.limit, run_dir.create(cfg)
         run_dir.write_text(self.run / "result.json", json.dumps({"data": data.facts()}))
-        self.model: Classifier = build.model(cfg, data.labels).eval()  # type: ignore[assignment]
+        self.model: Classifier = build.build_task(cfg, data.labels).eval()  # type: ignore[assignment]
         assert self.model.head is not None
         self.model.head.bias.data.zero_()  # transformers' has none
 

@@ -91,7 +91,7 @@ def compare(given: Options) -> list[dict[str, Any]]:
     from src.predict import load
 
     predictor = load(given.run, given.runs)
-    data = build.data(predictor.run.cfg)
+    data, _ = build.data_and_task(predictor.run.cfg)
     rows = zip(data.texts("train"), data.ids["train"], strict=True)
     whole_ones = [text for text, ids in rows if len(ids) <= predictor.limit]
     texts = list(islice(cycle(whole_ones), whole("messages", given.messages, 1)))

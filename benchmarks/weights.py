@@ -28,7 +28,7 @@ def main() -> None:
     from src.gpt import weights
 
     settings = gpt_settings(given.gpt, yes("tiny", given.tiny))
-    gpt = build.gpt(config([*settings, "gpt.weights=random", f"seed={SEED}"]))
+    gpt = build.build_gpt(config([*settings, "gpt.weights=random", f"seed={SEED}"]))
     weights.export(gpt, given.folder)
     print(json.dumps({"parameters": sum(p.numel() for p in gpt.parameters())}))
 

@@ -1,7 +1,7 @@
 """python -m src.eval run=<id> [format=json] [runs=runs] [key=value ...]
 
 Measures a finished run again, on every split it knows. Further key=value pairs change the run's settings first:
-  data.name=table data.path=mine.csv   measures it on all of another file's messages, of the same classes; with
+  data=table data.path=mine.csv        measures it on all of another file's messages, of the same classes; with
                                        data.text_column= and data.label_column= (data.encoding=, data.separator=,
                                        data.empty=) as in training; they may hold one class alone
   trainer.precision=bf16-mixed         in another precision
@@ -10,12 +10,16 @@ Measures a finished run again, on every split it knows. Further key=value pairs 
 import json
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from src.config.command_line import one_sentence, options
+from src.config.command_line import compose, explain, one_sentence, options
 from src.errors import InputError
 from src.runs import devices, identity, run_dir, summary
 
-OTHER_DATA = ("name", "path", "text_column", "label_column", "encoding", "separator", "empty")
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+OTHER_DATA = ("path", "text_column", "label_column", "encoding", "separator", "empty")
 SAME_DATA = ("batch_size", "num_workers")
 
 
@@ -32,44 +36,61 @@ def evaluate(
     run: str, runs: str = "runs", changes: list[str] | None = None
 ) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     """Metrics and sizes by split of a finished run; where `changes` name other data, of all of that as one split."""
-    from omegaconf import OmegaConf
-
     from src.config import build
+    from src.config.trainer import build_trainer, check_trainer, whole
     from src.evaluation.metrics import measure_splits, predict
 
     folder = run_dir.find(runs, run)
-    trained_on = run_dir.trained_on(folder)
-    cfg = devices.for_use(run_dir.load_config(folder))
-    given = {change.partition("=")[0]: change for change in changes or []}
-    if bare := [change for change in given.values() if "=" not in change]:
-        raise InputError(f"{bare[0]!r} is not understood: give {bare[0]}=<value>")
-    known = [f"data.{key}" for key in (*OTHER_DATA, *SAME_DATA)]
-    if other := [change for key, change in given.items() if key not in known and not key.startswith("trainer.")]:
-        raise InputError(
-            f"{other[0]} cannot change a trained run: eval takes {', '.join(known)} and trainer.* settings"
-        )
-    OmegaConf.set_struct(cfg, False)  # another corpus may need keys that the run's has not; `build` checks them all
-    cfg.merge_with_dotlist(changes or [])
-    says = identity.without_places(run_dir.plain(cfg.data))  # not where a pinned collection lies
-    foreign = any(f"data.{key}" in given for key in OTHER_DATA if key in says)
-    if build.check_trainer(cfg).world_size > 1:
+    trained_on, cfg = run_dir.trained_on(folder), devices.for_use(run_dir.load_config(folder))
+    foreign = change(cfg, changes or [])
+    if check_trainer(cfg := whole(cfg)).world_size > 1:
         raise InputError("trainer.devices: src.eval measures on one device; leave it out")
-    data = build.data(cfg, whole=foreign)
-    if not foreign and data.facts()["sha256"] != trained_on["sha256"]:
+    data, model = build.build_data(cfg, whole=foreign), build.restore(folder)
+    if not foreign and data.sha256 != trained_on["sha256"]:
         raise InputError(
             f"the data of run {folder.name} have changed since it was trained, so that what was training may be test "
             "now: bring them back, or give data.path=<the file> to measure it on all messages"
         )
+    data.encode_for(model.prompts, model.reads_padding, model.gpt.config.context_length)
     data.read_as(trained_on["labels"], trained_on["max_length"], trained_on["width"])
-    model = build.restore(folder)
-    trainer = build.trainer(cfg, logger=False, enable_checkpointing=False)
+    trainer = build_trainer(cfg, logger=False, enable_checkpointing=False)
     predictions = {part: predict(trainer, model, data.evaluation_loader(part)) for part in data.splits}
     sizes = {part: len(p.labels) for part, p in predictions.items()}
-    metrics, by_task = measure_splits(predictions, build.questions(cfg, trained_on["labels"]))
+    metrics, by_task = measure_splits(predictions, model.classes_by_question)
     if by_task:
         metrics |= {f"test, {name}": measured for name, measured in by_task["test"].items()}
         sizes |= {f"test, {name}": trained_on["test_sizes"][name] for name in by_task["test"]}
     return metrics, sizes
+
+
+def change(cfg: "DictConfig", changes: list[str]) -> bool:
+    """Put key=value `changes` into the config of a run; whether it then names other data than it was trained on.
+
+    Raises InputError for what would change a trained model.
+    """
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    given = {one.partition("=")[0]: one for one in changes}
+    if bare := [one for one in changes if "=" not in one]:
+        raise InputError(f"{bare[0]!r} is not understood: give {bare[0]}=<value>")
+    known = ["data", *(f"data.{key}" for key in (*OTHER_DATA, *SAME_DATA))]
+    if other := [one for key, one in given.items() if key not in known and not key.startswith("trainer.")]:
+        raise InputError(
+            f"{other[0]} cannot change a trained run: eval takes {', '.join(known)} and trainer.* settings"
+        )
+    if "data" in given:
+        kept = {key: cfg.data[key] for key in ("padding", *SAME_DATA)}
+        try:
+            cfg.data = compose("train", [one for key, one in given.items() if key.startswith("data")]).data
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(explain(error)) from None
+        cfg.data.update(kept)
+    places = identity.without_places(run_dir.plain(cfg.data))  # without that of a pinned collection
+    OmegaConf.set_struct(cfg, False)  # `build` checks the keys
+    cfg.merge_with_dotlist([one for key, one in given.items() if key != "data"])
+    return "data" in given or any(f"data.{key}" in given for key in OTHER_DATA if key in places)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ Prints label, probability and message (control characters as \\t, \\n, ...); for
 with the probability of every class; labels_only=true: the label alone. What cannot be read goes to stderr with its
 line, and the rest is answered: exit status 1, or 2 where nothing could be.
 Further options: runs=<folder of the run folders>; task=<which question>, for a run on data=mix; encoding= and
-separator= of a table. Messages are padded as in training; with data.padding=batch and a position that reads padding,
+separator= of a table. Messages are padded as in training; with data.padding=batch and a pooling that reads padding,
 what is predicted for a message depends on those beside it, so that such a run reads all before it answers.
 """
 

@@ -5,6 +5,7 @@ Trains a GPT from random weights to predict the next token. A killed run goes on
 """
 
 import json
+import logging
 import shlex
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
     import lightning as L
 
     from src.gpt.model import GPT
-    from src.pretraining.causal_lm import Language
+    from src.pretraining.causal_lm import CausalLM
     from src.pretraining.throughput import Throughput
     from src.pretraining.token_stream import Packed
 
+log = logging.getLogger("src.pretrain")
 NEW_TOKENS = 24  # of a prompt's continuation
 SHAPE = ("n_layer", "n_head", "n_embd", "context_length", "vocab_size")
 
@@ -41,6 +43,8 @@ def train_on_text(cfg: DictConfig, on: dict[str, Any] | None, held: ExitStack) -
 
     from src import ranks
     from src.config import build
+    from src.config import pretraining as parts
+    from src.config.trainer import build_callbacks, build_loggers, build_trainer, check_loggers
     from src.finetune.cost import peak_memory_bytes
     from src.pretraining.throughput import Throughput
     from src.pretraining.token_stream import Windows, pack
@@ -53,10 +57,10 @@ def train_on_text(cfg: DictConfig, on: dict[str, Any] | None, held: ExitStack) -
     if source:
         cfg = run_dir.load_config(source)
         devices.move(cfg, on or {})
-    run_dir.plain(cfg)  # whatever must be given is
-    loggers.check(cfg)
-    build.check_pretraining(cfg)
-    probe = build.trainer(cfg, logger=False, enable_checkpointing=False)
+    build.check_config(cfg)
+    check_loggers(cfg)
+    parts.check_pretraining(cfg)
+    probe = build_trainer(cfg, logger=False, enable_checkpointing=False)
     devices.settle(cfg, probe, run_dir.read_config(source) if source else None)
     processes = held.enter_context(together(probe))
     if source:
@@ -65,13 +69,14 @@ def train_on_text(cfg: DictConfig, on: dict[str, Any] | None, held: ExitStack) -
         run_dir.check_unfinished(source)
 
     clock = Throughput(cfg.budget_minutes * 60 if cfg.budget_minutes else None)
-    model = build.language(cfg, clock)
+    model = parts.build_language_model(cfg, clock)
     tell = continuations(cfg, model.gpt)
     text, held_out = (pack(path, cfg.corpus.cache) for path in (cfg.corpus.path, cfg.corpus.validation_path))
-    windows = Windows(text.ids, cfg.window, devices.global_batch_of(cfg), cfg.seed, build.padded_windows(cfg))
+    windows = Windows(text.ids, cfg.window, devices.global_batch_of(cfg), cfg.seed, parts.padded_windows(cfg))
     whole = some(held_out, cfg)
-    build.pretrainer(cfg, windows.epoch_batches, logger=False, enable_checkpointing=False)  # refuses before a folder
-    print(describe(cfg, text, held_out, model), flush=True)
+    parts.pretrainer(cfg, windows.epoch_batches, logger=False, enable_checkpointing=False)  # refuses before a folder
+    given_callbacks = build_callbacks(cfg)
+    log.info(describe(cfg, text, held_out, model))
 
     processes.start(probe)
     folder = source
@@ -80,10 +85,10 @@ def train_on_text(cfg: DictConfig, on: dict[str, Any] | None, held: ExitStack) -
         held.enter_context(run_lock(folder))
     folder = processes.agree_on(folder, "pretrain")
     held.enter_context(say_how_to_resume(folder, "pretrain"))
-    logger = processes.first and loggers.start(cfg, folder, remove_on_failure=source is None)
+    logger = build_loggers(cfg, folder, remove_on_failure=source is None) if processes.first else []
     batches: Any = DataLoader([ranks.share(batch) for batch in whole], batch_size=None)  # type: ignore[arg-type]
-    callbacks = [clock, tell, *build.pretraining_callbacks(cfg, folder)]
-    trainer = build.pretrainer(cfg, windows.epoch_batches, callbacks, logger=logger, default_root_dir=folder)
+    callbacks = [clock, tell, *parts.pretraining_callbacks(cfg, folder), *given_callbacks]
+    trainer = parts.pretrainer(cfg, windows.epoch_batches, callbacks, logger=logger, default_root_dir=folder)
     try:
         last = folder / "checkpoints" / "last.ckpt"
         trainer.fit(model, windows, batches, ckpt_path=last if last.is_file() else None, weights_only=True)
@@ -97,7 +102,7 @@ def train_on_text(cfg: DictConfig, on: dict[str, Any] | None, held: ExitStack) -
         result = summarize(cfg, folder, text, held_out, model, clock, losses, peak)
         result["environment"] = run_dir.environment(trainer.strategy.root_device, trainer.precision)
         write(folder, model.gpt, result)
-        record(logger, result)
+        loggers.finish(logger, flat(result["metrics"]), result["cost"])
     finally:
         loggers.close(logger)
     show(cfg, result, folder)
@@ -111,7 +116,8 @@ def continuations(cfg: DictConfig, gpt: "GPT") -> "L.Callback":
     from lightning.pytorch.callbacks import LambdaCallback
 
     from src.data.tokenizer import END_OF_TEXT, decode, encode
-    from src.gpt.generation import Reader, check, sampler
+    from src.gpt.generation import Decoder, check, sampler
+    from src.runs.loggers import is_wandb
 
     prompts = encode(list(cfg.prompts))
     length = [len(ids) for ids in prompts]
@@ -121,22 +127,22 @@ def continuations(cfg: DictConfig, gpt: "GPT") -> "L.Callback":
 
     def tell(trainer: Any, module: Any) -> None:
         loss = trainer.callback_metrics["validation/loss"]
-        print(f"step {trainer.global_step}: held-out loss {loss:.3f}, perplexity {loss.exp():.1f}", flush=True)
+        log.info("step %d: held-out loss %.3f, perplexity %.1f", trainer.global_step, loss, loss.exp())
         if not prompts:
             return
         choose = sampler(temperature=0.8, top_k=40, seed=cfg.seed)
         ids, lengths = padded.to(module.device), torch.tensor(length, device=module.device)
-        new = Reader(gpt, ids, lengths, room=NEW_TOKENS).write(NEW_TOKENS, END_OF_TEXT, choose)
+        new = Decoder(gpt, ids, lengths, max_new_tokens=NEW_TOKENS).generate(NEW_TOKENS, END_OF_TEXT, choose)
         rows = [[prompt, decode(more)] for prompt, more in zip(cfg.prompts, new, strict=True)]
         for prompt, more in rows:
-            print(" " * 4 + " ".join(f"{prompt} |{more}".split()), flush=True)
-        if trainer.logger:
-            trainer.logger.log_text("continuations", ["prompt", "continuation"], rows, step=trainer.global_step)
+            log.info("    %s", " ".join(f"{prompt} |{more}".split()))
+        for logger in filter(is_wandb, trainer.loggers):
+            logger.log_text("continuations", ["prompt", "continuation"], rows, step=trainer.global_step)
 
     return LambdaCallback(on_validation_end=tell)
 
 
-def describe(cfg: DictConfig, text: "Packed", held_out: "Packed", model: "Language") -> str:
+def describe(cfg: DictConfig, text: "Packed", held_out: "Packed", model: "CausalLM") -> str:
     """What is trained on what, before it begins."""
     from src.runs.devices import global_batch_of
 
@@ -170,7 +176,7 @@ def summarize(
     folder: Path,
     text: "Packed",
     held_out: "Packed",
-    model: "Language",
+    model: "CausalLM",
     clock: "Throughput",
     losses: dict[str, tuple[float, int]],
     peak: int,
@@ -212,7 +218,7 @@ def validate(gpt: "GPT", held_out: "Packed", cfg: DictConfig) -> dict[str, tuple
     import torch
 
     from src import ranks
-    from src.pretraining.causal_lm import loss_of
+    from src.pretraining.causal_lm import mean_loss
     from src.pretraining.token_stream import in_order
 
     gpt.eval()
@@ -222,7 +228,7 @@ def validate(gpt: "GPT", held_out: "Packed", cfg: DictConfig) -> dict[str, tuple
         torch.compiler.set_stance("eager_on_recompile"),  # a source's last, shorter batches are not worth it
     ):
         return {
-            name: loss_of(gpt, ranks.share(in_order(held_out.ids[start:end], cfg.window, cfg.batch_size)))
+            name: mean_loss(gpt, ranks.share(in_order(held_out.ids[start:end], cfg.window, cfg.batch_size)))
             for name, (start, end) in held_out.sources.items()
             if end - start > 1  # a lone token has none before it
         }
@@ -259,17 +265,12 @@ def write(folder: Path, gpt: "GPT", result: dict[str, Any]) -> None:
     run_dir.write_text(folder / "result.json", json.dumps(run_dir.without_nan(result), indent=2) + "\n")
 
 
-def record(logger: Any, result: dict[str, Any]) -> None:
-    """The final numbers in W&B's summary."""
-    if isinstance(logger, bool):
-        return
-    from src.runs.loggers import best_effort
-
-    with best_effort():
-        for part, sources in result["metrics"].items():
-            for source, measured in sources.items():
-                logger.experiment.summary.update({f"final/{part}/{source}/{key}": x for key, x in measured.items()})
-        logger.experiment.summary.update({f"cost/{name}": value for name, value in result["cost"].items()})
+def flat(metrics: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """<source>/<measure> of each part."""
+    return {
+        part: {f"{source}/{name}": value for source, measured in sources.items() for name, value in measured.items()}
+        for part, sources in metrics.items()
+    }
 
 
 def show(cfg: DictConfig, result: dict[str, Any], folder: Path) -> None:
@@ -292,8 +293,7 @@ def shape(gpt: DictConfig) -> list[str]:
     from omegaconf import OmegaConf
 
     path = Path(__file__).parents[1] / "conf" / "gpt" / f"{gpt.name}.yaml"
-    named = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
-    assert isinstance(named, DictConfig)
+    named = OmegaConf.load(path).gpt if path.is_file() else {}
     other = {key: gpt[key] for key in SHAPE if gpt[key] != named.get(key)}
     return [f"gpt={gpt.name}", *(f"gpt.{key}={value}" for key, value in other.items())]
 

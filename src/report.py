@@ -3,7 +3,7 @@
 Makes a study's table and figures from its finished runs: experiments/tables/<study>.md, .tex and .csv, and
 experiments/figures/<study>-<what>.png and .pdf. Without a study, of every study in experiments/.
   format=html                              one page of all studies named, experiments/report.html, for a browser
-  reference=position=last,trainable=all    the row that others are compared with, by values or label. If it names
+  reference=pooling=last,trainable=all    the row that others are compared with, by values or label. If it names
                                            several, a row is compared with the one that has its other settings. Else
                                            it is the first that was trained on the same part of the messages
 """

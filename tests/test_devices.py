@@ -16,12 +16,12 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from src import pretrain as entry
 from src import ranks
+from src.config.command_line import compose
 from src.data.batching import Messages
 from src.data.sharding import Shard
 from src.errors import InputError
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 ROOT = Path(__file__).parents[1]
 TINY = (
     "gpt.weights=random gpt.n_layer=2 gpt.n_head=2 gpt.n_embd=16 gpt.context_length=64 trainer.max_epochs=2 "
-    "trainer.accelerator=cpu trainer.precision=64-true task.optimizer.lr=1e-2 logger=none"
+    "trainer.accelerator=cpu trainer.precision=64-true optimizer.lr=1e-2 logger=none"
 )
 PRETRAINING = (
     "gpt.n_layer=2 gpt.n_head=2 gpt.n_embd=16 gpt.context_length=32 trainer.accelerator=cpu trainer.precision=64-true "
@@ -70,8 +70,7 @@ def overrides(home: Path, name: str, *more: str) -> list[str]:
 
 
 def run_one(home: Path, name: str, *more: str) -> None:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", overrides(home, name, *more))
+    cfg = compose("train", overrides(home, name, *more))
     train(cfg)
 
 
@@ -85,9 +84,7 @@ def pretraining(home: Path, name: str, *more: str) -> list[str]:
 
 
 def pretrain_one(home: Path, name: str, *more: str) -> None:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("pretrain", pretraining(home, name, *more))
-    entry.pretrain(cfg)
+    entry.pretrain(compose("pretrain", pretraining(home, name, *more)))
 
 
 def on_two(do: Callable[[], Any]) -> None:
@@ -149,7 +146,7 @@ CASES = {
     "all": ["task.trainable=all", "trainer.accumulate_grad_batches=2"],
     "lora": ["task.trainable=lora", "trainer.gradient_clip_val=0.1"],
     "batch": ["data.padding=batch"],
-    "real": ["task.position=last_real", "data.padding=batch"],
+    "real": ["task.pooling=last_nonpad", "data.padding=batch"],
     "instruct": ["task=instruct"],
     "instruct-off": ["task=instruct", "cache=off", "data.padding=batch"],
     "instruct-head": ["task=instruct", "task.trainable=last_layer"],
@@ -260,7 +257,7 @@ def test_pretraining_that_was_killed_on_two_devices_goes_on_on_one(home: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", ["budget_minutes=0.05", "candidates=50", "gpt.dropout=0.2"])
+@pytest.mark.parametrize("given", ["budget_minutes=0.05", "num_sampled=50", "gpt.dropout=0.2"])
 def test_what_two_devices_do_on_their_own_leaves_them_with_one_model(given: str, home: Path, tmp_path: Path) -> None:
     """A clock, words of the vocabulary, dropout."""
     more = ["max_steps=null"] if "minutes" in given else []
@@ -298,7 +295,7 @@ def test_a_signal_to_all_processes_ends_them_with_one_sentence(number: int, stat
 
 @pytest.mark.slow
 def test_a_wrong_number_in_training_is_told_once_with_status_2(home: Path) -> None:
-    given = ("trainer.devices=2", "task.optimizer.lr=1e30", "task.trainable=all", "trainer.precision=32-true")
+    given = ("trainer.devices=2", "optimizer.lr=1e30", "task.trainable=all", "trainer.precision=32-true")
     process = begin("train", *overrides(home, "diverges", *given))
     error = process.communicate(timeout=120)[1]
     assert (process.returncode, error.count("infinite or NaN")) == (2, 1)
@@ -322,8 +319,7 @@ def test_a_multirun_refuses_several_devices_and_a_sweep_runs_them(home: Path) ->
 
 def test_identity_holds_the_global_batch_and_not_the_devices(home: Path) -> None:
     def key(*more: str) -> str:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return run_dir.config_hash(compose("train", overrides(home, "any", *more)))
+        return run_dir.config_hash(compose("train", overrides(home, "any", *more)))
 
     one = key("data.batch_size=8")
     assert key("data.batch_size=4", "trainer.devices=2") == one

@@ -20,15 +20,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from src.config import build
-from src.data.datamodule import SPLITS
-from src.data.datasets import BUNDLED
+from src.data.datasets import BUNDLED, SmsSpam
 from src.data.tokenizer import decode, encode
 from src.errors import InputError
 from src.export import export
 from src.exporting import hub, model_card, onnx_file, transformers_folder
 from src.exporting.finished_run import FinishedRun
-from src.finetune.instruction import Instruct
-from src.gpt.generation import Reader
+from src.finetune.instruction import InstructionTuner
+from src.gpt.generation import Decoder
 from src.predict import predict_texts
 from src.sweeps import study
 from src.train import train
@@ -36,24 +35,24 @@ from src.train import train
 ROOT = Path(__file__).parents[1]
 TINY = [
     *("gpt.weights=random", "gpt.n_layer=2", "gpt.n_head=2", "gpt.n_embd=16", "gpt.context_length=64"),
-    *("trainer.max_epochs=2", "trainer.accelerator=cpu", "task.optimizer.lr=1e-2"),
+    *("trainer.max_epochs=2", "trainer.accelerator=cpu", "optimizer.lr=1e-2"),
     *("data=table", "data.split=deduplicated", "data.max_length=32", "logger=none", "cache=off"),
 ]
 ALL = "task.trainable=all"
 PROMPTED = ("data.max_length=48", 'data.instruction="Is it spam?"')
 STOCK = {
-    "last_nonpad": (ALL, "task.position=last_real"),
-    "lora": ("task.trainable=lora", "task.position=last_real"),
-    "no_padding": (ALL, "task.position=last", "data.padding=none", "data.batch_size=1"),
-    "prompted": (ALL, "task.position=last_real", "task.prompt=instruction", "task.head=answers", *PROMPTED),
+    "last_nonpad": (ALL, "task.pooling=last_nonpad"),
+    "lora": ("task.trainable=lora", "task.pooling=last_nonpad"),
+    "no_padding": (ALL, "task.pooling=last", "data.padding=none", "data.batch_size=1"),
+    "prompted": (ALL, "task.pooling=last_nonpad", "task.prompt=instruction", "task.head=answers", *PROMPTED),
 }
 CUSTOM = {
-    "last": (ALL, "task.position=last"),
-    "mean": (ALL, "task.position=mean"),
-    "first": (ALL, "task.position=first"),
-    "padded_as_the_batch": (ALL, "task.position=last", "data.padding=batch"),
-    "mean_without_padding": (ALL, "task.position=mean", "data.padding=none", "data.batch_size=1"),
-    "no_causal_mask": (ALL, "task.position=last_real", "gpt.causal=false"),
+    "last": (ALL, "task.pooling=last"),
+    "mean": (ALL, "task.pooling=mean"),
+    "first": (ALL, "task.pooling=first"),
+    "padded_as_the_batch": (ALL, "task.pooling=last", "data.padding=batch"),
+    "mean_without_padding": (ALL, "task.pooling=mean", "data.padding=none", "data.batch_size=1"),
+    "no_causal_mask": (ALL, "task.pooling=last_nonpad", "gpt.causal=false"),
     "no_causal_mask_no_padding": (ALL, "gpt.causal=false", "data.padding=none", "data.batch_size=1"),
 }
 INSTRUCT = {
@@ -195,7 +194,7 @@ def test_a_card_is_sound_whatever_the_labels_are(trained: Trained) -> None:
 
 def test_a_card_has_a_sentence_for_the_leaks_of_every_split(trained: Trained) -> None:
     run = trained["last_nonpad"]
-    for split in ("book", *SPLITS):
+    for split in SmsSpam.SPLITS:
         told = replace(run, result=run.result | {"data": run.result["data"] | {"split": split}})
         assert model_card.LEAKS[split] in model_card.card(told, None, onnx=False).text
 
@@ -339,11 +338,11 @@ print(json.dumps(said))
 
 def written(run: FinishedRun, texts: list[str]) -> list[str]:
     """What an instruct run writes about each text, by greedy decoding."""
-    assert isinstance(run.model, Instruct)
+    assert isinstance(run.model, InstructionTuner)
     words, room = [""] * len(texts), run.model.answers.shape[1]
     for batch in run.batches(texts):
-        reader = Reader(run.model.gpt, batch.ids, batch.length, room, run.model.logits)
-        for row, ids in zip(batch.row.tolist(), reader.write(room, run.model.stop), strict=True):
+        decoder = Decoder(run.model.gpt, batch.ids, batch.length, room, run.model.logits)
+        for row, ids in zip(batch.row.tolist(), decoder.generate(room, run.model.stop), strict=True):
             words[row] = decode(ids).strip()
     return words
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from src.errors import InputError
-from src.gpt.generation import Reader, greedy, sampler
+from src.gpt.generation import Decoder, greedy, sampler
 from src.gpt.model import GPT, GPTConfig
 
 CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=16, context_length=12, vocab_size=23)
@@ -36,7 +36,7 @@ def written(
     gpt: GPT, given: tuple[Tensor, Tensor], n: int, stop: int = NO_STOP, choose: Callable[[Tensor], Tensor] = greedy
 ) -> list[list[int]]:
     """Up to `n` new ids after each prompt of a batch."""
-    return Reader(gpt, *given, room=n).write(n, stop, choose)
+    return Decoder(gpt, *given, max_new_tokens=n).generate(n, stop, choose)
 
 
 @torch.no_grad()
@@ -66,15 +66,12 @@ def test_the_cache_changes_nothing_for_prompts_of_different_lengths(gpt: GPT, pa
 
 
 def test_the_context_can_be_filled_to_its_last_token_and_the_one_after_it(gpt: GPT) -> None:
-    n = CONFIG.context_length + 1 - len(PROMPTS[3])  # the last one is written and never read
-    expected = [reference(gpt, prompt, n) for prompt in PROMPTS]
-    assert len(expected[3]) == n
-    assert written(gpt, batch(PROMPTS), n) == expected
-
-
-def test_a_full_context_is_continued_by_one_token(gpt: GPT) -> None:
     full = [i % 23 for i in range(CONFIG.context_length)]
-    assert written(gpt, batch([full]), 1) == [reference(gpt, full, 1)]
+    for prompts in (PROMPTS, [full]):
+        n = CONFIG.context_length + 1 - len(prompts[-1])  # the last one is written and never read
+        expected = [reference(gpt, prompt, n) for prompt in prompts]
+        assert len(expected[-1]) == n
+        assert written(gpt, batch(prompts), n) == expected
 
 
 def test_a_continuation_ends_before_the_stop_token_and_the_others_go_on(gpt: GPT) -> None:
@@ -87,22 +84,22 @@ def test_a_continuation_ends_before_the_stop_token_and_the_others_go_on(gpt: GPT
 
 @pytest.mark.parametrize("answer", [[7], [5, 6, 7], [22, 0, 1, 1, 8]])
 def test_an_answer_is_as_probable_as_without_the_cache(gpt: GPT, answer: list[int]) -> None:
-    p = Reader(gpt, *batch(PROMPTS), room=5).log_probability(torch.tensor(answer))
+    p = Decoder(gpt, *batch(PROMPTS), max_new_tokens=5).loglikelihood(torch.tensor(answer))
     assert p.tolist() == pytest.approx([log_probability(gpt, prompt, answer) for prompt in PROMPTS], rel=1e-5)
 
 
 def test_a_continuation_leaves_no_trace_in_the_next(gpt: GPT) -> None:
-    reader, answer = Reader(gpt, *batch(PROMPTS), room=5), torch.tensor([5, 6, 7])
-    p = reader.log_probability(answer)
-    assert reader.write(5, NO_STOP) == [reference(gpt, prompt, 5) for prompt in PROMPTS]
-    assert torch.equal(reader.log_probability(answer), p)
-    assert reader.write(5, NO_STOP) == [reference(gpt, prompt, 5) for prompt in PROMPTS]
+    decoder, answer = Decoder(gpt, *batch(PROMPTS), max_new_tokens=5), torch.tensor([5, 6, 7])
+    p = decoder.loglikelihood(answer)
+    assert decoder.generate(5, NO_STOP) == [reference(gpt, prompt, 5) for prompt in PROMPTS]
+    assert torch.equal(decoder.loglikelihood(answer), p)
+    assert decoder.generate(5, NO_STOP) == [reference(gpt, prompt, 5) for prompt in PROMPTS]
 
 
 def test_the_output_layer_may_be_another_and_no_gradient_is_kept(gpt: GPT) -> None:
-    reader = Reader(gpt, *batch(PROMPTS), room=3, logits=lambda hidden: gpt.logits(hidden).roll(1, -1))
-    assert [ids[0] for ids in reader.write(1, NO_STOP)] == [(reference(gpt, p, 1)[0] + 1) % 23 for p in PROMPTS]
-    assert not reader.log_probability(torch.tensor([1, 2])).requires_grad
+    decoder = Decoder(gpt, *batch(PROMPTS), max_new_tokens=3, logits=lambda hidden: gpt.logits(hidden).roll(1, -1))
+    assert [ids[0] for ids in decoder.generate(1, NO_STOP)] == [(reference(gpt, p, 1)[0] + 1) % 23 for p in PROMPTS]
+    assert not decoder.loglikelihood(torch.tensor([1, 2])).requires_grad
 
 
 def test_sampling_is_the_same_for_the_same_seed_alone(gpt: GPT) -> None:
@@ -130,16 +127,16 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_top_k_at_the_temperature
 
 
 @pytest.mark.parametrize(
-    ("prompts", "n", "sentence"),
+    ("prompts", "n", "named"),
     [
-        (PROMPTS, 7, "7 tokens and 7 new ones"),
-        ([[1] * 13], 1, "13 tokens and 1 new ones"),
-        ([[1]], 0, "1 tokens and 0 new ones"),
+        (PROMPTS, 7, "7 tokens and 7 new ones .* 12"),
+        ([[1] * 13], 1, "13 tokens and 1 new ones .* 12"),
+        ([[1]], 0, "0 new ones"),
         ([[1, 2], []], 3, "empty prompt"),
     ],
 )
-def test_what_cannot_be_continued_is_refused(gpt: GPT, prompts: list[list[int]], n: int, sentence: str) -> None:
-    with pytest.raises(InputError, match=sentence):
+def test_what_cannot_be_continued_is_refused(gpt: GPT, prompts: list[list[int]], n: int, named: str) -> None:
+    with pytest.raises(InputError, match=named):
         written(gpt, batch(prompts), n)
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import huggingface_hub
 import peft
 import pytest
-import safetensors
 import torch
 from huggingface_hub import constants as hub_constants
 from omegaconf import OmegaConf
@@ -24,13 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedModel
 
+from src.data.prompts import Question
 from src.errors import InputError
 from src.finetune.classifier import Classifier
 from src.gpt import weights
 from src.gpt.lora import LoRA, LoRALinear, inject, merge
 from src.gpt.model import GPT, Attention, Block, GPTConfig, attend
 from src.gpt.pinned import Published
-from src.gpt.shared_prefixes import Beginnings
+from src.gpt.shared_prefixes import SharedPrefixes
 from src.gpt.weight_files import COMPUTED
 
 CONFIG = GPTConfig(n_layer=3, n_head=3, n_embd=24, context_length=32, vocab_size=101)
@@ -107,7 +107,7 @@ def test_class_logits_at_the_last_real_token_equal_those_of_transformers(tmp_pat
     pad = CONFIG.vocab_size - 1
     theirs = hugging_face(GPT2ForSequenceClassification, CONFIG, pad_token_id=pad, num_labels=3)
     theirs.transformer.save_pretrained(tmp_path)
-    ours = Classifier(GPT(CONFIG), n_classes=3, position="last_real").eval()
+    ours = Classifier(GPT(CONFIG), [Question("", ("a", "b", "c"))], pooling="last_nonpad").eval()
     weights.read(ours.gpt, tmp_path)
     ours.head.weight.copy_(theirs.score.weight)
     ours.head.bias.zero_()
@@ -164,12 +164,12 @@ def test_without_the_causal_mask_every_hidden_state_depends_on_the_last_token():
 @pytest.mark.parametrize("k", range(CONFIG.n_layer + 1))
 def test_prefix_then_suffix_is_forward_bit_for_bit(k):
     gpt, ids = scattered(), some_ids(2, 12)
-    hidden = gpt.prefix(ids, k)
-    assert torch.equal(gpt.suffix(hidden, k), gpt(ids))
+    hidden = gpt.lower_blocks(ids, k)
+    assert torch.equal(gpt.upper_blocks(hidden, k), gpt(ids))
     for block in gpt.blocks[:k]:  # blocks below k have no part in the suffix
         scatter(block, 5.0)
     gpt.token_embedding.weight.zero_()
-    scattered_below = gpt.suffix(hidden, k)
+    scattered_below = gpt.upper_blocks(hidden, k)
     assert torch.equal(scattered_below, scattered()(ids))
 
 
@@ -177,9 +177,8 @@ def test_prefix_then_suffix_is_forward_bit_for_bit(k):
 def test_a_message_as_long_as_the_context_fits_and_a_longer_one_is_refused():
     gpt = scattered()
     assert gpt(some_ids(1, 32)).shape == (1, 32, 24)
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=r"33 tokens .* 32"):
         gpt(some_ids(1, 33))
-    assert str(error.value) == "33 tokens do not fit into a context of 32"
 
 
 @torch.no_grad()
@@ -189,26 +188,18 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(gpt.eval()(ids), GPT(CONFIG, seed=0).eval()(ids))
 
 
-@pytest.mark.parametrize("size", ["n_layer", "n_head", "n_embd", "context_length", "vocab_size"])
-def test_a_negative_size_is_refused(size):
-    sizes = {"n_layer": 12, "n_head": 12, "n_embd": 768, "context_length": 1024, "vocab_size": 50257} | {size: -1}
-    listed = ", ".join(f"{name}={value}" for name, value in sizes.items())
-    with pytest.raises(InputError) as error:
-        GPTConfig(**sizes)
-    assert str(error.value) == f"a GPT needs positive sizes, got GPTConfig({listed}, dropout=0.0, causal=True)"
-
-
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("key", "value"),
     [
-        ({"n_embd": 100}, "gpt.n_embd=100"),
-        ({"dropout": 1.0}, "gpt.dropout=1.0"),
-        ({"dropout": -0.1}, "gpt.dropout=-0.1"),
+        *((size, -1) for size in ("n_layer", "n_head", "n_embd", "context_length", "vocab_size")),
+        ("n_embd", 100),  # no multiple of the heads
+        ("dropout", 1.0),
+        ("dropout", -0.1),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings, sentence):
-    with pytest.raises(InputError, match=sentence):
-        GPTConfig(**settings)
+def test_settings_that_cannot_be_are_refused(key, value):
+    with pytest.raises(InputError, match=f"{key}={value}"):
+        GPTConfig(**{key: value})
 
 
 def test_weights_depend_on_the_seed_and_on_nothing_else():
@@ -235,24 +226,42 @@ def test_weights_start_as_gpt2s_did():
             assert abs(tensor.mean().item()) < 0.04 * expected, name
 
 
+def config_of(size: str) -> GPTConfig:
+    """The GPT that gpt=<size> chooses."""
+    settings = OmegaConf.load(CONF / f"{size}.yaml").gpt
+    return GPTConfig(**{field.name: settings[field.name] for field in dataclasses.fields(GPTConfig)})
+
+
 def test_every_size_has_the_parameter_count_of_the_published_model():
     counts = {}
     for path in CONF.glob("*.yaml"):
-        settings = OmegaConf.load(path)
         with torch.device("meta"):
-            gpt = GPT(GPTConfig(**{field.name: settings[field.name] for field in dataclasses.fields(GPTConfig)}))
-        assert settings.name == path.stem
+            gpt = GPT(config_of(path.stem))
+        assert OmegaConf.load(path).gpt.name == path.stem
         counts[path.stem] = sum(parameter.numel() for parameter in gpt.parameters())
     published = {"small": 124_439_808, "medium": 354_823_168, "large": 774_030_080, "xl": 1_557_611_200}
     assert counts == {"mini": 12_515_520, **published}
 
 
 def test_the_defaults_are_gpt2_small():
-    settings = OmegaConf.load(CONF / "small.yaml")
-    assert dataclasses.asdict(GPTConfig()) == {f.name: settings[f.name] for f in dataclasses.fields(GPTConfig)}
+    assert config_of("small") == GPTConfig()
 
 
 # ------------------------------------------------------------------------------------------------- weights on disk
+
+
+def refusal(path: Path, config: GPTConfig = CONFIG) -> str:
+    with pytest.raises(InputError) as error:
+        weights.build("mini", str(path), config, seed=0)
+    assert "elete" not in str(error.value)  # whatever it is, it is the user's
+    return str(error.value)
+
+
+def exported(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an export into `folder`, by the names they have on the hub."""
+    weights.export(scattered(), folder)
+    tensors = load_file(folder / "model.safetensors")
+    return {key.removeprefix("transformer."): tensor for key, tensor in tensors.items()}
 
 
 def test_read_gives_back_what_export_wrote_bit_for_bit(tmp_path):
@@ -295,91 +304,53 @@ def test_an_export_that_fails_leaves_the_file_before_it_as_it_was(tmp_path, monk
 
 
 def test_a_file_in_the_layout_of_the_hub_reads_the_same(tmp_path):
-    gpt, back = scattered(), GPT(CONFIG)
-    weights.export(gpt, tmp_path)
-    exported = load_file(tmp_path / "model.safetensors")
-    tensors = {key.removeprefix("transformer."): tensor for key, tensor in exported.items()}
+    tensors, back = exported(tmp_path), GPT(CONFIG)
     for layer in range(CONFIG.n_layer):
         tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 32, 32).tril()
         tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
     tensors["lm_head.weight"] = tensors["wte.weight"].clone()
     save_file(tensors, tmp_path / "as_published.safetensors")
     weights.read(back, tmp_path / "as_published.safetensors")
-    assert_same_weights(back, gpt)
-
-
-def drop_one(tensors: dict[str, Tensor]) -> None:
-    del tensors["transformer.h.1.attn.c_attn.bias"]
-
-
-def drop_two(tensors: dict[str, Tensor]) -> None:
-    del tensors["transformer.ln_f.weight"], tensors["transformer.ln_f.bias"]
-
-
-def add_a_block(tensors: dict[str, Tensor]) -> None:
-    tensors |= {key.replace("h.2.", "h.3."): tensor.clone() for key, tensor in tensors.items() if ".h.2." in key}
-
-
-def keep_torchs_layout(tensors: dict[str, Tensor]) -> None:
-    key = "transformer.h.0.attn.c_attn.weight"
-    tensors[key] = tensors[key].t().contiguous()
-
-
-def add_an_axis(tensors: dict[str, Tensor]) -> None:
-    key = "transformer.h.0.mlp.c_fc.weight"
-    tensors[key] = tensors[key][None]
-
-
-def widen_the_vocabulary(tensors: dict[str, Tensor]) -> None:
-    tensors["transformer.wte.weight"] = torch.zeros(102, 24)
+    assert_same_weights(back, scattered())
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "named"),
     [
-        (drop_one, "tensor h.1.attn.c_attn.bias is missing (1"),
-        (drop_two, "tensor ln_f.bias is missing (2"),
-        (add_a_block, "tensor h.3.attn.c_attn.bias has no place"),
-        (keep_torchs_layout, "tensor h.0.attn.c_attn.weight is (72, 24), this GPT needs (24, 72)"),
-        (add_an_axis, "tensor h.0.mlp.c_fc.weight is (1, 24, 96), this GPT needs (24, 96)"),
-        (widen_the_vocabulary, "tensor wte.weight is (102, 24), this GPT needs (101, 24)"),
+        (lambda _: {"h.1.attn.c_attn.bias": None}, "h.1.attn.c_attn.bias is missing (1 in all)"),
+        (lambda _: {"ln_f.weight": None, "ln_f.bias": None}, "ln_f.bias is missing (2 in all)"),
+        (
+            lambda t: {key.replace("h.2.", "h.3."): t[key].clone() for key in t if key.startswith("h.2.")},
+            "h.3.attn.c_attn.bias has no place in this GPT (12 such in all)",
+        ),
+        (lambda t: {"h.0.attn.c_attn.weight": t["h.0.attn.c_attn.weight"].t()}, "h.0.attn.c_attn.weight is (72, 24)"),
+        (lambda t: {"h.0.mlp.c_fc.weight": t["h.0.mlp.c_fc.weight"][None]}, "h.0.mlp.c_fc.weight is (1, 24, 96)"),
+        (lambda _: {"wte.weight": torch.zeros(102, 24)}, "wte.weight is (102, 24), this GPT needs (101, 24)"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused_and_the_tensor_named(change, sentence, tmp_path):
-    weights.export(scattered(), tmp_path)
+def test_a_file_that_does_not_fit_is_refused_and_the_tensor_named(change, named, tmp_path):
+    tensors = exported(tmp_path)
+    tensors |= change(tensors)
     path = tmp_path / "model.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path)
-    with pytest.raises(InputError) as error:
-        weights.read(GPT(CONFIG), tmp_path)
-    assert f"{path}: {sentence}" in str(error.value)
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items() if tensor is not None}, path)
+    said = refusal(path)
+    assert str(path) in said
+    assert named in said
 
 
-@pytest.mark.parametrize("damage", [lambda whole: whole[:-1], lambda whole: whole[:100], lambda whole: b"PK\3\4" * 50])
+@pytest.mark.parametrize(
+    "damage", [lambda whole: whole[:-1], lambda whole: whole[:100], lambda whole: b"PK\3\4" * 50, lambda whole: b""]
+)
 def test_a_damaged_file_is_refused(damage: Callable[[bytes], bytes], tmp_path):
     weights.export(scattered(), tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(safetensors.SafetensorError) as reason:
-        safetensors.safe_open(path, framework="pt")
-    with pytest.raises(InputError) as error:
-        weights.read(GPT(CONFIG), path)
-    assert str(path) in str(error.value)
-    assert str(reason.value) in str(error.value) or "pickled" in str(error.value)
-
-
-def test_an_empty_file_is_refused(tmp_path):
-    path = tmp_path / "model.safetensors"
-    path.touch()
-    with pytest.raises(InputError, match="is not a whole safetensors file"):
-        weights.read(GPT(CONFIG), path)
+    assert str(path) in refusal(path)
 
 
 @pytest.mark.parametrize(("given", "looked_for"), [("no.safetensors", "no.safetensors"), (".", "model.safetensors")])
 def test_a_path_without_a_file_is_refused(given, looked_for, tmp_path):
-    with pytest.raises(InputError, match=str(tmp_path / looked_for)):
-        weights.build("small", str(tmp_path / given), CONFIG, seed=0)
+    assert f"gpt.weights: there is no file {tmp_path / looked_for}" in refusal(tmp_path / given)
 
 
 def test_a_gpt_with_adapters_is_not_exported(tmp_path):
@@ -409,13 +380,6 @@ def our_logits(path: Path, config: GPTConfig = CONFIG) -> Tensor:
     gpt = weights.build("mini", str(path), config, seed=0).eval()
     with torch.no_grad():
         return gpt.logits(gpt(some_ids(2, 20)))
-
-
-def refusal(path: Path, config: GPTConfig = CONFIG) -> str:
-    with pytest.raises(InputError) as error:
-        weights.build("mini", str(path), config, seed=0)
-    assert "elete" not in str(error.value)  # whatever it is, it is the user's
-    return str(error.value)
 
 
 def test_sharded_weights_of_transformers_read_as_one_file(tmp_path):
@@ -527,9 +491,8 @@ def test_a_config_that_is_none_of_gpt2_is_refused(content, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
 def test_weights_that_are_no_floating_point_numbers_are_refused(dtype, tmp_path):
-    weights.export(scattered(), tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    tensors["transformer.h.1.mlp.c_fc.weight"] = tensors["transformer.h.1.mlp.c_fc.weight"].to(dtype)
+    tensors = exported(tmp_path)
+    tensors["h.1.mlp.c_fc.weight"] = tensors["h.1.mlp.c_fc.weight"].to(dtype)
     save_file(tensors, tmp_path / "model.safetensors")
     assert f"h.1.mlp.c_fc.weight is of {dtype}" in refusal(tmp_path)
 
@@ -621,28 +584,16 @@ def test_a_tampered_download_is_refused(pinned, cache, content, monkeypatch):
     assert f"{path.resolve()} has sha256 {sha256(tampered)}, expected {sha256(content)}" in str(error.value)
 
 
-def unobtainable(name: str, reason: str) -> str:
-    source = weights.PUBLISHED[name]
-    return (
-        f"cannot get model.safetensors of {source.repo} at {source.revision} from the Hugging Face hub "
-        f"and it is not in its cache ({reason}): put the file anywhere and pass gpt.weights=<its path>, "
-        "or stay offline with gpt=mini or gpt.weights=random"
-    )
-
-
 @pytest.mark.parametrize("name", ["small", "medium", "large", "xl"])
 def test_without_network_and_cache_the_way_by_hand_is_told(name, cache):
-    with pytest.raises(InputError) as error:
+    source = weights.PUBLISHED[name]
+    with pytest.raises(InputError, match=rf"{source.repo} at {source.revision}.*OFFLINE.*gpt\.weights=<its path>"):
         weights.pretrained_file(name)
-    assert str(error.value) == unobtainable(name, "HF_HUB_OFFLINE is set")
 
 
 def test_a_size_without_published_weights_is_refused(cache):
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match="gpt=tiny"):
         weights.build("tiny", "pretrained", CONFIG, seed=0)
-    assert str(error.value) == (
-        "no weights are published for gpt=tiny: use gpt.weights=random or a path, or gpt=mini|small|medium|large|xl"
-    )
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -839,26 +790,18 @@ def test_outputs_and_gradients_equal_those_of_peft(scaling, pefts_alpha):
         torch.testing.assert_close(parameter.grad, same[name].grad, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"rank": 0}, "task.lora.rank=0"),
-        ({"scaling": "rank"}, "task.lora.scaling=rank"),
-        ({"init": "book"}, "task.lora.init=book"),
-    ],
-)
-def test_adapters_that_cannot_be_are_refused(settings, sentence):
-    with pytest.raises(InputError, match=sentence):
-        LoRA(**settings)
+@pytest.mark.parametrize(("key", "value"), [("rank", 0), ("scaling", "rank"), ("init", "book")])
+def test_adapters_that_cannot_be_are_refused(key, value):
+    with pytest.raises(InputError, match=f"task.lora.{key}={value}"):
+        LoRA(**{key: value})
 
 
 def test_the_shipped_weights_are_those_that_are_pinned() -> None:
     path, _ = weights.SHIPPED["mini"]
-    settings = OmegaConf.load(CONF / "mini.yaml")
-    config = GPTConfig(**{name: settings[name] for name in ("n_layer", "n_head", "n_embd", "context_length")})
+    config = config_of("mini")
     gpt = weights.build("mini", "pretrained", config, seed=0)
     assert path.stat().st_size <= 26_000_000
-    assert settings["weights"] == "pretrained"
+    assert OmegaConf.load(CONF / "mini.yaml").gpt.weights == "pretrained"
     stored = load_file(path)
     assert torch.equal(gpt.token_embedding.weight, stored["transformer.wte.weight"].float())
     assert not torch.equal(gpt.token_embedding.weight, GPT(config, seed=0).token_embedding.weight)
@@ -872,9 +815,8 @@ def test_altered_shipped_weights_are_refused(tmp_path: Path, monkeypatch: pytest
     altered.write_bytes(content)
     monkeypatch.setitem(weights.SHIPPED, "mini", (altered, sha256))
     found = hashlib.sha256(content).hexdigest()
-    with pytest.raises(InputError) as raised:
-        weights.build("mini", "pretrained", GPTConfig(n_layer=6, n_head=6, n_embd=192), seed=0)
-    assert f"{altered} has sha256 {found}, expected {sha256}" in str(raised.value)
+    with pytest.raises(InputError, match=f"{altered} has sha256 {found}, expected {sha256}"):
+        weights.build("mini", "pretrained", config_of("mini"), seed=0)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -887,8 +829,8 @@ def test_the_suffix_at_some_places_is_the_suffix_there_with_the_same_gradients(k
 
     def result(at_places: bool) -> tuple[Tensor, dict[str, Tensor]]:
         gpt.zero_grad()
-        x = gpt.prefix(ids, k)
-        x = gpt.suffix_at(x, k, index) if at_places else gpt.suffix(x, k)[torch.arange(4)[:, None], index]
+        x = gpt.lower_blocks(ids, k)
+        x = gpt.upper_blocks_at(x, k, index) if at_places else gpt.upper_blocks(x, k)[torch.arange(4)[:, None], index]
         (x * torch.linspace(-1, 1, x.numel()).view_as(x)).sum().backward()
         return x, {name: p.grad.clone() for name, p in gpt.named_parameters() if p.grad is not None}
 
@@ -927,10 +869,10 @@ def read_once(gpt: GPT, messages: list[list[int]], k: int) -> tuple[int, float]:
     ]
     ids, length = padded(messages)
     with torch.no_grad():
-        found = gpt.prefix(ids, k, Beginnings.of(ids, length, gpt.config.causal))
+        found = gpt.lower_blocks(ids, k, SharedPrefixes.of(ids, length, gpt.config.causal))
         for hook in hooks:
             hook.remove()
-        expected = gpt.prefix(ids, k)
+        expected = gpt.lower_blocks(ids, k)
     real = torch.arange(ids.shape[1]) < length[:, None]
     assert found.shape == expected.shape
     assert len(set(rows)) == (k > 0)
@@ -968,8 +910,8 @@ def test_without_a_causal_mask_only_equal_messages_share() -> None:
 def test_autocast_leaves_what_is_computed_at_few_places_in_full_precision() -> None:
     gpt, index = scattered(), torch.tensor([[3], [0]])
     x = torch.randn(2, 5, CONFIG.n_embd, generator=torch.Generator().manual_seed(0))
-    exact, everywhere = gpt.suffix_at(x, 2, index), gpt.suffix_at(x, 1, index)
+    exact, everywhere = gpt.upper_blocks_at(x, 2, index), gpt.upper_blocks_at(x, 1, index)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(gpt.suffix_at(x, 2, index), exact)
-        rounded = gpt.suffix_at(x, 1, index)  # a whole block lies before
+        assert torch.equal(gpt.upper_blocks_at(x, 2, index), exact)
+        rounded = gpt.upper_blocks_at(x, 1, index)  # a whole block lies before
     assert 1e-3 < (rounded - everywhere).abs().max() < 0.3

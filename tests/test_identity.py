@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from omegaconf import OmegaConf
 
 from src.errors import InputError
 from src.gpt.pinned import SHIPPED
@@ -93,20 +91,59 @@ def test_a_damaged_config_is_named(tmp_path: Path, content: bytes) -> None:
         run_dir.load_config(tmp_path)
 
 
-def test_old_settings_are_read_in_todays_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(
-        legacy, "RENAMED", {"task.position": "task.pooling", "data.sources.*.name": "data.sources.*.kind"}
-    )
-    monkeypatch.setattr(legacy, "REVALUED", {("task.pooling", "last_real"): "last_nonpad"})
-    monkeypatch.setattr(legacy, "ADDED", {"data.encoding": None, "held_out.new": 1})
-    old = {"gpt": {}, "seed": 1, "task": {"position": "last_real"}, "data": {"sources": {"a.b": {"name": "table"}}}}
-    text(tmp_path / "config.yaml", yaml.safe_dump(old))
-    assert OmegaConf.to_container(run_dir.load_config(tmp_path)) == {
-        "gpt": {},
-        "seed": 1,
-        "task": {"pooling": "last_nonpad"},
-        "data": {"sources": {"a.b": {"kind": "table"}}, "encoding": None},
-    }
+SPAM = """name: sms_spam, path: old/SMSSpamCollection, split: deduplicated, balance: true, cache: /old,
+instruction: Is the following text spam? Answer with yes or no., answers: {ham: 'no', spam: 'yes'}"""
+USUAL = "fraction: 1.0, padding: longest, max_length: null, batch_size: 8, num_workers: 0"
+OURS = "fraction: 1.0, padding: batch, max_length: null, batch_size: 16, num_workers: 2"
+MIX = f"name: mix, sources: {{spam: {{{SPAM}, {USUAL}}}}}, sampling: even, leave_out: null"
+HEAD = "classify, position: last_real, head: answers, prompt: none, ignore_index: -100"
+OLD = """
+gpt: {name: mini, n_layer: 6, n_head: 6, n_embd: 192, context_length: 1024, vocab_size: 50257, dropout: 0.0,
+      causal: true, weights: random, finetune: {lr: 0.001, epochs: 6}}
+data: {%s}
+task: {kind: %s, trainable: lora, template: "{instruction}\\n\\nText:\\n{text}\\n\\nAnswer:", frozen_precision: run,
+       lora: {rank: 16, alpha: 16, scaling: alpha},
+       optimizer: {lr: 0.0001, weight_decay: 0.1, schedule: %s}}
+trainer: {accelerator: auto, devices: 1, precision: 32-true, max_epochs: 5, accumulate_grad_batches: 1,
+          gradient_clip_val: null, log_every_n_steps: 10}
+logger: {kind: none}
+cache: {kind: disk, folder: /old/features, max_gb: 20}
+name: old
+seed: 123
+runs: runs
+resume: null
+held_out: {path: null, tokens: 65536, cache: /old}
+patience: null
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "today"),
+    [
+        (
+            (f"{SPAM}, {OURS}", HEAD, "constant, warmup: 0.0, floor: 0.0"),
+            ("data=sms_spam_deduplicated", "task.pooling=last_nonpad", "task.head=answers"),
+        ),
+        (
+            (f"{MIX}, {OURS}", "instruct", "cosine, warmup: 0.1, floor: 0.2"),
+            (
+                *("data=mix", "~data.sources.sentiment", "~data.sources.news", "data.sources.spam.split=deduplicated"),
+                *("data.sampling=even", "task=instruct"),
+                *("scheduler=cosine", "scheduler.warmup_ratio=0.1", "scheduler.min_lr_ratio=0.2"),
+            ),
+        ),
+    ],
+)
+def test_old_settings_are_read_in_todays_words(tmp_path: Path, old: tuple[str, ...], today: tuple[str, ...]) -> None:
+    text(tmp_path / "config.yaml", OLD % old)
+    now = ("data.padding=batch", "data.batch_size=16", "task.trainable=lora", "gpt.weights=random", "optimizer.lr=1e-4")
+    cfg = identity.plain(composed(*today, *now))
+    assert identity.settings(run_dir.read_config(tmp_path)) == identity.settings(cfg)
+
+
+def test_settings_of_today_are_left_as_they_are() -> None:
+    cfg = identity.plain(composed())
+    assert legacy.todays(cfg) == cfg
 
 
 def test_what_json_cannot_hold_becomes_null() -> None:

@@ -17,14 +17,13 @@ from torch import Tensor
 from src.config import build
 from src.data.batching import Batch, Messages, ShuffledBatches
 from src.data.datamodule import evaluation_loader
-from src.data.prompts import Prompt, Task, make_task, parse
+from src.data.prompts import Prompt, Question, Task, make_task, parse
 from src.data.tokenizer import END_OF_TEXT, decode, encode
 from src.errors import InputError
 from src.eval import evaluate
 from src.evaluation.metrics import Predictions, mean, measure, measure_tasks
 from src.finetune.classifier import Classifier
-from src.finetune.instruction import IGNORED, Instruct
-from src.finetune.optim import Optimizer
+from src.finetune.instruction import IGNORE_INDEX, InstructionTuner
 from src.gpt.model import GPT, GPTConfig
 from src.predict import predict_texts, write
 from src.runs import run_dir
@@ -34,9 +33,13 @@ from src.train import train
 pytestmark = pytest.mark.usefixtures("uncounted")
 TEMPLATE = "{instruction}\n\nText: {text}\n\nAnswer:"
 TINY = GPTConfig(n_layer=2, n_head=2, n_embd=16, context_length=64)
-SPAM = make_task("spam", ["ham", "spam"], TEMPLATE, "Is it spam?", {"ham": "no", "spam": "yes"})
-# answers of one, two and three tokens; the last two share their first one
-WORDY = make_task("wordy", ["a", "b", "c"], TEMPLATE, None, {"a": "fine", "b": "very good", "c": "very bad indeed"})
+QUESTIONS = [
+    Question("spam", ("ham", "spam"), "Is it spam?", {"ham": "no", "spam": "yes"}),
+    # answers of one, two and three tokens; the last two share their first one
+    Question("wordy", ("a", "b", "c"), None, {"a": "fine", "b": "very good", "c": "very bad indeed"}),
+]
+SPAM, WORDY = (make_task(question, TEMPLATE) for question in QUESTIONS)
+NAMED = {question.name: question for question in QUESTIONS}
 
 
 def sentence(call: Callable[[], Any]) -> str:
@@ -59,13 +62,9 @@ def batch(task: Task, texts: list[str], labels: list[int], limit: int = 60) -> B
     return Messages(rows, labels, None)[list(range(len(rows)))]
 
 
-def spoken(ids: list[int], task: Task) -> int:
-    return parse(decode(ids), task.words)
-
-
-def instruct(task: Task, model: GPT | None = None, **given: Any) -> Instruct:
+def instruct(task: Task, model: GPT | None = None, **given: Any) -> InstructionTuner:
     torch.manual_seed(0)
-    return Instruct(model or gpt(), [task], spoken, **given).eval()
+    return InstructionTuner(model or gpt(), [NAMED[task.name]], TEMPLATE, **given).eval()
 
 
 # prompts and answers
@@ -88,43 +87,35 @@ def test_a_long_text_is_cut_from_the_right_and_prompt_and_answer_are_not() -> No
 
 
 def test_without_an_instruction_the_answers_are_named() -> None:
-    task = make_task("t", ["x", "y", "z"], "{instruction} {text}", None, None)
+    task = make_task(Question("t", ("x", "y", "z")), "{instruction} {text}")
     assert decode(list(task.prompt.before)) == "Which of these is the following text: x, y or z? "
     assert task.words == ["x", "y", "z"]
 
 
 def test_a_template_that_ends_in_white_space_gets_answers_without_it() -> None:
-    task = make_task("t", ["x", "y"], "{text}\n", None, None)
+    task = make_task(Question("t", ("x", "y")), "{text}\n")
     assert [decode(answer[:-1]) for answer in task.answers] == ["x", "y"]
 
 
 @pytest.mark.parametrize(
     ("template", "answers", "said"),
     [
-        (
-            "Is it spam?",
-            None,
-            "task.template needs {text} exactly once and {instruction} at most once, got 'Is it spam?'",
-        ),
-        (
-            "{text} {text}",
-            None,
-            "task.template needs {text} exactly once and {instruction} at most once, got '{text} {text}'",
-        ),
-        (TEMPLATE, {"ham": "yes", "spam": "Yes "}, "'yes' and 'Yes' are one answer of two classes, ham and spam"),
-        (TEMPLATE, {"ham": "no", "spam": "no."}, "'no' and 'no.' are one answer of two classes"),
-        (TEMPLATE, {"ham": "U.S.", "spam": "u.s . "}, "are one answer of two classes"),
+        ("Is it spam?", None, "task.template"),
+        ("{text} {text}", None, "task.template"),
+        (TEMPLATE, {"ham": "yes", "spam": "Yes "}, "'yes' and 'Yes' are one answer"),
+        (TEMPLATE, {"ham": "no", "spam": "no."}, "'no' and 'no.' are one answer"),
+        (TEMPLATE, {"ham": "U.S.", "spam": "u.s . "}, "'U.S.' and 'u.s .' are one answer"),
         (TEMPLATE, {"ham": "no", "spam": " "}, "the answer of class spam is empty"),
         (TEMPLATE, {"ham": "no", "spam": "..."}, "the answer of class spam is empty"),
-        (TEMPLATE, {"ham": False, "spam": True}, "the answer of class ham is false, no text"),
-        (TEMPLATE, {"ham": "no", "spam": None}, "the answer of class spam is none, no text"),
-        (TEMPLATE, {"ham": "no", "spam": 1.5}, "the answer of class spam is 1.5, no text"),
-        (TEMPLATE, {"ham": "no", True: "yes"}, "a class is true, no text"),
-        (TEMPLATE, {"ham": "no"}, "data.answers has no answer for class spam: the classes are ham, spam"),
+        (TEMPLATE, {"ham": False, "spam": True}, "the answer of class ham is false"),
+        (TEMPLATE, {"ham": "no", "spam": None}, "the answer of class spam is none"),
+        (TEMPLATE, {"ham": "no", "spam": 1.5}, "the answer of class spam is 1.5"),
+        (TEMPLATE, {"ham": "no", True: "yes"}, "a class is true"),
+        (TEMPLATE, {"ham": "no"}, "data.answers has no answer for class spam"),
     ],
 )
 def test_a_question_that_cannot_be_asked(template: str, answers: dict[Any, Any] | None, said: str) -> None:
-    assert said in sentence(lambda: make_task("t", ["ham", "spam"], template, "Is it?", answers))
+    assert said in sentence(lambda: make_task(Question("t", ("ham", "spam"), "Is it?", answers), template))
 
 
 @pytest.mark.parametrize(
@@ -138,18 +129,13 @@ def test_a_written_answer_is_read_up_to_case_space_and_full_stop(written: str, p
 @pytest.mark.parametrize("written", ["U.S.", " u.s", "U.S. ."])
 def test_full_stops_within_an_answer_count(written: str) -> None:
     assert parse(written, ["US", "U.S.", "3.5"]) == 1
-    assert make_task("t", ["a", "b"], TEMPLATE, None, {"a": "US", "b": "U.S."}).words == ["US", "U.S."]
-
-
-def test_numbers_are_answers() -> None:
-    task = make_task("t", ["neg", "pos"], TEMPLATE, None, {"neg": 0, "pos": 1})  # type: ignore[dict-item]
-    assert task.words == ["0", "1"]
+    assert make_task(Question("t", ("a", "b"), None, {"a": "US", "b": "U.S."}), TEMPLATE).words == ["US", "U.S."]
 
 
 # loss
 
 
-def by_hand(model: Instruct, prompt: list[int], answer: list[int]) -> list[float]:
+def by_hand(model: InstructionTuner, prompt: list[int], answer: list[int]) -> list[float]:
     """Log-probability of each answer token, by one plain pass over prompt and answer."""
     ids = torch.tensor([prompt + answer])
     log_p = model.logits(model.gpt(ids)).log_softmax(-1)[0]
@@ -169,23 +155,14 @@ def test_the_loss_is_that_of_the_answer_tokens_alone(task: Task) -> None:
     assert loss.item() == pytest.approx(-sum(terms) / len(terms), abs=1e-5)
 
 
-def test_the_loss_of_a_batch_is_that_of_its_messages_one_by_one() -> None:
-    model, labels = instruct(WORDY), [0, 1, 2, 0]
-    together, _ = model.loss(batch(WORDY, TEXTS, labels))
-    tokens = [len(WORDY.answers[y]) for y in labels]
-    apart = [model.loss(batch(WORDY, [t], [y]))[0].item() for t, y in zip(TEXTS, labels, strict=True)]
-    assert together.item() == pytest.approx(
-        sum(x * n for x, n in zip(apart, tokens, strict=True)) / sum(tokens), abs=1e-5
-    )
-
-
 def test_padding_does_not_count() -> None:
     model, narrow = instruct(WORDY), batch(WORDY, TEXTS, [0, 1, 2, 0])
     wide = narrow._replace(ids=F.pad(narrow.ids, (0, 7), value=11))
     assert torch.allclose(model.loss(wide)[0], model.loss(narrow)[0], atol=1e-6)
 
 
-def test_loss_equals_transformers_with_labels_outside_the_answer_ignored() -> None:
+def test_loss_equals_transformers_with_labels_outside_the_answer_ignored(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from src.gpt.weights import export
@@ -194,14 +171,8 @@ def test_loss_equals_transformers_with_labels_outside_the_answer_ignored() -> No
     reference = GPT2LMHeadModel(
         GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=64, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
     ).eval()
-    state = {}
-    import tempfile
-
-    from safetensors.torch import load_file
-
-    with tempfile.TemporaryDirectory() as folder:
-        export(model.gpt, folder)
-        state = load_file(Path(folder) / "model.safetensors")
+    export(model.gpt, tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
     reference.load_state_dict(state, strict=False)
     reference.tie_weights()
     sequences = [
@@ -238,7 +209,7 @@ def test_the_accuracy_of_a_step_says_whose_whole_answer_comes_first() -> None:
     given = batch(WORDY, TEXTS, labels)
     logits, targets = model(*model.inputs(given)), model.answers[given.label]
     expected = [
-        all(t == IGNORED or int(row.argmax()) == t for row, t in zip(rows, ts, strict=True))
+        all(t == IGNORE_INDEX or int(row.argmax()) == t for row, t in zip(rows, ts, strict=True))
         for rows, ts in zip(logits, targets.tolist(), strict=True)
     ]
     assert model.loss(given)[1].tolist() == expected
@@ -258,23 +229,16 @@ def test_scores_are_the_sums_over_whole_answers(task: Task) -> None:
     assert (row.tolist(), label.tolist()) == ([0, 1, 2, 3], [0, 1, 0, 1])
 
 
-def test_answers_that_share_a_first_token_are_told_apart() -> None:
-    assert WORDY.answers[1][0] == WORDY.answers[2][0]
-    model = instruct(WORDY)
-    scores = model.predict_step(batch(WORDY, TEXTS, [1, 2, 1, 2]), 0)[1]
-    assert (scores[:, 1] - scores[:, 2]).abs().min() > 1e-3
-
-
 def test_said_is_the_class_whose_words_were_written() -> None:
     model = instruct(SPAM)
     yes, no, other = SPAM.answers[1], SPAM.answers[0], encode([" maybe"])[0]
 
     class Writes:
-        def write(self, n: int, stop: int) -> list[list[int]]:
+        def generate(self, n: int, stop: int) -> list[list[int]]:
             assert stop == END_OF_TEXT
             return [yes[:-1], other, no[:-1], yes[:-1]]
 
-    assert model.said(Writes(), torch.tensor([0, 0, 0, 1])).tolist() == [1, -1, 0, 1]  # type: ignore[arg-type]
+    assert model.generated_label(Writes(), torch.tensor([0, 0, 0, 1])).tolist() == [1, -1, 0, 1]  # type: ignore[arg-type]
 
 
 def test_written_answers_are_measured() -> None:
@@ -291,7 +255,7 @@ BLOCK_1 = re.compile(r"gpt\.(blocks\.1|final_norm)\.")
 
 def moved(trainable: str) -> set[str]:
     """Parameters that one step of training changes."""
-    model = instruct(SPAM, trainable=trainable, optimizer=Optimizer(lr=1e-2, weight_decay=0.0)).train()
+    model = instruct(SPAM, trainable=trainable).train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     loss, _ = model.loss(batch(SPAM, TEXTS, [0, 1, 1, 0]))
     loss.backward()
@@ -317,8 +281,7 @@ def test_the_output_layer_of_last_layer_starts_as_the_embedding() -> None:
 
 
 def test_without_a_causal_mask_there_is_nothing_to_learn() -> None:
-    said = sentence(lambda: instruct(SPAM, gpt(causal=False)))
-    assert said == "task=instruct needs gpt.causal=true: without the mask a prompt would read its answer"
+    assert "gpt.causal=true" in sentence(lambda: instruct(SPAM, gpt(causal=False)))
 
 
 # the way between
@@ -326,7 +289,7 @@ def test_without_a_causal_mask_there_is_nothing_to_learn() -> None:
 
 def test_a_head_of_answers_says_what_the_language_model_says() -> None:
     model = gpt()
-    classifier = Classifier(model, 2, position="last_real", head="answers", answers=SPAM.answers).eval()
+    classifier = Classifier(model, QUESTIONS[:1], pooling="last_nonpad", head="answers", template=TEMPLATE).eval()
     given = batch(SPAM, TEXTS, [0] * 4)
     hidden = model(given.ids)[torch.arange(4), given.length - 1]
     expected = model.logits(hidden)[:, [answer[0] for answer in SPAM.answers]]
@@ -334,8 +297,8 @@ def test_a_head_of_answers_says_what_the_language_model_says() -> None:
 
 
 def test_a_head_of_answers_needs_answers_that_begin_differently() -> None:
-    said = sentence(lambda: Classifier(gpt(), 3, head="answers", answers=WORDY.answers))
-    assert said == "task.head=answers reads the first token of each answer, and two of data.answers share it"
+    said = sentence(lambda: Classifier(gpt(), QUESTIONS[1:], head="answers", template=TEMPLATE))
+    assert said.startswith("task.head=answers")
 
 
 # end to end
@@ -354,28 +317,32 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
+TINY_RUN = [
+    *("gpt.n_layer=2", "gpt.n_head=2", "gpt.n_embd=32", "gpt.context_length=64", "gpt.weights=random"),
+    *("trainer.accelerator=cpu", "trainer.max_epochs=1", "logger=none"),
+]
+
+
 def config(home: Path, *overrides: str) -> DictConfig:
-    tiny = "gpt.n_layer=2 gpt.n_head=2 gpt.n_embd=32 gpt.context_length=64 gpt.weights=random trainer.accelerator=cpu"
-    given = [
-        "task=instruct",
-        "data=table",
-        f"data.path={home}/messages.tsv",
-        "data.instruction=Is it spam?",
-        "data.answers={ham: 'no', spam: 'yes'}",
-        "data.padding=batch",
-        "data.split=deduplicated",  # they are all alike
-        "trainer.max_epochs=1",
-        "logger=none",
-        f"runs={home}/runs",
-    ]
-    return study.config(study.Trial({}, (*tiny.split(), *given, *overrides)))
+    data = ["data=table", f"data.path={home}/messages.tsv", "data.padding=batch", "data.split=deduplicated"]
+    asked = ["data.instruction=Is it spam?", "data.answers={ham: 'no', spam: 'yes'}"]
+    return study.config(study.Trial({}, ("task=instruct", *data, *asked, *TINY_RUN, f"runs={home}/runs", *overrides)))
 
 
 def test_an_instruct_model_learns_sixteen_messages_by_heart(home: Path) -> None:
     rows = (home / "messages.tsv").read_text()
     (home / "again.tsv").write_text(rows + rows.splitlines()[1] + "\n")
     same = [f"data.{part}_path={home}/again.tsv" for part in ("validation", "test")]
-    run = train(config(home, *same, "task.trainable=all", "task.optimizer.lr=1e-2", "trainer.max_epochs=30"))
+    run = train(
+        config(
+            home,
+            *same,
+            "task.trainable=all",
+            "optimizer.lr=1e-2",
+            "trainer.max_epochs=60",
+            "trainer.gradient_clip_val=1",
+        )
+    )
     test = run.result["metrics"]["test"]
     assert run.result["data"]["sizes"]["test"] == 17
     assert (test["accuracy"], test["generated_accuracy"], test["valid_rate"]) == (1.0, 1.0, 1.0)
@@ -392,7 +359,7 @@ def test_an_instruct_model_learns_sixteen_messages_by_heart(home: Path) -> None:
 
 def test_answers_with_full_stops_are_recognised_with_and_without_features(home: Path) -> None:
     answers = 'data.answers={ham: "No.", spam: "Yes."}'
-    run = train(config(home, answers, "task.optimizer.lr=1e-2", "trainer.max_epochs=8"))
+    run = train(config(home, answers, "optimizer.lr=1e-2", "trainer.max_epochs=8"))
     assert run.result["cost"]["features_seconds"] > 0
     for metrics in (run.result["metrics"], evaluate(run.folder.name, f"{home}/runs")[0]):
         assert metrics["train"]["valid_rate"] == 1.0
@@ -401,56 +368,38 @@ def test_answers_with_full_stops_are_recognised_with_and_without_features(home: 
     assert said["said"] == said["label"]
 
 
-def test_the_precision_that_was_computed_in_is_recorded(home: Path) -> None:
-    with pytest.warns(UserWarning, match="bf16-mixed"):  # Lightning's, for a CPU
-        run = train(config(home, "trainer.precision=16-mixed"))
-    assert run.result["environment"]["precision"] == run.trainer.precision == "bf16-mixed"
-
-
-def test_answers_that_yaml_reads_as_booleans_are_refused(home: Path) -> None:
+def test_answers_that_yaml_reads_as_booleans_are_refused_and_numbers_are_answers(home: Path) -> None:
     cfg = config(home)
     cfg.data.answers = OmegaConf.create("{ham: no, spam: yes}")
-    assert "in quotes" in sentence(lambda: build.data(cfg))
-    cfg.data.answers = OmegaConf.create("{ham: 'no', spam: 'yes'}")
-    assert build.tasks(cfg, build.data(cfg).labels)[0].words == ["no", "yes"]
+    assert "in quotes" in sentence(lambda: build.data_and_task(cfg))
+    cfg.data.answers = OmegaConf.create("{ham: 0, spam: 1}")
+    assert build.data_and_task(cfg)[1].tasks[0].words == ["0", "1"]
 
 
-def test_a_head_cannot_write(home: Path) -> None:
-    run = train(config(home, "task=classify"))
-    said = sentence(lambda: write(run.folder.name, "hello", 5, f"{home}/runs"))
-    assert said == (
-        f"run {run.folder.name} has a head over fixed labels and can write nothing: prompt= needs an instruct run"
-    )
+def test_a_head_cannot_write_and_records_the_precision_that_was_computed_in(home: Path) -> None:
+    with pytest.warns(UserWarning, match="bf16-mixed"):  # Lightning's, for a CPU
+        run = train(config(home, "task=classify", "trainer.precision=16-mixed"))
+    assert run.result["environment"]["precision"] == run.trainer.precision == "bf16-mixed"
+    assert "head over fixed labels" in sentence(lambda: write(run.folder.name, "hello", 5, f"{home}/runs"))
 
 
 @pytest.mark.parametrize("padding", ["longest", "batch", "context"])
 def test_a_prompted_classifier_reads_what_an_instruct_model_reads(home: Path, padding: str) -> None:
-    asked = build.data(config(home, f"data.padding={padding}"))
-    prompted = build.data(config(home, "task=classify", "task.prompt=instruction", f"data.padding={padding}"))
+    asked, _ = build.data_and_task(config(home, f"data.padding={padding}"))
+    classify = ("task=classify", "task.prompt=instruction")
+    prompted, _ = build.data_and_task(config(home, *classify, f"data.padding={padding}"))
     assert prompted.splits["train"].ids == asked.splits["train"].ids
     assert all(len(ids) <= (asked.splits["test"].width or 64) for ids in asked.splits["test"].ids)
     assert [decode(ids).count("Is it spam?") for ids in asked.splits["test"].ids] == [1] * len(asked.splits["test"])
 
 
 def test_a_prompt_that_leaves_no_room_for_the_text(home: Path) -> None:
-    overhead = build.tasks(config(home), ["ham", "spam"])[0].prompt.overhead
-    build.data(config(home, f"data.max_length={overhead + 1}"))
-    said = sentence(lambda: build.data(config(home, f"data.max_length={overhead}")))
-    assert said == (
-        f"the prompt and its longest answer are {overhead} tokens long, which leaves no room for the text in "
-        f"{overhead}: shorten data.instruction, task.template or data.answers, or raise data.max_length"
-    )
+    overhead = build.build_task(config(home), ["ham", "spam"]).prompts[0].overhead
+    build.data_and_task(config(home, f"data.max_length={overhead + 1}"))
+    said = sentence(lambda: build.data_and_task(config(home, f"data.max_length={overhead}")))
+    assert re.search(rf"{overhead} tokens long.* no room for the text in {overhead}.*data\.max_length", said)
     long = "data.answers={ham: 'no', spam: '" + "very " * 70 + "much'}"
-    assert "which leaves no room for the text in 64" in sentence(lambda: build.data(config(home, long)))
-
-
-def test_a_resumed_instruct_run_reads_back_what_it_trained(home: Path) -> None:
-    run = train(config(home, "task.trainable=last_layer"))
-    restored = build.restore(run.folder)
-    assert isinstance(restored, Instruct)
-    assert restored.head is not None
-    assert run.model.head is not None
-    assert torch.equal(restored.head.weight, run.model.head.weight)
+    assert "no room for the text in 64" in sentence(lambda: build.data_and_task(config(home, long)))
 
 
 # several tasks
@@ -458,27 +407,20 @@ def test_a_resumed_instruct_run_reads_back_what_it_trained(home: Path) -> None:
 
 def mix(home: Path, *overrides: str) -> DictConfig:
     sources = ["data=mix", *(f"~data.sources.{name}" for name in ("spam", "sentiment", "news"))]
-    sources += [
-        "+data@data.sources.mail=table",
-        f"data.sources.mail.path={home}/messages.tsv",
-        "data.sources.mail.split=deduplicated",
-        "data.sources.mail.instruction=Is it spam?",
-        "data.sources.mail.answers={ham: 'no', spam: 'yes'}",
-        "+data@data.sources.topic=table",
-        f"data.sources.topic.path={home}/topics.tsv",
-        "data.sources.topic.split=deduplicated",
-    ]
-    shapes = ["gpt.n_layer=1", "gpt.n_head=2", "gpt.n_embd=16", "gpt.context_length=64", "gpt.weights=random"]
-    rest = ["trainer.accelerator=cpu", "trainer.max_epochs=1", "logger=none", f"runs={home}/runs"]
-    return study.config(study.Trial({}, ("task=instruct", *sources, *shapes, *rest, *overrides)))
+    for name, file in (("mail", "messages"), ("topic", "topics")):
+        sources += [f"+data@data.sources.{name}=table", f"data.sources.{name}.path={home}/{file}.tsv"]
+        sources += [f"data.sources.{name}.split=deduplicated"]
+    sources += ["data.sources.mail.instruction=Is it spam?", "data.sources.mail.answers={ham: 'no', spam: 'yes'}"]
+    tiny = [*TINY_RUN, "gpt.n_layer=1", "gpt.n_embd=16", f"runs={home}/runs"]
+    return study.config(study.Trial({}, ("task=instruct", *sources, *tiny, *overrides)))
 
 
 LABELS = ["mail/ham", "mail/spam", "topic/x", "topic/y", "topic/z"]
 
 
 def test_a_mix_asks_each_message_its_own_question(home: Path) -> None:
-    cfg = mix(home)
-    data, tasks = build.data(cfg), build.tasks(cfg, LABELS)
+    data, model = build.data_and_task(mix(home))
+    tasks = model.tasks
     assert list(data.labels) == LABELS
     assert [(task.name, task.classes) for task in tasks] == [("mail", [0, 1]), ("topic", [2, 3, 4])]
     for ids, label in zip(data.splits["test"].ids, data.splits["test"].labels, strict=True):
@@ -511,7 +453,7 @@ def test_a_message_of_a_mix_is_cut_at_prediction_as_in_training(
         return evaluation_loader(messages, 8)
 
     monkeypatch.setattr("src.exporting.finished_run.evaluation_loader", captured)
-    for task, part in run.data.parts.items():  # type: ignore[attr-defined]
+    for task, part in run.data.sources.items():  # type: ignore[attr-defined]
         list(predict_texts(run.folder.name, part.texts("test"), f"{home}/runs", task=task))
         assert read[-1].ids == part.splits["test"].ids
     assert max(map(len, run.data.splits["test"].ids)) <= run.result["data"]["max_length"]
@@ -532,7 +474,7 @@ def test_metrics_of_a_mix_are_those_of_each_task_and_their_mean(home: Path) -> N
     measured, sizes = evaluate(run.folder.name, f"{home}/runs")
     assert {part: measured[part] for part in run.result["metrics"]} == run.result["metrics"]
     assert measured["test, topic"] == pytest.approx(by_task["topic"], nan_ok=True)
-    assert sizes["test, topic"] == len(run.data.parts["topic"].splits["test"])  # type: ignore[attr-defined]
+    assert sizes["test, topic"] == len(run.data.sources["topic"].splits["test"])  # type: ignore[attr-defined]
 
     (answer,) = predict_texts(run.folder.name, ["the bank here"], f"{home}/runs", task="topic")
     assert set(answer["probabilities"]) == {"topic/x", "topic/y", "topic/z"}
@@ -566,12 +508,13 @@ def test_even_sampling_draws_as_many_of_each() -> None:
     ("override", "said"),
     [
         ("data.sampling=odd", "data.sampling=odd"),
-        ("data.leave_out=chess", "data.leave_out=chess"),
+        ("data.leave_out=chess", "data.leave_out=chess is none of data.sources: mail, topic"),
+        ("data.sources.mail.batch_size=2", "data.sources.mail.batch_size"),
         ("task=classify", "task=instruct"),
     ],
 )
 def test_a_mix_that_cannot_be(home: Path, override: str, said: str) -> None:
-    assert said in sentence(lambda: build.data(mix(home, override)))
+    assert said in sentence(lambda: build.data_and_task(mix(home, override)))
 
 
 def test_predictions_of_some_classes() -> None:
@@ -604,11 +547,11 @@ def loss_by_hand(model: GPT, output: Tensor, windows: list[Tensor]) -> float:
 def test_forgetting_is_measured_with_blocks_and_output_layer_as_they_are(task: str, trainable: str, home: Path) -> None:
     (home / "held_out.txt").write_text("the rain falls on the team at the bank. " * 30)
     overrides = [f"held_out.path={home}/held_out.txt", f"task={task}", f"task.trainable={trainable}"]
-    overrides += ["task.optimizer.lr=1e-2"]
+    overrides += ["optimizer.lr=1e-2"]
     with torch.enable_grad():
         run = train(config(home, *overrides))
-    windows = build.held_out(config(home, *overrides))
-    base = build.gpt(config(home, *overrides))
+    windows = build.held_out_windows(config(home, *overrides))
+    base = build.build_gpt(config(home, *overrides))
     before, after = (run.result["language"][when] for when in ("before", "after"))
     assert before["loss"] == pytest.approx(loss_by_hand(base, base.token_embedding.weight, windows), abs=1e-4)
     head = run.model.head if task == "instruct" else None
@@ -617,6 +560,8 @@ def test_forgetting_is_measured_with_blocks_and_output_layer_as_they_are(task: s
     assert after["loss"] == pytest.approx(loss_by_hand(run.model.gpt, output.weight, windows), abs=1e-4)
     assert after["loss"] != before["loss"]
     assert before["perplexity"] == pytest.approx(math.exp(before["loss"]))
+    restored, trained = build.restore(run.folder).state_dict(), run.model.state_dict()
+    assert all(torch.equal(restored[name], trained[name]) for name in run.model.trained)
     assert before["tokens"] == sum(w[:, 1:].numel() for w in windows)
 
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 TINY = [
     *("gpt.weights=random", "gpt.n_layer=2", "gpt.n_head=2", "gpt.n_embd=16", "gpt.context_length=64"),
     *("trainer.max_epochs=1", "trainer.accelerator=cpu", "data=table", "data.max_length=32"),
-    *("data.split=deduplicated", "logger=none", "cache=off", "task.position=last_real"),
+    *("data.split=deduplicated", "logger=none", "cache=off", "task.pooling=last_nonpad"),
 ]
 HAM, SPAM = "see you at lunch in the usual place", "claim your big prize in our shop now"
 ADDED = ["predicted", "probability", "p_=ham", "p_spam"]

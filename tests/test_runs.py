@@ -25,16 +25,19 @@ from pathlib import Path
 from string import ascii_lowercase
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import pytest
 import torch
 import wandb
 import yaml
+from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 from src.config import build
-from src.data import datasets as corpora
+from src.config.trainer import build_loggers
+from src.data import sms_spam
 from src.errors import InputError
 from src.eval import evaluate
 from src.files import refusal, whole_file
@@ -61,7 +64,7 @@ WORDS = {
     "spam": "free prize win cash urgent call now claim",
     "news": "vote rain bank",
 }
-LEARNS = ("task.trainable=all", "task.optimizer.lr=1e-2")
+LEARNS = ("task.trainable=all", "optimizer.lr=1e-2")
 
 
 def message(rng: random.Random, label: str, longest: int = 12) -> str:
@@ -178,9 +181,9 @@ def test_result_json_says_what_was_run(run: Run, home: Path) -> None:
     }
     assert result["gpt"] == {"name": "mini", "weights": "random", "parameters": parameters}
     assert result["task"] == {
-        "kind": "classify",
+        "name": "Classifier",
         "trainable": "all",
-        "position": "last",
+        "pooling": "last",
         "trainable_parameters": parameters,
     }
     assert result["cost"]["train_tokens"] == 2 * 42 * 32
@@ -227,8 +230,7 @@ def test_two_runs_of_one_second_get_two_folders(home: Path, tmp_path: Path, monk
         ("name=other", True),
         ("runs=elsewhere", True),
         ("logger=wandb", True),
-        ("task.optimizer.lr=2e-3", False),
-        ("gpt.finetune.lr=2e-3", False),
+        ("optimizer.lr=2e-3", False),
         ("seed=7", False),
         ("data.max_length=31", False),
     ],
@@ -275,7 +277,7 @@ def test_a_seed_gives_its_numbers_again_and_another_seed_other_ones(run: Run, ho
 def test_the_best_epoch_is_the_one_of_the_lowest_validation_loss(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = train(config(home, "task.trainable=all", "task.optimizer.lr=0.3", "trainer.max_epochs=4"))
+    run = train(config(home, "task.trainable=all", "optimizer.lr=0.3", "trainer.max_epochs=4"))
     losses = [float(loss) for loss in re.findall(r"epoch .* validation/loss (\S+)", capsys.readouterr().out)]
     best = losses.index(min(losses))
     assert len(losses) == 4
@@ -313,7 +315,7 @@ def trained_epochs(capsys: pytest.CaptureFixture[str]) -> list[int]:
     [
         (1, LEARNS),
         (0, LEARNS),
-        (2, (*LEARNS, "task.optimizer.schedule=cosine", "task.optimizer.warmup=0.3", "data.padding=batch")),
+        (2, (*LEARNS, "scheduler=cosine", "scheduler.warmup_ratio=0.3", "data.padding=batch")),
         (1, ("task.trainable=lora", "gpt.dropout=0.1", "trainer.accumulate_grad_batches=4")),
         (2, (*LEARNS, "gpt.dropout=0.3")),
     ],
@@ -351,7 +353,7 @@ def test_a_resumed_run_equals_a_straight_one(
 
 
 def test_patience_ends_a_run_whose_validation_loss_does_not_fall(home: Path) -> None:
-    run = train(config(home, "task.optimizer.lr=1e-30", "trainer.max_epochs=5", "patience=1"))
+    run = train(config(home, "optimizer.lr=1e-30", "trainer.max_epochs=5", "patience=1"))
     assert run.trainer.current_epoch == 2
 
 
@@ -372,7 +374,7 @@ def test_a_run_that_had_stopped_early_is_resumed_to_the_same(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Killed in its evaluation, after training had come to its end."""
-    changes = ("task.trainable=all", "task.optimizer.lr=0.1", "trainer.max_epochs=9", "patience=1")
+    changes = ("task.trainable=all", "optimizer.lr=0.1", "trainer.max_epochs=9", "patience=1")
     straight = train(config(home, *changes))
     epochs = trained_epochs(capsys)
     assert len(epochs) < 9
@@ -395,7 +397,7 @@ def test_a_run_that_had_stopped_early_is_resumed_to_the_same(
 def test_a_run_whose_folder_was_moved_keeps_its_best_epoch(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = ("task.trainable=all", "task.optimizer.lr=0.3", "trainer.max_epochs=3")
+    changes = ("task.trainable=all", "optimizer.lr=0.3", "trainer.max_epochs=3")
     straight = train(config(home, *changes))
     best = torch.load(straight.folder / "checkpoints/best.ckpt", weights_only=True)["epoch"]
     assert best < 2, "a later epoch was to be worse"
@@ -412,7 +414,7 @@ def test_a_run_whose_folder_was_moved_keeps_its_best_epoch(
 def test_a_run_in_any_precision_is_resumed_evaluated_and_predicts(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    changes = ("task.optimizer.lr=1e-2", f"trainer.precision={precision}", f"runs={tmp_path}")
+    changes = ("optimizer.lr=1e-2", f"trainer.precision={precision}", f"runs={tmp_path}")
     straight = train(config(home, *changes))
     interrupt(monkeypatch, config(home, *changes), epoch=1, batch=1)
     (folder,) = set(tmp_path.iterdir()) - {straight.folder}
@@ -499,8 +501,8 @@ def test_a_run_trained_longer_equals_one_that_was_trained_so_long(
     ("changes", "epochs", "says"),
     [
         ((), 2, "has 2 already"),
-        (("task.optimizer.schedule=cosine",), 4, "schedule=cosine"),
-        (("task.optimizer.warmup=0.1",), 4, "warmup=0.1"),
+        (("scheduler=cosine",), 4, "shape=cosine"),
+        (("scheduler.warmup_ratio=0.1",), 4, "warmup_ratio=0.1"),
         ((), 4, "no checkpoint"),
     ],
 )
@@ -515,10 +517,10 @@ def test_what_cannot_be_trained_longer_is_refused(
 
 @pytest.mark.parametrize("strategy", ["all", "lora", "last_block"])
 def test_a_run_starts_from_the_trained_gpt_of_another(home: Path, tmp_path: Path, strategy: str) -> None:
-    first = train(config(home, f"task.trainable={strategy}", "task.optimizer.lr=1e-2"))
+    first = train(config(home, f"task.trainable={strategy}", "optimizer.lr=1e-2"))
     cfg = config(home, "seed=7", f"gpt.weights={first.folder}", "trainer.max_epochs=1", f"runs={tmp_path}")
     ids = torch.tensor([[1, 2, 3]])
-    start, trained, other = build.gpt(cfg), build.restore(first.folder).gpt.eval(), build.gpt(config(home))
+    start, trained, other = build.build_gpt(cfg), build.restore(first.folder).gpt.eval(), build.build_gpt(config(home))
     assert torch.allclose(start.eval()(ids), trained(ids), atol=1e-5)
     assert not torch.allclose(other.eval()(ids), trained(ids), atol=1e-5)
     again = train(cfg)
@@ -526,12 +528,12 @@ def test_a_run_starts_from_the_trained_gpt_of_another(home: Path, tmp_path: Path
     assert evaluate(again.folder.name, str(tmp_path))[0] == again.result["metrics"]
     cfg.gpt.n_layer = 1
     with pytest.raises(InputError, match=r"gpt.n_layer=1: run .* has 2"):
-        build.gpt(cfg)
+        build.build_gpt(cfg)
 
 
 def test_the_head_of_a_run_on_a_run_is_its_own_seed_s(run: Run, home: Path) -> None:
     heads = [
-        build.model(config(home, f"gpt.weights={weights}", f"seed={seed}"), ["ham", "spam"]).head.weight
+        build.build_task(config(home, f"gpt.weights={weights}", f"seed={seed}"), ["ham", "spam"]).head.weight
         for weights in (run.folder, "random")
         for seed in (7, 8)
     ]
@@ -573,12 +575,12 @@ def test_a_damaged_checkpoint_is_named_with_what_can_be_done(
 
 def test_a_run_whose_gpt_has_changed_is_neither_used_nor_gone_on_with(home: Path, tmp_path: Path) -> None:
     cfg = config(home, "task.trainable=last_layer")
-    export(build.gpt(cfg), file := tmp_path / "gpt")
+    export(build.build_gpt(cfg), file := tmp_path / "gpt")
     run = train(config(home, "task.trainable=last_layer", f"gpt.weights={file}"))
     assert torch.equal(build.restore(run.folder).frozen_norms, run.model.frozen_norms)
     cfg.seed = 7
     shutil.rmtree(file)
-    export(build.gpt(cfg), file)
+    export(build.build_gpt(cfg), file)
     with pytest.raises(InputError, match=r"gpt\.weights"):
         build.restore(run.folder)
     (run.folder / "result.json").unlink()
@@ -612,7 +614,7 @@ def test_eval_of_another_file_measures_all_its_messages(run: Run, home: Path, co
     rows = [("ham", "see you at home 1"), ("ham", "see you at home 2"), ("spam", "win cash"), ("spam", "claim now")]
     rows = [*rows, ("ham", "ok"), ("spam", "free prize call"), ("spam", "win cash"), ("ham", "ok later tea")]
     other = write_messages(tmp_path / "other.tsv", rows)
-    changes = ("data.name=table", f"data.path={other}")
+    changes = ("data=table", f"data.path={other}")
     answer = command("eval", f"run={run.folder}", "format=json", *changes)
     lines = "".join(f"{text}\n" for _, text in rows).encode()
     predicted = command("predict", f"run={run.folder}", "format=jsonl", stdin=lines).out.splitlines()
@@ -626,7 +628,7 @@ def test_eval_of_another_file_measures_all_its_messages(run: Run, home: Path, co
 def test_eval_of_one_class_measures_its_recall(run: Run, command: Command, tmp_path: Path) -> None:
     texts = ["win cash", "see you at home", "claim your prize"]
     trap = write_messages(tmp_path / "trap.tsv", [("spam", text) for text in texts])
-    where = (f"run={run.folder}", "data.name=table", f"data.path={trap}")
+    where = (f"run={run.folder}", "data=table", f"data.path={trap}")
     metrics = strict_json(command("eval", *where, "format=json").out)["all"]
     predicted = [json.loads(command("predict", f"run={run.folder}", "format=jsonl", f"text={t}").out) for t in texts]
     recall = sum(one["label"] == "spam" for one in predicted) / 3
@@ -639,7 +641,7 @@ def test_eval_refuses_a_class_that_the_run_does_not_know(run: Run, command: Comm
     rng = random.Random(1)
     rows = [(label, f"{message(rng, label)} {n}") for n in "abcd" for label in ("ham", "news")]
     other = write_messages(tmp_path / "other.tsv", rows)
-    refused(command("eval", f"run={run.folder}", "data.name=table", f"data.path={other}"), "class news")
+    refused(command("eval", f"run={run.folder}", "data=table", f"data.path={other}"), "class news")
 
 
 def test_a_metric_that_cannot_be_had_is_null_in_json(home: Path, command: Command, tmp_path: Path) -> None:
@@ -648,7 +650,7 @@ def test_a_metric_that_cannot_be_had_is_null_in_json(home: Path, command: Comman
     rows = [(label, f"{message(rng, label)} {n}") for n in "abcdefgh" for label in WORDS]
     three = train(config(home, f"data.path={write_messages(tmp_path / 'three.tsv', rows)}"))
     other = write_messages(tmp_path / "two.tsv", [row for row in rows if row[0] != "news"])
-    answer = command("eval", f"run={three.folder}", "data.name=table", f"data.path={other}", "format=json")
+    answer = command("eval", f"run={three.folder}", "data=table", f"data.path={other}", "format=json")
     assert strict_json(answer.out)["all"]["auroc"] is None
 
 
@@ -674,7 +676,7 @@ def test_eval_measures_a_pinned_collection_as_it_was_split_wherever_it_lies(
     home: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = (home / "messages.tsv").read_bytes().partition(b"\n")[2]
-    monkeypatch.setattr(corpora, "UCI_TEXT_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(sms_spam, "UCI_TEXT_SHA256", hashlib.sha256(content).hexdigest())
     for place in ("here", "there"):
         (tmp_path / place).write_bytes(content)
     data = ["data=sms_spam_deduplicated", f"data.path={tmp_path / 'here'}", "logger=none", f"runs={tmp_path / 'runs'}"]
@@ -692,8 +694,7 @@ def test_eval_measures_a_pinned_collection_as_it_was_split_wherever_it_lies(
         (("run={run}", "dat.path=x"), "dat.path=x"),
         (("run={run}", "data.path"), "data.path=<value>"),
         (("run={run}", "data.fraction=0.5"), "data.fraction=0.5"),
-        (("run={run}", "trainer.limit_predict_batches=1"), "trainer.limit_predict_batches"),
-        (("run={run}", "data.name=bundled", "data.path=x"), "data.path=x"),
+        (("run={run}", "data=bundled", "data.path=x"), "data.path"),
         (("run={run}", "trainer.precision=8-foo"), "8-foo"),
     ],
 )
@@ -711,10 +712,10 @@ def test_eval_answers_wrong_input_with_a_sentence(
     [
         (("data.padding=longest",), True),
         (("data.padding=none", "data.batch_size=1"), True),
-        (("data.padding=batch", "task.position=last_real", "data.batch_size=4"), True),
+        (("data.padding=batch", "task.pooling=last_nonpad", "data.batch_size=4"), True),
         (("data.padding=batch", "data.batch_size=4"), False),  # reads padding, so that it depends on its batch
     ],
-    ids=["longest", "none", "batch_last_real", "batch_last"],
+    ids=["longest", "none", "batch_last_nonpad", "batch_last"],
 )
 def test_predict_gives_a_test_message_what_the_run_gave_it(
     home: Path, command: Command, changes: tuple[str, ...], one_by_one: bool
@@ -885,9 +886,9 @@ def test_a_folder_that_is_no_run_is_refused_with_the_newest_runs(command: Comman
 
 
 def inspect(folder: Path, *options: str) -> list[Any]:
-    """What the offline W&B run in a run folder holds, as W&B's own reader gives it."""
-    reader = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(folder / "wandb")]
-    done = subprocess.run(reader, capture_output=True, text=True, check=True)
+    """What the offline W&B run in a run folder holds, as W&B's own decoder gives it."""
+    decoder = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(folder / "wandb")]
+    done = subprocess.run(decoder, capture_output=True, text=True, check=True)
     return [json.loads(done.stdout)] if options else [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -903,7 +904,8 @@ def test_an_offline_wandb_run_holds_the_numbers_of_the_folder(tracked: Run) -> N
     (run,) = inspect(tracked.folder, "--summary")
     result, summary = tracked.result, run["summary"]
     assert (run["run_id"], run["state"], run["exit_code"]) == (tracked.folder.name, "finished", 0)
-    assert run["config"] == yaml.safe_load((tracked.folder / "config.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load((tracked.folder / "config.yaml").read_text(encoding="utf-8"))
+    assert run["config"] | {"callbacks": {}} == config  # W&B leaves out what is empty
     final = {f"final/{part}/{name}": v for part, metrics in result["metrics"].items() for name, v in metrics.items()}
     cost = {f"cost/{name}": v for name, v in result["cost"].items()}
     assert {key: v for key, v in summary.items() if key.startswith(("final/", "cost/"))} == final | cost
@@ -958,8 +960,8 @@ def test_wandb_online_without_an_account_is_refused_in_a_sentence(
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     wandb.teardown()  # settings are read from the environment once
     runs = tmp_path / "runs"
-    with pytest.raises(InputError, match=r"^W&B: No API key configured.*logger\.offline=true"):
-        train(config(home, "logger=wandb", "logger.offline=false", f"runs={runs}"))
+    with pytest.raises(InputError, match=r"^W&B: No API key configured.*logger\.wandb\.offline=true"):
+        train(config(home, "logger=wandb", "logger.wandb.offline=false", f"runs={runs}"))
     monkeypatch.undo()
     wandb.teardown()
     assert wandb.run is None
@@ -977,9 +979,9 @@ def test_wandb_online_without_an_account_is_refused_in_a_sentence(
         ("", {"WANDB_DISABLED": "false"}, "offline"),
         ("", {"WANDB_SWEEP_ID": "abc123"}, "online"),  # offline, it would stay empty, and its bayes learn nothing
         ("", {"WANDB_SWEEP_ID": "abc123", "WANDB_MODE": "offline"}, "offline"),
-        ("logger.offline=true", {"WANDB_MODE": "online"}, "offline"),
-        ("logger.offline=false", {"WANDB_MODE": "offline"}, "online"),
-        ("logger.offline=false", {"WANDB_DISABLED": "1"}, "disabled"),
+        ("logger.wandb.offline=true", {"WANDB_MODE": "online"}, "offline"),
+        ("logger.wandb.offline=false", {"WANDB_MODE": "offline"}, "online"),
+        ("logger.wandb.offline=false", {"WANDB_DISABLED": "1"}, "disabled"),
     ],
 )
 def test_wandb_is_used_as_its_own_variables_say(
@@ -988,7 +990,7 @@ def test_wandb_is_used_as_its_own_variables_say(
     monkeypatch.delenv("WANDB_MODE")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert loggers.mode(config(home, "logger=wandb", *given.split())) == mode
+    assert loggers.wandb_mode(config(home, "logger=wandb", *given.split()).logger.wandb.offline) == mode
 
 
 @pytest.mark.parametrize(
@@ -1010,11 +1012,12 @@ def test_a_wrong_variable_of_wandb_is_answered_with_a_sentence(
 
 
 def test_wandb_is_left_out_where_its_variables_say_so(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert loggers.start(config(home, "logger=wandb"), tmp_path, remove_on_failure=False) is False
-    assert "W&B is left out" in capsys.readouterr().out
+    with caplog.at_level("INFO"):
+        assert build_loggers(config(home, "logger=wandb"), tmp_path, remove_on_failure=False) == []
+    assert "W&B is left out" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
 
@@ -1031,7 +1034,7 @@ def test_what_wandb_cannot_take_at_the_end_costs_nothing(
     (offline,) = (tmp_path / "wandb").glob("offline-run-*")
     assert answer.status == 0
     assert (folder / "result.json").is_file()
-    assert "W&B could not take all of the run" in answer.error
+    assert "W&B could not take all of the run" in answer.out
     assert f"wandb sync {offline}\n" in answer.out
     assert not (tmp_path / "home" / ".local").exists()  # where W&B copies tables to by default
     assert "WANDB_DATA_DIR" not in os.environ
@@ -1048,7 +1051,8 @@ def test_the_parts_of_a_resumed_run_are_sent_together_oldest_first(
     for part in (parts[1], parts[0], parts[2], tmp_path / "offline-run-20260101_000000-other"):
         part.mkdir()
     settings = SimpleNamespace(mode="offline", wandb_dir=str(tmp_path))
-    loggers.show(SimpleNamespace(experiment=SimpleNamespace(settings=settings, id="mine")))  # type: ignore[arg-type]
+    logger = Mock(spec=WandbLogger, experiment=SimpleNamespace(settings=settings, id="mine"))
+    loggers.show([logger])
     assert capsys.readouterr().out.endswith(f": wandb sync {' '.join(map(str, parts))}\n")
 
 
@@ -1201,7 +1205,6 @@ def test_a_log_file_holds_a_line_now_and_then(
         ("data.path=???", "data.path"),
         ("trainer.precision=8-foo", "8-foo"),
         ("seed=-1", "seed=-1"),
-        ("name=123", "name=123"),
         ("patience=soon", "patience=soon"),
         ("patience=-1", "patience=-1"),
         ("data.batch_size=abc", "data.batch_size=abc"),
@@ -1213,10 +1216,18 @@ def test_a_log_file_holds_a_line_now_and_then(
         ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0"),
         ("+trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn"),
-        ("+trainer.limit_val_batches=0", "trainer.limit_val_batches"),
-        ("+trainer.max_steps=5", "trainer.max_steps"),
-        ("task.kind=foo", "task.kind=foo"),
-        ("data.name=foo", "data.name=foo"),
+        ("+trainer.check_val_every_n_epoch=2", "trainer.check_val_every_n_epoch"),
+        ("task=null", "classify"),
+        ("~gpt.n_layer", "gpt.n_layer"),
+        ("gpt.n_embd=1000000000000", "gpt"),
+        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val"),
+        ("optimizer.lr=.nan", "optimizer.lr"),
+        ("data.batch_size=null", "data.batch_size"),
+        ("data.path=spam (1).csv", "'spam (1).csv'"),
+        ("task.pooling=last", "task.pooling"),
+        ("logger.kind=foo", "logger.kind is called otherwise today"),
+        ("task._target_=foo", "task._target_=foo"),
+        ("data._target_=torch.nn.Linear", "data"),
         ("resume=nothing", "nothing is no run"),
         ("resume=x", "resume="),  # which takes all settings from the run
     ],

@@ -35,13 +35,13 @@ from src.train import train
 ROOT = Path(__file__).parents[1]
 TINY = [
     *("gpt.weights=random", "gpt.n_layer=2", "gpt.n_head=2", "gpt.n_embd=16", "gpt.context_length=128"),
-    *("trainer.max_epochs=2", "trainer.accelerator=cpu", "task.optimizer.lr=1e-2", "task.trainable=all"),
+    *("trainer.max_epochs=2", "trainer.accelerator=cpu", "optimizer.lr=1e-2", "task.trainable=all"),
     *("data=table", "data.split=deduplicated", "logger=none", "cache=off"),
 ]
 KINDS = {
-    "classify": ("data.max_length=32", "task.position=last_real"),
+    "classify": ("data.max_length=32", "task.pooling=last_nonpad"),
     "instruct": ("task=instruct", "data.max_length=48", 'data.instruction="Is it spam?"'),
-    "batch": ("data.max_length=32", "task.position=last", "data.padding=batch"),
+    "batch": ("data.max_length=32", "task.pooling=last", "data.padding=batch"),
 }
 TEXTS = [
     "free prize call now",
@@ -497,7 +497,7 @@ class Browser:
         os.close(theirs_in)
         os.close(theirs_out)
         self.out, self.into = os.fdopen(ours_out, "wb", buffering=0), os.fdopen(ours_in, "rb")
-        self.number, self.asked, self.loaded, self.session = 0, list[str](), 0, {}
+        self.number, self.task_mask, self.loaded, self.session = 0, list[str](), 0, {}
         target = self.do("Target.createTarget", url="about:blank")["targetId"]
         self.session = {"sessionId": self.do("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         for domain in ("Page", "Network"):
@@ -542,7 +542,7 @@ class Browser:
         told: dict[str, Any] = json.loads(line)
         self.loaded += told.get("method") == "Page.loadEventFired"
         if told.get("method") == "Network.requestWillBeSent":
-            self.asked.append(told["params"]["request"]["url"])
+            self.task_mask.append(told["params"]["request"]["url"])
         return told
 
 

@@ -5,6 +5,7 @@ import gc
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -94,22 +95,72 @@ def hydra_main(config_name: str, run: Callable[[Any], Any]) -> None:
 
 def _hydra_main(config_name: str, run: Callable[[Any], Any]) -> None:
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
+    from src.config.schema import register
+
+    register()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and the sentence below is ours
-    sys.argv[1:] = with_plus(sys.argv[1:])
+    sys.argv[1:] = prepared(sys.argv[1:])
     changeable = (*MOVABLE, "max_epochs") if config_name == "train" else MOVABLE
     check_resume(sys.argv[1:], tuple(f"trainer.{key}=" for key in changeable))
+    failed = []
 
-    def job(cfg: Any) -> None:
-        with one_sentence():  # inside the job: Hydra would put a line of its own before an error that leaves it
-            run(cfg)
+    def job(cfg: Any) -> Any:
+        if HydraConfig.get().mode == RunMode.RUN:
+            with one_sentence():  # inside the job: Hydra would put a line of its own before an error that leaves it
+                return run(cfg)
+        try:
+            return run(cfg)
+        except InputError as error:  # the other jobs go on, and Hydra names this one at the end
+            print(f"error: {error}", file=sys.stderr)
+            failed.append(error)
+            raise
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+    except InputError:
+        if not failed:
+            raise
+        fail(f"{len(failed)} of the jobs failed, as was said above")
     except (HydraException, OmegaConfBaseException) as error:
-        fail(explain(error, config_name))
+        fail(explain(error))
+
+
+def compose(config_name: str, overrides: list[str]) -> Any:
+    """The config that a command line of `overrides` would have."""
+    import hydra
+
+    from src.config.schema import register
+
+    register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(config_name, overrides)
+
+
+def prepared(arguments: list[str]) -> list[str]:
+    """A command line as Hydra reads it: -m in front, ~/ at the beginning of a value as the home folder."""
+    refuse_null_groups(arguments)
+    flags = [argument for argument in arguments if argument in ("-m", "--multirun")]
+    return flags + with_plus([at_home(argument) for argument in arguments if argument not in flags])
+
+
+def refuse_null_groups(arguments: list[str]) -> None:
+    """Raises InputError for group=null, at which Hydra fails."""
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if value == "null" and (CONF / key).is_dir():
+            options = ", ".join(sorted(path.stem for path in (CONF / key).glob("*.yaml")))
+            raise InputError(f"{argument}: there is a choice of {options}; leave {key}= out for the usual one")
+
+
+def at_home(argument: str) -> str:
+    """key=~/path with the home folder written out."""
+    key, equals, value = argument.partition("=")
+    return override(key, str(Path(value).expanduser())) if equals and value.startswith("~/") else argument
 
 
 def was_given(key: str) -> bool:
@@ -141,8 +192,13 @@ def override(key: str, value: Any) -> str:
     """`key=value` as Hydra reads it: in quotes where its grammar would take a text apart, as one with a comma."""
     if not isinstance(value, str) or is_one_value(f"{key}={value}"):
         return f"{key}={value}"
+    return f"{key}={quote(value)}"
+
+
+def quote(value: str) -> str:
+    """A text in Hydra's quotes."""
     escaped = re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + ("\\'" if end[2] else ""), value)
-    return f"{key}='{escaped}'"
+    return f"'{escaped}'"
 
 
 @cache  # the parser takes milliseconds, and the runs of a study share most of their settings
@@ -157,21 +213,33 @@ def is_one_value(argument: str) -> bool:
         return False
 
 
-def explain(error: Exception, config_name: str) -> str:
-    """One sentence for a configuration error; for a key that does not exist, with those that do."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import DictConfig, OmegaConf
+def explain(error: Exception) -> str:
+    """One sentence for a configuration error: for a key that does not exist with those that do, or its name today; for
+    what Hydra's grammar takes apart, quoted as it would not."""
+    from hydra.errors import OverrideParseException
+    from omegaconf import DictConfig
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
+    from src.runs.legacy import RENAMED
+
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read{how_to_quote(error.override)}"
     cause = error.__cause__
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            node: Any = compose(config_name)
-        parent = cause.full_key.rpartition(".")[0]
-        known = OmegaConf.select(node, parent) if parent else node
-        keys = ", ".join(map(str, known)) if isinstance(known, DictConfig) else "none"
+        if now := RENAMED.get(cause.full_key):
+            return f"{cause.full_key} is called otherwise today: {now}"
+        parent, node = cause.full_key.rpartition(".")[0], cause.parent_node
+        keys = ", ".join(map(str, node)) if isinstance(node, DictConfig) else "none"
         return f"there is no setting {cause.full_key}: {parent or 'the top level'} has {keys}"
     return " ".join(str(error).split()).partition(" Config search path")[0]
+
+
+def how_to_quote(argument: str) -> str:
+    """What to write in a shell instead, if quotes are what is missing."""
+    key, equals, value = argument.partition("=")
+    if not equals or not is_one_value(quoted := f"{key}={quote(value)}"):
+        return ": give key=value"
+    return f", as Hydra's grammar has its own meaning for some of its characters: write {shlex.quote(quoted)}"
 
 
 def whole(name: str, text: str, least: int) -> int:

@@ -55,7 +55,8 @@ class Messages(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, rows: list[int]) -> Batch:
+    def __getitem__(self, rows: list[int] | int) -> Batch:
+        rows = [rows] if isinstance(rows, int) else rows  # trainer.overfit_batches has a sampler of single rows
         if not rows:  # a rank for which no batch of a split is left
             return self.padded([0], self.width)._replace(counted=0)
         return self.padded(rows, self.width)
@@ -115,12 +116,12 @@ class ShuffledBatches:
             rows = rng.permutation(np.concatenate(drawn))
         rows = rows.tolist()
         if self.lengths is None:
-            yield from cut(rows, self.batch_size)
+            yield from chunked(rows, self.batch_size)
             return
         lengths = self.lengths
-        pools = cut(rows, self.POOL * self.batch_size)
+        pools = chunked(rows, self.POOL * self.batch_size)
         batches = [
-            batch for pool in pools for batch in cut(sorted(pool, key=lambda row: lengths[row]), self.batch_size)
+            batch for pool in pools for batch in chunked(sorted(pool, key=lambda row: lengths[row]), self.batch_size)
         ]
         for place in rng.permutation(len(batches)):
             yield batches[place]
@@ -135,15 +136,15 @@ TOKENS = 8192 if torch.cuda.is_available() else 2048
 PADDING = 1.2
 
 
-def reading_batches(messages: Messages, batch_size: int, rows: Sequence[int] | None = None) -> list[list[int]]:
+def evaluation_batches(messages: Messages, batch_size: int, rows: Sequence[int] | None = None) -> list[list[int]]:
     """Each of `rows` (default: all) once, in batches as large as changes nothing for any message."""
     rows = range(len(messages)) if rows is None else rows
     if messages.width is not None:
-        return cut(list(rows), max(batch_size, TOKENS // messages.width))
+        return chunked(list(rows), max(batch_size, TOKENS // messages.width))
     lengths = [len(ids) for ids in messages.ids]
     rows = sorted(rows, key=lengths.__getitem__)
     if messages.padding == "batch":
-        return cut(rows, batch_size)
+        return chunked(rows, batch_size)
     batches: list[list[int]] = []
     for row in rows:
         batch, width = batches[-1] if batches else [], lengths[row]
@@ -173,7 +174,7 @@ def packed_batches(messages: Messages, extra: int = 0) -> list[list[int]]:
     for row in sorted(range(len(messages)), key=lambda row: (group(messages.ids[row]), messages.ids[row])):
         ids = messages.ids[row]
         padded = ids + [END_OF_TEXT] * ((messages.width or len(ids)) - len(ids))
-        new = len(padded) - alike(before, padded) + extra
+        new = len(padded) - common_prefix_length(before, padded) + extra
         fits = batches and tokens + new <= TOKENS and (len(batches[-1]) + 1) * len(padded) <= 4 * TOKENS
         if not fits or (messages.padding == "none" and len(padded) > len(before)):
             batches.append([])
@@ -183,11 +184,11 @@ def packed_batches(messages: Messages, extra: int = 0) -> list[list[int]]:
     return [sorted(batch, key=messages.ids.__getitem__) for batch in batches]
 
 
-def alike(a: list[int], b: list[int]) -> int:
+def common_prefix_length(a: list[int], b: list[int]) -> int:
     """How many tokens two messages begin with alike."""
     return sum(takewhile(bool, map(eq, a, b)))
 
 
-def cut(rows: list[int], size: int) -> list[list[int]]:
+def chunked(rows: list[int], size: int) -> list[list[int]]:
     """`rows` in pieces of `size`, the last one shorter."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -1,12 +1,12 @@
-"""A LightningDataModule over one labelled corpus: corpora -> split -> tokens (-> prompt) -> batch, wired to loaders."""
+"""A LightningDataModule over labelled texts: texts -> split -> tokens (-> prompt) -> batches, wired to loaders.
 
-import hashlib
+A dataset is a subclass that says how its texts and labels are read (datasets.py); all else is here.
+"""
+
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
@@ -14,132 +14,102 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from src import ranks
-from src.data import datasets
-from src.data.batching import Batch, Messages, ShuffledBatches, reading_batches
-from src.data.datasets import Corpus
-from src.data.prompts import Prompt, make_task
+from src.data.batching import Batch, Messages, ShuffledBatches, evaluation_batches
+from src.data.corpus import Corpus
+from src.data.prompts import Prompt
 from src.data.sharding import Shard
-from src.data.splits import Splits, book, deduplicated, distinct, given_files, grouped
-from src.data.splits import fraction as fraction_of
+from src.data.splits import Splits, deduplicated, distinct, fraction_of, grouped
 from src.data.tokenizer import encode
 from src.errors import InputError
 
-SPLITS = ("grouped", "deduplicated", "book")
-PADDINGS = ("longest", "batch", "none", "context")
+Padding = Literal["longest", "batch", "none", "context"]
 
 
+@dataclass(kw_only=True, eq=False)
 class TextData(L.LightningDataModule):
-    """Labelled messages as token batches.
+    """Labelled texts as token batches. A subclass reads them: `read` gives a Corpus; `encode_for` makes the batches.
 
-    name, path      which corpus (see datasets.py); `validation_path` and `test_path` give a table's own splits
-    split           grouped | deduplicated | book (see splits.py); `balance` samples every class down to the smallest
-    encoding, separator, empty   how a table is read (see datasets.table)
+    split           grouped | deduplicated (see splits.py); `balance` samples every class down to the smallest one
     fraction        the stratified part of the training messages that is used, in (0, 1]
     padding         longest: to the longest training message; batch: to the longest of the batch, messages of like
                     length together; context: to the context length; none: batches of one message
-    padding_is_read whether the task reads padding: where it does not, batches are as wide as their longest message
-    whole           no split: all messages as one part, for measuring a trained run on them
     max_length      truncate to that many tokens, from the right; null means the context length. Where there is a
                     prompt, it and the answer count, and the text alone is cut
-    instruction     what is asked of a text, and `answers` the answer of each class (see prompt.py), for a task that
-                    has a `template` around the text, and `writes` its answer after it
+    instruction     what is asked of a text, and `answers` the answer of each class, for a task that prompts
+    seed            of the order of messages and of the part that `fraction` takes, never of the split
+    whole           no split: all messages as one part, for measuring a trained run on them
     Raises InputError for whatever does not fit together.
     """
 
-    def __init__(
-        self,
-        name: str = "bundled",
-        path: str | None = None,
-        split: str = "grouped",
-        fraction: float = 1.0,
-        padding: str = "longest",
-        max_length: int | None = None,
-        batch_size: int = 8,
-        num_workers: int = 0,
-        balance: bool = False,
-        text_column: str | int = "text",
-        label_column: str | int = "label",
-        encoding: str | None = None,
-        separator: str | None = None,
-        empty: str = "refuse",
-        validation_path: str | None = None,
-        test_path: str | None = None,
-        cache: str = "~/.cache/two-ways",
-        instruction: str | None = None,
-        answers: Mapping[str, str] | None = None,
-        template: str | None = None,
-        writes: bool = False,
-        padding_is_read: bool = True,
-        context_length: int = 1024,
-        seed: int = 123,
-        whole: bool = False,
-    ) -> None:
+    SPLITS: ClassVar[tuple[str, ...]] = ("grouped", "deduplicated")
+    split: str = "grouped"
+    balance: bool = False
+    fraction: float = 1.0
+    padding: Padding = "longest"
+    max_length: int | None = None
+    batch_size: int = 8
+    num_workers: int = 0
+    instruction: str | None = None
+    answers: Mapping[str, Any] | None = None
+    seed: int = 123
+    whole: bool = False
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.split_name, self.fraction, self.balance, self.seed = split, fraction, balance, seed
-        self.padding, self.padding_is_read = padding, padding_is_read
-        self.batch_size, self.num_workers = batch_size, num_workers
-        self.limit = self._limit(max_length, context_length)
-        self.context_length = context_length
-        self.template, self.instruction, self.answers, self.writes = template, instruction, answers, writes
-        if batch_size < 1:
-            raise InputError(f"data.batch_size={batch_size} must be at least 1")
-        if padding == "none" and batch_size != 1:
-            raise InputError(f"data.padding=none needs data.batch_size=1, not {batch_size}")
-        how: dict[str, Any] = {"encoding": encoding, "separator": separator, "empty": empty, "least": 1 if whole else 2}
-        read = partial(datasets.table, text_column=text_column, label_column=label_column, **how)
-        if split not in SPLITS:
-            raise InputError(f"data.split={split} is unknown: use {', '.join(SPLITS)}")
-        if split == "book" and name != "sms_spam" and not whole:
-            raise InputError(f"data.split=book is the published split of sms_spam: use data.split=grouped for {name}")
-        self.corpus = datasets.read_corpus(name, path, read, Path(cache).expanduser(), quoted=split == "book")
+        self._check()
+        self.split_name: str = self.split
+        self.similarity: float | None = None  # above which no two texts of different splits are
         self.notes: list[str] = []
-        self.similarity: float | None = None
+        self.corpus = self.read()
         self.dropped = {"empty": self.corpus.empty, "repeated": 0, "contradicting": 0}
-        if whole:
-            self.examples = {"all": self.corpus.examples}
-        else:
-            splits = self._split(validation_path, test_path, partial(read, least=1))
-            self.examples = splits._replace(train=fraction_of(splits.train, fraction, seed))._asdict()
-        self._tokenize()
+        self.labels = self.corpus.labels
+        self.all_examples = {"all": self.corpus.examples} if self.whole else self.divide()._asdict()
 
-    def _limit(self, max_length: int | None, context_length: int) -> int:
-        if self.padding not in PADDINGS:
-            raise InputError(f"data.padding={self.padding} is unknown: use {', '.join(PADDINGS)}")
-        if max_length is not None and not 1 <= max_length <= context_length:
-            raise InputError(
-                f"data.max_length={max_length} must lie between 1 and the GPT's context length, {context_length}"
-            )
-        return max_length or context_length
+    def _check(self) -> None:
+        if self.split not in self.SPLITS:
+            raise InputError(f"data.split={self.split} is unknown: use {', '.join(self.SPLITS)}")
+        if self.batch_size < 1:
+            raise InputError(f"data.batch_size={self.batch_size} must be at least 1")
+        if self.num_workers < 0:
+            raise InputError(f"data.num_workers={self.num_workers} must not be negative")
+        if self.padding == "none" and self.batch_size != 1:
+            raise InputError(f"data.padding=none needs data.batch_size=1, not {self.batch_size}")
+        if self.max_length is not None and self.max_length < 1:
+            raise InputError(f"data.max_length={self.max_length} must be at least 1, or null")
 
-    def _split(self, validation: str | None, test: str | None, read: Callable[..., Corpus]) -> Splits:
-        if (validation is None) != (test is None):
-            raise InputError(
-                "data.validation_path and data.test_path go together: give both, or neither for a stratified split"
-            )
-        if validation is not None and test is not None:
-            self.split_name = "given files"
-            given = [self.corpus, read(validation), read(test)]
-            splits, self.notes = given_files(*(corpus.examples for corpus in given))
-            self.dropped["empty"] = sum(corpus.empty for corpus in given)
-            together = hashlib.sha256("".join(corpus.sha256 for corpus in given).encode()).hexdigest()
-            self.corpus = replace(self.corpus, sha256=together)
-        elif self.split_name == "book":
-            splits = book(self.corpus.examples)
-        else:
-            kept = distinct(self.corpus.examples)
-            self.dropped |= {"repeated": kept.repeated, "contradicting": kept.contradicting}
-            if self.split_name == "deduplicated":
-                return deduplicated(kept.examples, self.balance)
-            splits, self.similarity = grouped(kept.examples, self.balance)
+    def read(self) -> Corpus:
+        """The labelled texts of this dataset."""
+        raise NotImplementedError
+
+    def divide(self) -> Splits:
+        """The texts in three parts, by `split`."""
+        kept = distinct(self.corpus.examples)
+        self.dropped |= {"repeated": kept.repeated, "contradicting": kept.contradicting}
+        if self.split == "deduplicated":
+            return deduplicated(kept.examples, self.balance)
+        splits, self.similarity = grouped(kept.examples, self.balance)
         return splits
 
-    def _tokenize(self) -> None:
+    def encode_for(self, prompts: Sequence[Prompt], reads_padding: bool, context_length: int) -> None:
+        """Tokenize for a task: its prompt, whether it reads padding (else batches are as wide as their longest
+        message), and how much its GPT can read."""
+        self.context_length, self.reads_padding = context_length, reads_padding
+        self.limit = self.max_length or context_length
+        if self.limit > context_length:
+            raise InputError(f"data.max_length={self.limit} is more than the GPT's context length, {context_length}")
+        self.examples = dict(self.all_examples)
+        if not self.whole:
+            self.examples["train"] = fraction_of(self.examples["train"], self.fraction, self.seed)
         self.ids = {part: encode([example.text for example in examples]) for part, examples in self.examples.items()}
-        overhead = self._prompt(self.corpus.labels).overhead
-        longest = min(self.limit, overhead + max(map(len, next(iter(self.ids.values())))))
+        (self.prompt,) = prompts
+        longest = min(self.limit, self.longest())
         # as in the book: with one width for all, longer messages of validation and test are cut to it
-        width = {"longest": longest, "context": self.context_length}.get(self.padding) if self.padding_is_read else None
-        self.read_as(self.corpus.labels, longest if self.padding == "longest" else self.limit, width)
+        width = {"longest": longest, "context": context_length}.get(self.padding) if reads_padding else None
+        self.read_as(self.labels, longest if self.padding == "longest" else self.limit, width)
+
+    def longest(self) -> int:
+        """Tokens of the longest training message, with its prompt."""
+        return self.prompt.overhead + max(map(len, next(iter(self.ids.values()))))
 
     def read_as(self, labels: Sequence[str], limit: int, width: int | None) -> None:
         """Number classes, truncate, pad as a trained run did (see `facts`). Raises InputError for a strange class."""
@@ -147,7 +117,6 @@ class TextData(L.LightningDataModule):
         if strange := sorted(set(self.corpus.labels) - set(labels)):
             raise InputError(f"class {strange[0]} is none of the run's classes, {', '.join(labels)}")
         self.labels, self.limit, self.width = tuple(labels), limit, width
-        self.prompt = self._prompt(labels)
         if (room := limit - self.prompt.overhead) < 1:
             raise InputError(
                 f"the prompt and its longest answer are {self.prompt.overhead} tokens long, which leaves no room for "
@@ -160,17 +129,11 @@ class TextData(L.LightningDataModule):
                 [self.prompt.around(row, limit) for row in rows],
                 [number[example.label] for example in self.examples[part]],
                 width and width - self.prompt.reserve,
-                padding_of(self.padding, self.padding_is_read),
+                padding_of(self.padding, self.reads_padding),
                 part,
             )
             for part, rows in self.ids.items()
         }
-
-    def _prompt(self, labels: Sequence[str]) -> Prompt:
-        if self.template is None:
-            return Prompt()
-        prompt = make_task(self.corpus.name, labels, self.template, self.instruction, self.answers).prompt
-        return prompt if self.writes else replace(prompt, reserve=0)
 
     def sizes(self) -> dict[str, int]:
         """Messages in each split."""
@@ -180,12 +143,17 @@ class TextData(L.LightningDataModule):
         """The messages of a split."""
         return [example.text for example in self.examples[part]]
 
+    @property
+    def sha256(self) -> str:
+        """Of what was read."""
+        return self.corpus.sha256
+
     def facts(self) -> dict[str, Any]:
         """What a run's result says of its data; with it, a message is read at prediction as it was in training."""
         return {
             "name": self.corpus.name,
             "split": self.split_name,
-            "sha256": self.corpus.sha256,
+            "sha256": self.sha256,
             "sizes": self.sizes(),
             "dropped": self.dropped,
             "similarity": self.similarity,
@@ -239,7 +207,7 @@ def padding_of(padding: str, is_read: bool) -> str:
 
 def evaluation_loader(messages: Messages, batch_size: int, num_workers: int = 0) -> DataLoader[Batch]:
     """Every message once, in large batches, of like length where the padding varies; a rank's share of these."""
-    batches = reading_batches(messages, batch_size * ranks.world())
+    batches = evaluation_batches(messages, batch_size * ranks.world())
     return loader(messages, ranks.share(batches) or [[]], num_workers)
 
 

@@ -10,7 +10,7 @@ part them, as in the default, these are also the tokens of the whole.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from src.data.tokenizer import END_OF_TEXT, encode
 from src.errors import InputError
@@ -34,9 +34,39 @@ class Prompt:
         return [*self.before, *text[: limit - self.overhead], *self.after]
 
 
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the texts of one dataset: its class labels, in the order of their numbers, from first_class on,
+    the instruction, and the answer of each class."""
+
+    name: str
+    labels: tuple[str, ...]
+    instruction: str | None = None
+    answers: Mapping[str, str] | None = None
+    first_class: int = 0
+
+    @property
+    def classes(self) -> list[int]:
+        """The class numbers."""
+        return list(range(self.first_class, self.first_class + len(self.labels)))
+
+
+def questions_of(data: Mapping[str, Any], labels: Sequence[str]) -> list[Question]:
+    """The questions of a data section whose classes are `labels`: one, or one of each source of a mixture, whose
+    classes are named <source>/<label>."""
+    if "sources" not in data:
+        return [Question("", tuple(labels), data.get("instruction"), data.get("answers"))]
+    found, first = list[Question](), 0
+    for name, source in data["sources"].items():
+        own = tuple(label.removeprefix(f"{name}/") for label in labels if label.startswith(f"{name}/"))
+        found.append(Question(str(name), own, source.get("instruction"), source.get("answers"), first))
+        first += len(own)
+    return found
+
+
 class Task(NamedTuple):
-    """A question: its name and prompt, and of each class its number, the words of its answer, and their tokens with
-    <|endoftext|>, so that no answer begins another."""
+    """A question as tokens: its name and prompt, and of each class its number, the words of its answer, and their
+    tokens with <|endoftext|>, so that no answer begins another."""
 
     name: str
     prompt: Prompt
@@ -45,30 +75,22 @@ class Task(NamedTuple):
     answers: list[list[int]]
 
 
-def make_task(
-    name: str,
-    labels: Sequence[str],
-    template: str,
-    instruction: str | None,
-    answers: Mapping[str, str] | None,
-    first_class: int = 0,
-) -> Task:
-    """The question whose answers stand for `labels`. Without an instruction it asks which of the answers a text is; the
-    answer of a class is by default its name. Raises InputError for a template without a place for the text, and for
-    answers that are missing, empty or equal."""
+def make_task(question: Question, template: str) -> Task:
+    """The tokens of a question. Without an instruction it asks which of the answers a text is; the answer of a class is
+    by default its name. Raises InputError for a template without a place for the text, and for answers that are
+    missing, empty or equal."""
     if template.count("{text}") != 1 or template.count("{instruction}") > 1:
         raise InputError(
             f"task.template needs {{text}} exactly once and {{instruction}} at most once, got {template!r}"
         )
-    words = _words(labels, answers)
-    asked = instruction or f"Which of these is the following text: {', '.join(words[:-1])} or {words[-1]}?"
+    words = _words(question.labels, question.answers)
+    asked = question.instruction or f"Which of these is the following text: {', '.join(words[:-1])} or {words[-1]}?"
     before, after = (part.replace("{instruction}", asked) for part in template.split("{text}"))
     space = "" if template[-1].isspace() else " "
     head, tail, *tokens = encode([before, after, *(space + word for word in words)])
     longest = max(map(len, tokens))  # <|endoftext|> is predicted after them, never read
-    classes = list(range(first_class, first_class + len(words)))
     prompt = Prompt(tuple(head), tuple(tail), longest)
-    return Task(name, prompt, classes, words, [[*ids, END_OF_TEXT] for ids in tokens])
+    return Task(question.name, prompt, question.classes, words, [[*ids, END_OF_TEXT] for ids in tokens])
 
 
 def parse(written: str, words: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.data.datasets import Example
+from src.data.corpus import Example
 from src.data.near_duplicates import SIMILARITY, near_duplicates
 from src.errors import InputError
 
@@ -172,7 +172,7 @@ def normalise(text: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"\d", "0", text.casefold())).strip()
 
 
-def fraction(examples: list[Example], share: float, seed: int) -> list[Example]:
+def fraction_of(examples: list[Example], share: float, seed: int) -> list[Example]:
     """A stratified part of `examples`, in their order; with one seed, smaller parts are subsets of larger ones."""
     if not 0 < share <= 1:
         raise InputError(f"data.fraction={share} must lie in (0, 1]")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Right = NDArray[np.bool_]
     Numbers = NDArray[Any]
 
-SIGNIFICANT = 0.05
+ALPHA = 0.05
 SHARED = 2.0  # errors, as a weight, and
 DOUBT = 3  # as often the spread of seeds in the degrees of freedom: see `messages_worth`
 

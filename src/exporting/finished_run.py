@@ -16,7 +16,7 @@ from src.errors import InputError
 from src.evaluation.metrics import Predictions
 from src.finetune.base import FineTuner
 from src.finetune.classifier import Classifier
-from src.finetune.instruction import Instruct
+from src.finetune.instruction import InstructionTuner
 from src.gpt.lora import merge
 from src.runs import devices, run_dir
 
@@ -52,17 +52,17 @@ class FinishedRun:
     @cached_property
     def tasks(self) -> list[Task]:
         """What is asked of a message; none of the bare text."""
-        return [] if build.template(self.cfg) is None else build.tasks(self.cfg, self.data["labels"])
+        return self.model.tasks
 
     @cached_property
     def prompt(self) -> Prompt:
         """What a classifier has around a message."""
-        return build.question(self.cfg, self.data["labels"])[0]
+        return self.model.prompts[0]
 
     @property
     def padding(self) -> str:
         """What padding means to the model (see Messages): fixed, batch, free or none."""
-        return padding_of(self.cfg.data.padding, build.padding_is_read(self.cfg))
+        return padding_of(self.cfg.data.padding, self.model.reads_padding)
 
     @property
     def reads_padding(self) -> bool:
@@ -74,13 +74,14 @@ class FinishedRun:
         """Which hidden state a classifier's head reads: first, last, last_nonpad or mean. Where there is no padding at
         all, the last one is the last that is none."""
         assert isinstance(self.model, Classifier)
-        named = {"last_real": "last_nonpad"}.get(self.model.position, self.model.position)
-        return "last_nonpad" if named == "last" and not self.reads_padding else named
+        pooling = self.model.pooling
+        return "last_nonpad" if pooling == "last" and not self.reads_padding else pooling
 
     def question(self, task: str | None = None) -> tuple[Prompt, list[int]]:
         """The prompt around a message, and the class numbers among which to choose. Raises InputError for a run of
         several questions where `task` does not say which."""
-        return build.question(self.cfg, self.data["labels"], task)
+        place = self.model.question(task)
+        return self.model.prompts[place], self.model.questions[place].classes
 
     def batches(self, texts: list[list[int]], task: str | None = None) -> Iterator[Batch]:
         """Each of the texts, as ids, in one batch: as in training with the prompt around it, which asks `task` or else
@@ -112,4 +113,4 @@ class FinishedRun:
     @property
     def writes(self) -> bool:
         """Whether it answers in words."""
-        return isinstance(self.model, Instruct)
+        return isinstance(self.model, InstructionTuner)

@@ -19,7 +19,7 @@ from src.data.batching import Batch
 from src.data.tokenizer import END_OF_TEXT, encode
 from src.errors import InputError
 from src.exporting.finished_run import FinishedRun
-from src.finetune.instruction import Instruct
+from src.finetune.instruction import InstructionTuner
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # of a probability
@@ -58,7 +58,7 @@ class Graph(nn.Module):
             ids = F.pad(ids, (0, self.width - ids.shape[1]), value=END_OF_TEXT)
         if self.reads_padding:
             real = torch.ones_like(ids)
-        x = self.gpt.prefix(ids, 0)
+        x = self.gpt.lower_blocks(ids, 0)
         for block in self.gpt.blocks:
             x = block(x) if self.gpt.config.causal else block(x, Seen(real))
         hidden = self.gpt.final_norm(x)  # (B, T, C)
@@ -106,7 +106,7 @@ def check_probabilities(run: FinishedRun, path: Path) -> None:
     session = InferenceSession(path, providers=["CPUExecutionProvider"])
     for batch in (batch for texts in (PROBES[:1], PROBES) for batch in run.batches(encode(texts))):
         ours = run.model.predict_step(batch, 0)[1].softmax(-1)  # (B, K)
-        scores = _answer_scores if isinstance(run.model, Instruct) else _class_logits
+        scores = _answer_scores if isinstance(run.model, InstructionTuner) else _class_logits
         off = (scores(session, batch, run).softmax(-1) - ours).abs().max().item()
         if not off < TOLERANCE:
             raise InputError(f"onnx=true: onnxruntime's probabilities are off by {off:.2g}; nothing was written")

@@ -67,7 +67,7 @@ def _language_model(run: FinishedRun, tensors: dict[str, Tensor]) -> dict[str, A
     """What config.json says besides; the output layer, where it is not the token embedding, goes into `tensors`."""
     if run.model.head is None:
         return {}
-    tensors["lm_head.weight"] = _plain(run.model.head.weight)
+    tensors["lm_head.weight"] = _plain(run.model.vocabulary)
     return {"tie_word_embeddings": False}
 
 

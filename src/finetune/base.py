@@ -1,9 +1,10 @@
 """What both ways of fine-tuning share: what is trained, by which optimizer, and what a checkpoint holds."""
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import lightning as L
 import torch
@@ -12,22 +13,27 @@ from torch import Tensor, nn
 
 from src import ranks
 from src.data.batching import Batch
+from src.data.prompts import Prompt, Question, Task
 from src.errors import InputError
 from src.finetune import freezing as strategies
 from src.finetune.checkpointing import check_tensors
 from src.finetune.feature_store import Features
 from src.finetune.history import Mean
-from src.finetune.optim import Optimizer, clip
+from src.finetune.optim import OptimizerFactory, SchedulerFactory, adamw, clip, configure, warmup_schedule
 from src.gpt.lora import LoRA, inject
 from src.gpt.model import GPT
-from src.gpt.shared_prefixes import Beginnings
+from src.gpt.shared_prefixes import SharedPrefixes
+
+FrozenPrecision = Literal["run", "bf16"]
 
 
 class FineTuner(L.LightningModule):
-    """A GPT and, where there is one, a head. A way of fine-tuning adds `places`, `output` and `loss`.
+    """A GPT and, where there is one, a head. A way of fine-tuning adds `pooling_index`, `output` and `loss`.
 
+    questions         what is asked of the texts: their classes, and for a task that prompts the instruction and answers
     trainable         what is unfrozen (see freezing.py); the rest does not move by a bit
     lora              the rank and scaling of the adapters, for trainable="lora"
+    optimizer, scheduler    factories (see optim.py)
     frozen_precision  of the blocks below the first trained one: run (that of the Trainer) or bf16
     features          part -> what these blocks have made of its messages (feature_cache.py); empty: made in each step
     Checkpoints hold the trained parameters only, and the norms of the frozen ones, which are the GPT's that the run
@@ -37,27 +43,29 @@ class FineTuner(L.LightningModule):
     def __init__(
         self,
         gpt: GPT,
-        head: nn.Linear | None,
+        questions: Sequence[Question],
+        head: nn.Module | None,
         trainable: str,
         lora: LoRA | None,
-        optimizer: Optimizer | None,
-        frozen_precision: str = "run",
+        optimizer: OptimizerFactory = adamw,
+        scheduler: SchedulerFactory = warmup_schedule,
+        frozen_precision: FrozenPrecision = "run",
     ) -> None:
         super().__init__()
-        if frozen_precision not in ("run", "bf16"):
-            raise InputError(f"task.frozen_precision={frozen_precision} is unknown: use run or bf16")
         self.frozen_precision = frozen_precision
         self.features: dict[str, Features] = {}
-        self.extra = 0  # rows of a message that `frozen` has besides its own
+        self.answer_rows = 0  # rows of a message that `compute_features` has besides its own
         self.seed = torch.initial_seed()  # what the run was seeded with
-        self.gpt, self.head = gpt, head
+        self.gpt, self.head, self.questions = gpt, head, list(questions)
+        self.tasks = list[Task]()  # the questions as tokens, of a way that prompts
+        self.prompts = [Prompt() for _ in self.questions]  # around the texts of each
         self.strict_loading = False  # a checkpoint holds the trained parameters alone, which on_load_checkpoint checks
-        self.optimizer = optimizer or Optimizer()
+        self.optimizer, self.scheduler = optimizer, scheduler
         if trainable == "lora":
             inject(self, lora or LoRA())
         names = [name for name, _ in self.named_parameters()]
         self.trained = strategies.trainable_names(names, trainable, gpt.config.n_layer)
-        self.first_live = strategies.first_live_block(self.trained, gpt.config.n_layer)
+        self.first_trainable = strategies.first_trainable_block(self.trained, gpt.config.n_layer)
         strategies.freeze_all_but(self, self.trained)
         self.frozen_norms = self._norms_of_frozen()  # now: a Trainer may round the weights to its precision
         self.means = nn.ModuleDict(
@@ -71,73 +79,82 @@ class FineTuner(L.LightningModule):
         """What `forward` is given for a batch in training."""
         return batch.ids, batch.length
 
-    def frozen(self, batch: Batch, extent: Tensor) -> tuple[Tensor, Tensor]:
-        """All that `below` makes of a batch, (B, T, C), and how many rows (B,) of it count, where of each message
-        `extent` (B,) tokens do."""
-        x = self.below(*self.inputs(batch), extent)
+    def compute_features(self, batch: Batch, extent: Tensor) -> tuple[Tensor, Tensor]:
+        """All that `encode_frozen` makes of a batch, (B, T, C), and how many rows (B,) of it count, where of each
+        message `extent` (B,) tokens do."""
+        x = self.encode_frozen(*self.inputs(batch), extent)
         return x, extent.clamp(max=x.shape[1])
 
-    def known(self, batch: Batch) -> Tensor | None:
-        """What `above` takes of a batch, from its features: what `frozen` gave."""
+    def cached_features(self, batch: Batch) -> Tensor | None:
+        """What `decode_trainable` takes of a batch, from its features: what `compute_features` gave."""
         return batch.features
 
     def forward(self, ids: Tensor, length: Tensor, features: Tensor | None = None) -> Tensor:
-        """Logits of ids (B, T), or of what `below` has made of them."""
-        return self.above(self.below(ids, length) if features is None else features, length)
+        """Logits of ids (B, T), or of what `encode_frozen` has made of them."""
+        return self.decode_trainable(self.encode_frozen(ids, length) if features is None else features, length)
 
-    def below(self, ids: Tensor, length: Tensor, extent: Tensor | None = None) -> Tensor:
+    def encode_frozen(self, ids: Tensor, length: Tensor, extent: Tensor | None = None) -> Tensor:
         """What lies below the first trained block: ids (B, T) -> (B, T, C), a constant unless that is block 0. Where no
         block is trained, (B, Q, C): only what the output layer reads. Given the extent (B,) of each message, tokens
         behind it are not computed, and those of messages that begin alike once."""
-        once = None if extent is None else Beginnings.of(ids, extent, self.gpt.config.causal)
+        once = None if extent is None else SharedPrefixes.of(ids, extent, self.gpt.config.causal)
         with self.arithmetic():
-            x = self.gpt.prefix(ids, self.before_read, once)
-            return self.read(x, self.before_read, length) if self.only_head else x
+            x = self.gpt.lower_blocks(ids, self.feature_boundary, once)
+            return self.read(x, self.feature_boundary, length) if self.is_linear_probe else x
 
     def arithmetic(self) -> AbstractContextManager[Any]:
         """That of the frozen blocks."""
         bf16 = self.frozen_precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
-    def above(self, x: Tensor, length: Tensor) -> Tensor:
-        """Logits from what `below` gives of messages of length (B,)."""
-        return self.output(x if self.only_head else self.read(x, self.first_live, length))
+    def decode_trainable(self, x: Tensor, length: Tensor) -> Tensor:
+        """Logits from what `encode_frozen` gives of messages of length (B,)."""
+        return self.output(x if self.is_linear_probe else self.read(x, self.first_trainable, length))
 
     def output(self, hidden: Tensor) -> Tensor:
         """Logits from final hidden states (B, Q, C)."""
         raise NotImplementedError
 
     @property
+    def reads_padding(self) -> bool:
+        """Whether what is said of a text can depend on the padding behind it."""
+        return True
+
+    @property
     def vocabulary(self) -> Tensor:
         """The output layer of the language model, (V, C)."""
         return self.gpt.token_embedding.weight
 
-    def places(self, length: Tensor, width: int) -> Tensor | None:
-        """Which of `width` tokens the output layer reads, (B, Q); None for the mean over all of them."""
-        raise NotImplementedError
+    def pooling_index(self, length: Tensor, width: int) -> Tensor | None:
+        """Which of `width` tokens the output layer reads, (B, Q); None where `pool` makes one of all of them."""
+        return None
+
+    def pool(self, hidden: Tensor, length: Tensor) -> Tensor:
+        """One hidden state of all those (B, T, C) of texts of length (B,): (B, 1, C), by default their mean."""
+        return hidden.mean(1, keepdim=True)
 
     def read(self, x: Tensor, k: int, length: Tensor) -> Tensor:
         """Blocks k.. and the final norm, at the places that are read: (B, T, C) -> (B, Q, C)."""
-        index = self.places(length, x.shape[1])
+        index = self.pooling_index(length, x.shape[1])
         if index is None:
-            return self.gpt.suffix(x, k).mean(1, keepdim=True)
-        if any("lora_" in name for name in self.trained):  # suffix_at multiplies with the bare weights of a layer
-            return self.gpt.suffix(x, k).gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
-        return self.gpt.suffix_at(x, k, index)
+            return self.pool(self.gpt.upper_blocks(x, k), length)
+        if any("lora_" in name for name in self.trained):  # upper_blocks_at multiplies with the bare weights of a layer
+            return self.gpt.upper_blocks(x, k).gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+        return self.gpt.upper_blocks_at(x, k, index)
 
     @property
-    def before_read(self) -> int:
+    def feature_boundary(self) -> int:
         """The first block that is computed only where it is read, or trained."""
-        return max(0, self.first_live - 1) if self.only_head else self.first_live
+        return max(0, self.first_trainable - 1) if self.is_linear_probe else self.first_trainable
 
     @property
-    def only_head(self) -> bool:
+    def is_linear_probe(self) -> bool:
         """Whether nothing of the GPT is trained."""
-        return self.first_live == self.gpt.config.n_layer
+        return self.first_trainable == self.gpt.config.n_layer
 
     @property
-    def reads_below(self) -> str:
-        """What `below` keeps of the hidden states; empty for all of them."""
+    def feature_key(self) -> str:
+        """What `encode_frozen` keeps of the hidden states; empty for all of them."""
         return ""
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -163,9 +180,9 @@ class FineTuner(L.LightningModule):
     def train(self, mode: bool = True) -> Self:
         """Training mode, but for what lies below the first trained block: a frozen prefix has no dropout either."""
         super().train(mode)
-        if self.first_live > 0:
+        if self.first_trainable > 0:
             self.gpt.eval()
-            self.gpt.blocks[self.first_live :].train(mode)
+            self.gpt.blocks[self.first_trainable :].train(mode)
         return self
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:  # dropout, which survives a resume
@@ -177,7 +194,8 @@ class FineTuner(L.LightningModule):
         if self.trainer.is_last_batch:
             self._log_means("train")
         self.nonfinite_loss |= ~loss.detach().isfinite()  # looked at where a sync costs nothing: see _stop_if_nonfinite
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and self.trainer.global_step % every == 0:
             self._stop_if_nonfinite()
         return loss * ranks.world() if batch.whole is not None else loss  # DDP takes the mean of the ranks' gradients
 
@@ -209,13 +227,12 @@ class FineTuner(L.LightningModule):
         if ranks.total(self.nonfinite_loss.float()):
             raise InputError(
                 f"the loss became infinite or NaN in epoch {self.current_epoch + 1}: training stopped, the checkpoints "
-                "of the epochs before are kept; lower task.optimizer.lr or set trainer.gradient_clip_val=1"
+                "of the epochs before are kept; lower optimizer.lr or set trainer.gradient_clip_val=1"
             )
 
     def configure_optimizers(self) -> Any:
-        # GradScaler and Lightning's clipping need the unfused form
-        fused = self.trainer.precision != "16-mixed"
-        return self.optimizer.build([p for p in self.parameters() if p.requires_grad], self._progress, fused)
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return configure(trained, self.optimizer, self.scheduler, self._progress)
 
     def _progress(self) -> float:
         return self.trainer.global_step / max(1, self.trainer.estimated_stepping_batches)
@@ -227,6 +244,29 @@ class FineTuner(L.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
             clip(self, gradient_clip_val, gradient_clip_algorithm)
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
+        """Not had: a checkpoint holds what was trained alone. Raises InputError that says what has the rest."""
+        raise InputError(
+            "a checkpoint holds the trained parameters alone, and the run folder what is around them: call "
+            "src.config.build.restore(Path('runs/<id>'))"
+        )
+
+    @property
+    def classes_by_question(self) -> dict[str, list[int]]:
+        """The class numbers of each question of a mixture; empty for a single dataset."""
+        return {question.name: question.classes for question in self.questions if question.name}
+
+    def question(self, name: str | None = None) -> int:
+        """The place of a question by its name, which may be left out where there is one. Raises InputError."""
+        names = [question.name for question in self.questions]
+        if name is None and len(names) == 1:
+            return 0
+        if name is None or name not in names:
+            several = f"Give task=<one of {', '.join(names)}>" if any(names) else "The run has one: leave task= out"
+            raise InputError(f"which question should be asked? {several}")
+        return names.index(name)
 
     @cached_property
     def frozen_sha256(self) -> str:

@@ -108,9 +108,9 @@ class EpochCheckpoint(Checkpoint):
         self.folder, self.lowest = folder, float("inf")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loss = trainer.callback_metrics["validation/loss"].item()
-        if loss < self.lowest:
-            self.lowest = loss
+        loss = trainer.callback_metrics.get("validation/loss")  # there is none with trainer.limit_val_batches=0
+        if loss is None or loss < self.lowest:
+            self.lowest = self.lowest if loss is None else loss.item()
             trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=True)
         trainer.save_checkpoint(self.folder / "last.ckpt")
 

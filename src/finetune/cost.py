@@ -85,7 +85,7 @@ class Cost(L.Callback):
         ids, length = module.inputs(batch)
         self._flops = self._flops or Flops(module)
         # made for the first batch alone, from which all others are counted
-        operations = self._flops.of(ids, length, None if self._flops.points else module.known(batch))
+        operations = self._flops.of(ids, length, None if self._flops.points else module.cached_features(batch))
         if batch.counted != 0:
             self._own = [self._own[0] + operations, self._own[1] + ids.numel()]
 

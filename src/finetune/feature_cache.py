@@ -50,11 +50,11 @@ class FeatureCache:
     def prepare(self, tuner: "FineTuner", parts: Mapping[str, Messages], trainer: L.Trainer) -> None:
         """Give `tuner` the features of every part, where its frozen blocks are a constant function of a message."""
         started = perf_counter()
-        if self.kind == "off" or tuner.first_live == 0:
+        if self.kind == "off" or tuner.first_trainable == 0:
             return
         frozen, taken, room = FrozenBlocks(tuner), 0, free_bytes(tuner, trainer.strategy.root_device)
         for part, messages in parts.items():
-            if messages.padding == "batch" and (tuner.only_head or not tuner.gpt.config.causal):
+            if messages.padding == "batch" and (tuner.is_linear_probe or not tuner.gpt.config.causal):
                 return  # what becomes of a message, or where it is read, depends on those beside it
             if taken + (size := _bytes_of(tuner, messages)) > self.max_bytes:
                 self._warn(
@@ -74,7 +74,7 @@ class FeatureCache:
         whole, frozen.ragged = messages, messages.padding in ("free", "none")
         if messages.padding == "batch":  # under a causal mask a row as wide as the longest holds all narrower ones
             whole = Messages(messages.ids, messages.labels, max(map(len, messages.ids)), part=part)
-        batches = [whole[rows] for rows in packed_batches(whole, frozen.tuner.extra)]
+        batches = [whole[rows] for rows in packed_batches(whole, frozen.tuner.answer_rows)]
         key = ranks.gathered(key_of(frozen.tuner, batches, trainer, frozen.ragged))[0]  # of all, if devices differ
         if found := self._cached_features(key):
             self.reused.append(part)
@@ -157,11 +157,11 @@ class FrozenBlocks(L.LightningModule):
         self.add: AddRows
 
     def forward(self, ids: Tensor, length: Tensor) -> Tensor:
-        return self.tuner.below(ids, length)
+        return self.tuner.encode_frozen(ids, length)
 
     def operations(self, messages: Messages) -> int:
         """Those of every message, as if none began alike and all answers followed each other behind a prompt."""
-        widths = Counter(self.tuner.extra + (messages.width or len(ids)) for ids in messages.ids)
+        widths = Counter(self.tuner.answer_rows + (messages.width or len(ids)) for ids in messages.ids)
         return sum(
             self.count.of(torch.empty(n, T, dtype=torch.long), torch.ones(1, dtype=torch.long))
             for T, n in widths.items()
@@ -175,7 +175,7 @@ class FrozenBlocks(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_index: int) -> list[int]:
         extent = batch.length if self.ragged else torch.full_like(batch.length, batch.ids.shape[1])
-        x, extent = self.tuner.frozen(batch, extent)
+        x, extent = self.tuner.compute_features(batch, extent)
         numbers: list[int] = batch.row.tolist()
         self.add(numbers, [row[:n].cpu().clone() for row, n in zip(x, extent.tolist(), strict=True)])
         return numbers  # Lightning warns of nothing
@@ -199,10 +199,10 @@ def key_of(tuner: "FineTuner", batches: Sequence[Batch], trainer: L.Trainer, rag
     facts = {
         "version": VERSION,
         "weights": tuner.frozen_sha256,
-        "k": tuner.first_live,
+        "k": tuner.first_trainable,
         "n_head": config.n_head,
         "causal": config.causal,
-        "reads": tuner.reads_below,
+        "reads": tuner.feature_key,
         "ragged": ragged,
         "precision": [str(trainer.precision), tuner.frozen_precision],
         "matmul": torch.get_float32_matmul_precision(),
@@ -220,5 +220,6 @@ def key_of(tuner: "FineTuner", batches: Sequence[Batch], trainer: L.Trainer, rag
 def _bytes_of(tuner: "FineTuner", messages: Messages) -> int:
     """How much memory features take at most."""
     wide = messages.width or (max(map(len, messages.ids)) if messages.padding == "batch" else None)
-    rows = sum(1 if tuner.only_head else wide or len(ids) for ids in messages.ids) + tuner.extra * len(messages)
+    rows = sum(1 if tuner.is_linear_probe else wide or len(ids) for ids in messages.ids)
+    rows += tuner.answer_rows * len(messages)
     return rows * tuner.gpt.config.n_embd * 4

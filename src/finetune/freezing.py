@@ -53,7 +53,7 @@ def freeze_all_but(model: nn.Module, names: set[str]) -> None:
         parameter.requires_grad_(name in names)
 
 
-def first_live_block(names: Iterable[str], n_layer: int) -> int:
+def first_trainable_block(names: Iterable[str], n_layer: int) -> int:
     """Index k of the first block with a trainable parameter among `names`, n_layer when there is none: blocks below it
     and, if k > 0, the embeddings are a constant function while training."""
     if any("embedding" in name for name in names):

@@ -42,8 +42,8 @@ class Curve(L.Callback):
         self.points: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        logged = trainer.callback_metrics
-        values = {name: logged[name.replace("_", "/")].item() for name in QUANTITIES}
+        logged = trainer.callback_metrics  # without some of them where debugging flags leave out an epoch's end
+        values = {name: logged[key].item() for name in QUANTITIES if (key := name.replace("_", "/")) in logged}
         self.points.append({"epoch": trainer.current_epoch + 1, **values})
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,30 +6,30 @@ Only the answer's tokens and the <|endoftext|> after it count in the loss. A cla
 its whole answer (scored), and by what the model writes when left to itself (generated).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.data.batching import Batch, of_counted
-from src.data.prompts import Task
+from src.data.prompts import Question, make_task, parse
+from src.data.tokenizer import END_OF_TEXT, decode
 from src.errors import InputError
-from src.finetune.base import FineTuner
-from src.finetune.optim import Optimizer
-from src.gpt.generation import Blocks, Reader
+from src.finetune.base import FineTuner, FrozenPrecision
+from src.finetune.optim import OptimizerFactory, SchedulerFactory, adamw, warmup_schedule
+from src.gpt.generation import Blocks, Decoder
 from src.gpt.lora import LoRA
 from src.gpt.model import GPT
-from src.gpt.shared_prefixes import Beginnings
+from src.gpt.shared_prefixes import SharedPrefixes
 
-IGNORED = -100  # a place without an answer token; torch's own number for targets that do not count
+IGNORE_INDEX = -100  # a place without an answer token; torch's own number for targets that do not count
 
 
-class Instruct(FineTuner):
-    """A GPT that answers questions about a text; trainable, lora, optimizer, frozen_precision as in FineTuner.
+class InstructionTuner(FineTuner):
+    """A GPT that answers questions about a text; the arguments that are not listed here are FineTuner's.
 
-    tasks    the questions: every message is answered with one of the answers of its class's task
-    say      (what was written as ids, a task) -> place of that answer in the task, -1 for none
+    template    what is put around instruction and text (see prompts.py)
     The output layer is the token embedding, tied. trainable=all trains it in both places; last_block, <n>_blocks and
     lora leave it as it is; last_layer trains a copy of it, the counterpart of a new head, and the embedding stays.
     Raises InputError for a GPT without a causal mask: its prompt would read the answer.
@@ -38,12 +38,13 @@ class Instruct(FineTuner):
     def __init__(
         self,
         gpt: GPT,
-        tasks: Sequence[Task],
-        say: Callable[[list[int], Task], int],
+        questions: Sequence[Question],
+        template: str,
         trainable: str = "last_block",
         lora: LoRA | None = None,
-        optimizer: Optimizer | None = None,
-        frozen_precision: str = "run",
+        optimizer: OptimizerFactory = adamw,
+        scheduler: SchedulerFactory = warmup_schedule,
+        frozen_precision: FrozenPrecision = "run",
     ) -> None:
         if not gpt.config.causal:
             raise InputError("task=instruct needs gpt.causal=true: without the mask a prompt would read its answer")
@@ -52,38 +53,46 @@ class Instruct(FineTuner):
             head = nn.Linear(gpt.config.n_embd, gpt.config.vocab_size, bias=False)
             with torch.no_grad():
                 head.weight.copy_(gpt.token_embedding.weight)
-        super().__init__(gpt, head, trainable, lora, optimizer, frozen_precision)
-        self.tasks, self.say, self.stop = list(tasks), say, tasks[0].answers[0][-1]
+        super().__init__(gpt, questions, head, trainable, lora, optimizer, scheduler, frozen_precision)
+        self.tasks = tasks = [make_task(question, template) for question in questions]
+        self.prompts = [task.prompt for task in tasks]
         answers = {number: ids for task in tasks for number, ids in zip(task.classes, task.answers, strict=True)}
         K, A = len(answers), max(map(len, answers.values()))
-        padded = torch.full((K, A), IGNORED)
+        padded = torch.full((K, A), IGNORE_INDEX)
         asked = torch.zeros(K, K, dtype=torch.bool)  # row: the true class; column: the classes of its task
         for number, ids in answers.items():
             padded[number, : len(ids)] = torch.tensor(ids)
         for task in tasks:
             asked[torch.tensor(task.classes)[:, None], torch.tensor(task.classes)] = True
         self.answers: Tensor
-        self.asked: Tensor
+        self.task_mask: Tensor
         self.register_buffer("answers", padded, persistent=False)
         of = {number: task.classes for task in tasks for number in task.classes}
         most = max(map(len, of.values()))
-        self.extra = most * (A - 1)
+        self.answer_rows = most * (A - 1)
         self.classes: Tensor  # those of each class's task, (K, most); a task with fewer repeats its last one
-        self.slot: Tensor  # the place of each class in its task, (K,)
+        self.class_slot: Tensor  # the place of each class in its task, (K,)
         classes = [(of[n] + [of[n][-1]] * most)[:most] for n in range(K)]
         self.register_buffer("classes", torch.tensor(classes), persistent=False)
-        self.register_buffer("slot", torch.tensor([of[n].index(n) for n in range(K)]), persistent=False)
-        self.register_buffer("asked", asked, persistent=False)
+        self.register_buffer("class_slot", torch.tensor([of[n].index(n) for n in range(K)]), persistent=False)
+        self.register_buffer("task_mask", asked, persistent=False)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (..., V) of hidden states (..., C)."""
         return self.head(hidden) if self.head is not None else self.gpt.logits(hidden)
 
     @property
-    def vocabulary(self) -> Tensor:
-        return super().vocabulary if self.head is None else self.head.weight
+    def reads_padding(self) -> bool:
+        return False
 
-    def places(self, length: Tensor, width: int) -> Tensor:
+    @property
+    def vocabulary(self) -> Tensor:
+        if self.head is None:
+            return super().vocabulary
+        assert isinstance(self.head.weight, Tensor)
+        return self.head.weight
+
+    def pooling_index(self, length: Tensor, width: int) -> Tensor:
         """Where the answers' tokens are predicted, (B, A), after prompts of length (B,)."""
         return length[:, None] - 1 + torch.arange(self.answers.shape[1], device=length.device)
 
@@ -92,8 +101,8 @@ class Instruct(FineTuner):
         return self.logits(hidden)
 
     @property
-    def reads_below(self) -> str:
-        return f"{'only answers' if self.only_head else 'all'} {self.answers.tolist()} {self.classes.tolist()}"
+    def feature_key(self) -> str:
+        return f"{'only answers' if self.is_linear_probe else 'all'} {self.answers.tolist()} {self.classes.tolist()}"
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Prompts, and after each one the tokens of its answer but for the last: (B, T + A - 1), and (B,)."""
@@ -102,34 +111,36 @@ class Instruct(FineTuner):
         places = batch.length[:, None] + torch.arange(answer.shape[1], device=answer.device)
         return longer.scatter(1, places, answer), batch.length
 
-    def frozen(self, batch: Batch, extent: Tensor) -> tuple[Tensor, Tensor]:
+    def compute_features(self, batch: Batch, extent: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of each prompt, or its last one where only the output layer is trained, and behind them the rows of
         every answer that its task has, but for their last tokens."""
-        (B, T), k, device = batch.ids.shape, self.before_read, batch.ids.device
-        blocks = Blocks(self.gpt, k, T + self.extra, k, self.arithmetic)
-        prompt = blocks.read(batch.ids, torch.arange(T, device=device).expand(B, T), Beginnings.of(batch.ids, extent))
+        (B, T), k, device = batch.ids.shape, self.feature_boundary, batch.ids.device
+        blocks = Blocks(self.gpt, k, T + self.answer_rows, k, self.arithmetic)
+        places = torch.arange(T, device=device).expand(B, T)
+        prompt = blocks.read(batch.ids, places, SharedPrefixes.of(batch.ids, extent))
         answers = []
         for number in self.alternatives(batch):
             ids = self.answers[number][:, :-1].clamp(min=0)  # (B, A - 1)
             answers.append(blocks.read(ids, batch.length[:, None] + torch.arange(ids.shape[1], device=device)))
         behind = torch.cat(answers, 1)  # (B, extra, C)
-        places = batch.length[:, None] + torch.arange(self.extra, device=device)
-        whole = F.pad(prompt, (0, 0, 0, self.extra)).scatter(1, places[..., None].expand_as(behind), behind)
-        if not self.only_head:
-            return whole, batch.length + self.extra
+        places = batch.length[:, None] + torch.arange(self.answer_rows, device=device)
+        whole = F.pad(prompt, (0, 0, 0, self.answer_rows)).scatter(1, places[..., None].expand_as(behind), behind)
+        if not self.is_linear_probe:
+            return whole, batch.length + self.answer_rows
         x = []
         for slot in range(len(answers)):
             rows = self._with_answer(whole, batch.length, T, torch.full_like(batch.length, slot))
             with self.arithmetic():
                 x.append(self.read(rows, k, batch.length))  # (B, A, C)
-        return torch.cat([x[0][:, :1], *(rows[:, 1:] for rows in x)], 1), torch.ones_like(batch.length) + self.extra
+        count = torch.ones_like(batch.length) + self.answer_rows
+        return torch.cat([x[0][:, :1], *(rows[:, 1:] for rows in x)], 1), count
 
-    def known(self, batch: Batch, slot: int | None = None) -> Tensor | None:
+    def cached_features(self, batch: Batch, slot: int | None = None) -> Tensor | None:
         """The rows of each prompt and of one answer, (B, T + A - 1, C): its own, or that in a place of its task."""
         if batch.features is None:
             return None
-        own = self.slot[batch.label] if slot is None else torch.full_like(batch.label, slot)
-        if self.only_head:
+        own = self.class_slot[batch.label] if slot is None else torch.full_like(batch.label, slot)
+        if self.is_linear_probe:
             return self._with_answer(batch.features, torch.ones_like(batch.length), 1, own)
         return self._with_answer(batch.features, batch.length, batch.ids.shape[1], own)
 
@@ -148,25 +159,26 @@ class Instruct(FineTuner):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         targets = self.answers[batch.label]  # (B, A)
-        logits = self(*self.inputs(batch), self.known(batch)).float()
-        loss = self.cross_entropy(logits.flatten(0, 1), targets.flatten(), batch, IGNORED)
-        written = (logits.detach().argmax(-1) == targets) | (targets == IGNORED)
+        logits = self(*self.inputs(batch), self.cached_features(batch)).float()
+        loss = self.cross_entropy(logits.flatten(0, 1), targets.flatten(), batch, IGNORE_INDEX)
+        written = (logits.detach().argmax(-1) == targets) | (targets == IGNORE_INDEX)
         return loss, written.all(1)
 
     def targets(self, label: Tensor) -> Tensor:
-        return (self.answers[label] != IGNORED).sum()
+        return (self.answers[label] != IGNORE_INDEX).sum()
 
     def predict_step(self, batch: Batch, batch_index: int, dataloader_index: int = 0) -> list[Tensor]:
-        scores, said = self.answered(batch) if batch.features is None else self.answered_above(batch)
+        answer = self.score_and_generate if batch.features is None else self.score_and_generate_cached
+        scores, said = answer(batch)
         return of_counted(batch, batch.row, scores, batch.label, said)
 
-    def answered(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def score_and_generate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probability of each class's answer (B, K), and the class whose answer is written (B,), -1 for none."""
         room = self.answers.shape[1]
-        reader = Reader(self.gpt, batch.ids, batch.length, room, self.logits, self.first_live, self.arithmetic)
-        return self.scores(reader, batch.label), self.said(reader, batch.label)
+        decoder = Decoder(self.gpt, batch.ids, batch.length, room, self.logits, self.first_trainable, self.arithmetic)
+        return self.scores(decoder, batch.label), self.generated_label(decoder, batch.label)
 
-    def answered_above(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def score_and_generate_cached(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The same from features. An answer of which every token is the most probable one is what greedy decoding
         writes; only messages that have no such answer are read anew, to see what is written."""
         shape = len(batch.label), len(self.answers)
@@ -174,30 +186,30 @@ class Instruct(FineTuner):
         said = torch.full_like(batch.label, -1)
         for slot, number in enumerate(self.alternatives(batch)):
             targets = self.answers[number]  # (B, A)
-            log_p = self(*self.inputs(batch), self.known(batch, slot)).float().log_softmax(-1)  # (B, A, V)
-            of_targets = log_p.gather(2, targets.clamp(min=0)[..., None])[..., 0] * (targets != IGNORED)
+            log_p = self(*self.inputs(batch), self.cached_features(batch, slot)).float().log_softmax(-1)  # (B, A, V)
+            of_targets = log_p.gather(2, targets.clamp(min=0)[..., None])[..., 0] * (targets != IGNORE_INDEX)
             scores.scatter_(1, number[:, None], of_targets.sum(1, keepdim=True))
-            said = torch.where(((log_p.argmax(-1) == targets) | (targets == IGNORED)).all(1), number, said)
+            said = torch.where(((log_p.argmax(-1) == targets) | (targets == IGNORE_INDEX)).all(1), number, said)
         if len(rest := (said < 0).nonzero().flatten()):
             left = batch._replace(ids=batch.ids[rest], length=batch.length[rest], label=batch.label[rest])
-            said[rest] = self.answered(left)[1]
+            said[rest] = self.score_and_generate(left)[1]
         return scores, said
 
-    def scores(self, reader: Reader, label: Tensor) -> Tensor:
+    def scores(self, decoder: Decoder, label: Tensor) -> Tensor:
         """Log-probability of each class's whole answer, (B, K); -inf for classes of another task than the label's."""
-        asked = self.asked[label]  # (B, K)
+        asked = self.task_mask[label]  # (B, K)
         scores = torch.full(asked.shape, -torch.inf, dtype=torch.float32, device=label.device)
         for number in asked.any(0).nonzero().flatten():
             answer = self.answers[number]
-            scores[:, number] = reader.log_probability(answer[answer != IGNORED])
+            scores[:, number] = decoder.loglikelihood(answer[answer != IGNORE_INDEX])
         return scores.masked_fill(~asked, -torch.inf)
 
-    def said(self, reader: Reader, label: Tensor) -> Tensor:
+    def generated_label(self, decoder: Decoder, label: Tensor) -> Tensor:
         """The class (B,) whose answer is written by greedy decoding, -1 for anything else."""
         task_of = {number: task for task in self.tasks for number in task.classes}
         said = []
-        for ids, number in zip(reader.write(self.answers.shape[1], self.stop), label.tolist(), strict=True):
+        for ids, number in zip(decoder.generate(self.answers.shape[1], END_OF_TEXT), label.tolist(), strict=True):
             task = task_of[number]
-            place = self.say(ids, task)
+            place = parse(decode(ids), task.words)
             said.append(task.classes[place] if place >= 0 else -1)
         return torch.tensor(said, device=label.device)

@@ -1,20 +1,66 @@
-"""AdamW, or Muon beside it, and the learning-rate schedule, for every way of training in this project."""
+"""Optimizers and learning-rate schedules: torch's own, as factories, and one that follows the share of training.
 
+conf/optimizer and conf/scheduler name them by `_target_` with `_partial_: true`. An optimizer factory takes parameters
+(or groups of them), a scheduler factory takes the optimizer and, if it has an argument `progress`, a function that
+gives the share of training done, in [0, 1]. Schedulers step after every optimizer step, ReduceLROnPlateau after every
+epoch, by the validation loss.
+"""
+
+import inspect
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch.optim import AdamW, Muon
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import AdamW, Muon, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from src.errors import InputError
 
-SCHEDULES = ("constant", "cosine", "linear")
+OptimizerFactory = Callable[[Any], Optimizer]
+SchedulerFactory = Callable[..., LRScheduler]
+SHAPES = ("constant", "cosine", "linear")
 
 
-class MuonAdamW(torch.optim.Optimizer):
+def lr_multiplier(
+    progress: float, shape: str = "constant", warmup_ratio: float = 0.0, min_lr_ratio: float = 0.0
+) -> float:
+    """Factor on the learning rate when a share `progress` of training is done: linear warm-up, then `shape` down to
+    min_lr_ratio."""
+    if progress < warmup_ratio:
+        return max(progress / warmup_ratio, 1e-3)  # not 0: the first step should move
+    if shape == "constant":
+        return 1.0
+    rest = min(1.0, (progress - warmup_ratio) / (1.0 - warmup_ratio))
+    decay = 0.5 * (1 + math.cos(math.pi * rest)) if shape == "cosine" else 1.0 - rest
+    return min_lr_ratio + (1.0 - min_lr_ratio) * decay
+
+
+def warmup_schedule(
+    optimizer: Optimizer,
+    progress: Callable[[], float],
+    shape: str = "constant",
+    warmup_ratio: float = 0.0,
+    min_lr_ratio: float = 0.0,
+) -> LambdaLR:
+    """A schedule over the whole of training: constant, cosine or linear, after a warm-up over `warmup_ratio` of it.
+
+    Raises InputError for values that cannot be.
+    """
+    if shape not in SHAPES:
+        raise InputError(f"scheduler.shape={shape} is unknown: use {', '.join(SHAPES)}")
+    if not 0 <= warmup_ratio < 1:
+        raise InputError(f"scheduler.warmup_ratio={warmup_ratio} must lie in [0, 1)")
+    if not 0 <= min_lr_ratio <= 1:
+        raise InputError(f"scheduler.min_lr_ratio={min_lr_ratio} must lie in [0, 1]")
+    return LambdaLR(optimizer, lambda _: lr_multiplier(progress(), shape, warmup_ratio, min_lr_ratio))
+
+
+adamw = partial(AdamW, lr=5e-5, weight_decay=0.1, fused=True)  # Loshchilov and Hutter 2019, with the book's values
+
+
+class MuonAdamW(Optimizer):
     """Muon (Jordan et al. 2024) for the matrices of the first group and AdamW for the other groups, as one optimizer.
 
     Muon's updates are scaled to the size of AdamW's (Liu et al. 2025), so that one learning rate serves both. Raises
@@ -23,7 +69,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(self, groups: list[Any], lr: float, weight_decay: float, **adamw: Any) -> None:
         if not isinstance(groups[0], dict):
-            raise InputError("muon=true needs to know which parameters are matrices: it is for src.pretrain")
+            raise InputError("optimizer=muon needs to know which parameters are matrices: it is for src.pretrain")
         muon = Muon(groups[0]["params"], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         self.parts = muon, AdamW(groups[1:], lr=lr, weight_decay=weight_decay, **adamw)
         super().__init__([group for part in self.parts for group in part.param_groups], {})
@@ -39,47 +85,18 @@ class MuonAdamW(torch.optim.Optimizer):
         return loss
 
 
-@dataclass(frozen=True)
-class Optimizer:
-    """AdamW (Loshchilov and Hutter 2019) with a learning rate that warms up linearly and then follows `schedule`.
-
-    lr is the highest learning rate; warmup the share of training that rises to it; floor the last factor on it; muon
-    takes MuonAdamW, the first group's parameters being its matrices. The defaults are the book's. Raises InputError for
-    values that cannot be.
-    """
-
-    lr: float = 5e-5
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
-    schedule: str = "constant"
-    warmup: float = 0.0
-    floor: float = 0.0
-    muon: bool = False
-
-    def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise InputError(f"schedule={self.schedule} is unknown: use {', '.join(SCHEDULES)}")
-        if not (self.lr > 0 and self.weight_decay >= 0 and 0 <= self.warmup < 1 and 0 <= self.floor <= 1):
-            raise InputError(
-                f"an optimizer needs lr > 0, weight_decay >= 0, warmup in [0, 1) and floor in [0, 1], got {self}"
-            )
-
-    def build(self, parameters: Iterable[Any], progress: Callable[[], float], fused: bool = True) -> dict[str, Any]:
-        """What configure_optimizers returns; `progress()` tells the share of training done, in [0, 1]."""
-        given: Any = {"lr": self.lr, "weight_decay": self.weight_decay, "betas": tuple(self.betas), "fused": fused}
-        made = (MuonAdamW if self.muon else AdamW)(list(parameters), **given)
-        scheduler = LambdaLR(made, lambda _: self.factor(progress()))
-        return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def factor(self, progress: float) -> float:
-        """Learning rate at `progress` in [0, 1], as a factor on lr."""
-        if progress < self.warmup:
-            return max(progress / self.warmup, 1e-3)  # not 0: the first step should move
-        if self.schedule == "constant":
-            return 1.0
-        rest = min(1.0, (progress - self.warmup) / (1.0 - self.warmup))
-        shape = 0.5 * (1 + math.cos(math.pi * rest)) if self.schedule == "cosine" else 1.0 - rest
-        return self.floor + (1.0 - self.floor) * shape
+def configure(
+    parameters: Any, optimizer: OptimizerFactory, scheduler: SchedulerFactory, progress: Callable[[], float]
+) -> dict[str, Any]:
+    """What a LightningModule's configure_optimizers returns."""
+    made = optimizer(parameters)
+    follows = "progress" in inspect.signature(scheduler).parameters
+    schedule = scheduler(made, progress=progress) if follows else scheduler(made)
+    interval = "epoch" if isinstance(schedule, ReduceLROnPlateau) else "step"
+    return {
+        "optimizer": made,
+        "lr_scheduler": {"scheduler": schedule, "interval": interval, "monitor": "validation/loss"},
+    }
 
 
 def clip(module: torch.nn.Module, limit: float | None, algorithm: str | None = None) -> None:

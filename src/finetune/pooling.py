@@ -1,9 +1,9 @@
-"""Which of a message's hidden states (B, T, C) stands for it.
+"""Pooling: which hidden state (B, T, C) represents the sequence.
 
-first       position 0, which under a causal mask has seen one token only
-last        position T - 1, padding or not
-last_real   position length - 1, which under a causal mask no padding can reach
-mean        the mean over all T positions; the head being linear, the same as the book's mean of logits
+first         position 0, which under a causal mask has seen one token only
+last          position T - 1, padding or not
+last_nonpad   position length - 1, which under a causal mask no padding can reach
+mean          the mean over all T positions; the head being linear, the same as the book's mean of logits
 
 The book's meanings are kept: with padding, "last" reads a padding position and "mean" averages over padding too.
 """
@@ -13,19 +13,19 @@ from torch import Tensor
 
 from src.errors import InputError
 
-POSITIONS = ("first", "last", "last_real", "mean")
+POOLINGS = ("first", "last", "last_nonpad", "mean")
 
 
-def places(length: Tensor, width: int, position: str) -> Tensor | None:
+def pooling_index(length: Tensor, width: int, pooling: str) -> Tensor | None:
     """Which of `width` tokens is read, (B, 1), of messages whose first length (B,) tokens are no padding; None for the
-    mean of all. Raises InputError for an unknown position."""
-    match position:
+    mean of all. Raises InputError for an unknown pooling."""
+    match pooling:
         case "first":
             return torch.zeros_like(length)[:, None]
         case "last":
             return torch.full_like(length, width - 1)[:, None]
-        case "last_real":
+        case "last_nonpad":
             return length[:, None] - 1
         case "mean":
             return None
-    raise InputError(f"task.position={position} is unknown: use {', '.join(POSITIONS)}")
+    raise InputError(f"task.pooling={pooling} is unknown: use {', '.join(POOLINGS)}")

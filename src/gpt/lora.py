@@ -33,6 +33,8 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise InputError(f"task.lora.rank={self.rank} must be at least 1")
+        if self.alpha <= 0:
+            raise InputError(f"task.lora.alpha={self.alpha} must be above 0")
         if self.scaling not in ("alpha", "alpha_over_rank"):
             raise InputError(f"task.lora.scaling={self.scaling} is unknown: use alpha or alpha_over_rank")
         if self.init not in ("in_features", "rank"):

@@ -1,7 +1,7 @@
 """GPT-2 from scratch: token ids in, hidden states or next-token logits out.
 
-    ids (B, T) -> prefix(ids, k): embeddings and blocks 0..k-1
-               -> suffix(x, k):   blocks k..n-1 and the final norm -> (B, T, C) -> logits (B, T, V)
+    ids (B, T) -> lower_blocks(ids, k): embeddings and blocks 0..k-1
+               -> upper_blocks(x, k):  blocks k..n-1 and the final norm -> (B, T, C) -> logits (B, T, V)
 
 The architecture is Radford et al. 2019, "Language Models are Unsupervised Multitask Learners": pre-norm blocks,
 learned positions, tanh-approximated GELU, biases everywhere, output layer tied to the token embedding. The split at
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import InputError
-from src.gpt.shared_prefixes import Beginnings, Context
+from src.gpt.shared_prefixes import Context, SharedPrefixes
 
 
 @dataclass(frozen=True)
@@ -71,22 +71,22 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)  # (B, H, T, D)
         return F.dropout(self.out(y.transpose(1, 2).reshape(B, T, C)), self.dropout, self.training)
 
-    def at(self, x: Tensor, index: Tensor) -> Tensor:
-        """What `forward` gives at index (B, Q): (B, T, C) -> (B, Q, C), with neither keys nor values projected.
+    def forward_at(self, x: Tensor, query_positions: Tensor) -> Tensor:
+        """What `forward` gives at query_positions (B, Q): (B, T, C) -> (B, Q, C), without projecting keys or values.
 
         A score is q (W_k x) = (W_k^T q) x, and a head's weighted sum of values is W_v times that of the x: with few
         queries both are far cheaper than projecting all T tokens.
         """
-        (B, T, C), Q, H = x.shape, index.shape[1], self.n_head
+        (B, T, C), Q, H = x.shape, query_positions.shape[1], self.n_head
         D = C // H
         w_q, w_k, w_v = self.qkv.weight.view(3, H, D, C)
         b_q, _, b_v = self.qkv.bias.view(3, H, 1, D)  # that of the keys adds the same to all scores of a query
-        here = x.gather(1, index[..., None].expand(B, Q, C))
+        here = x.gather(1, query_positions[..., None].expand(B, Q, C))
         q = F.linear(here, w_q.reshape(C, C)).view(B, Q, H, D) + b_q.view(H, D)
         q = torch.einsum("bqhd,hdc->bhqc", q, w_k).reshape(B, H * Q, C)  # by one product a message, not one a head
         scores = (q @ x.transpose(1, 2)).view(B, H, Q, T).float() / math.sqrt(D)
         if self.causal:
-            future = torch.arange(T, device=x.device) > index[:, None, :, None]  # (B, 1, Q, T)
+            future = torch.arange(T, device=x.device) > query_positions[:, None, :, None]  # (B, 1, Q, T)
             scores = scores.masked_fill(future, float("-inf"))
         share = F.dropout(scores.softmax(-1).to(x.dtype), self.dropout, self.training)
         seen = (share.view(B, H * Q, T) @ x).view(B, H, Q, C)  # what each head sees of x
@@ -121,12 +121,12 @@ class Block(nn.Module):
         x = x + self.attention(self.norm1(x), context)
         return x + self.mlp(self.norm2(x))
 
-    def at(self, x: Tensor, index: Tensor) -> Tensor:
-        """What `forward` gives at index (B, Q) alone: (B, T, C) -> (B, Q, C), in the precision of the weights: autocast
-        would convert all of them, in every step, for a few rows."""
+    def forward_at(self, x: Tensor, query_positions: Tensor) -> Tensor:
+        """What `forward` gives at query_positions (B, Q) alone: (B, T, C) -> (B, Q, C), in the weights' precision:
+        autocast would convert all of them, in every step, for a few rows."""
         with torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False):
-            here = x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
-            here = here + self.attention.at(self.norm1(x), index)
+            here = x.gather(1, query_positions[..., None].expand(-1, -1, x.shape[-1]))
+            here = here + self.attention.forward_at(self.norm1(x), query_positions)
             return here + self.mlp(self.norm2(here))
 
 
@@ -158,8 +158,8 @@ class GPT(nn.Module):
                 into_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
                 parameter.normal_(0.0, residual_std if into_residual else 0.02, generator=generator)
 
-    def prefix(self, ids: Tensor, k: int, once: Beginnings | None = None) -> Tensor:
-        """Embeddings and blocks 0..k-1: (B, T) ids -> (B, T, C), without dropout what begins alike `once`. Raises
+    def lower_blocks(self, ids: Tensor, k: int, shared: SharedPrefixes | None = None) -> Tensor:
+        """Embeddings and blocks 0..k-1: (B, T) ids -> (B, T, C), without dropout what begins alike `shared`. Raises
         InputError beyond the context length."""
         T = ids.shape[1]
         if self.config.context_length < T:
@@ -167,30 +167,30 @@ class GPT(nn.Module):
         positions = torch.arange(T, device=ids.device)
         x = self.token_embedding(ids) + self.position_embedding(positions)  # (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
-        x = once.gather(x) if once else x
+        x = shared.gather(x) if shared else x
         for block in self.blocks[:k]:
-            x = block(x, once)
-        return once.spread(x) if once else x
+            x = block(x, shared)
+        return shared.scatter(x) if shared else x
 
-    def suffix(self, x: Tensor, k: int) -> Tensor:
+    def upper_blocks(self, x: Tensor, k: int) -> Tensor:
         """Blocks k..n-1 and the final norm: (B, T, C) -> (B, T, C)."""
         for block in self.blocks[k:]:
             x = block(x)
         return self.final_norm(x)
 
-    def suffix_at(self, x: Tensor, k: int, index: Tensor) -> Tensor:
-        """What `suffix` gives at index (B, Q) alone: (B, T, C) -> (B, Q, C); the last block does no other work."""
+    def upper_blocks_at(self, x: Tensor, k: int, query_positions: Tensor) -> Tensor:
+        """What `upper_blocks` gives at query_positions (B, Q) alone, where alone the last block works: (B, Q, C)."""
         if k == len(self.blocks):
-            return self.final_norm(x.gather(1, index[..., None].expand(-1, -1, x.shape[-1])))
+            return self.final_norm(x.gather(1, query_positions[..., None].expand(-1, -1, x.shape[-1])))
         for block in self.blocks[k:-1]:
             x = block(x)
         last = self.blocks[-1]
         assert isinstance(last, Block)
-        return self.final_norm(last.at(x, index))
+        return self.final_norm(last.forward_at(x, query_positions))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Hidden states after the final norm: (B, T) ids -> (B, T, C)."""
-        return self.suffix(self.prefix(ids, 0), 0)
+        return self.upper_blocks(self.lower_blocks(ids, 0), 0)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits from hidden states: (..., C) -> (..., V), with the tied embedding."""

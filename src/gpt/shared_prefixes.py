@@ -1,7 +1,7 @@
 """Messages that begin alike are read once as far as they do: under a causal mask a token knows only what precedes it.
 
-    ids (B, T) -> Beginnings: which N tokens differ in themselves or in a token before
-    x (B, T, C) -> gather -> (1, N, C): all of a block but its attention, whose T tokens meet in (B, T, C) -> spread
+    ids (B, T) -> SharedPrefixes: which N tokens differ in themselves or in a token before
+    x (B, T, C) -> gather -> (1, N, C): all of a block but its attention, whose T tokens meet in (B, T, C) -> scatter
 
 So the words of an instruction, the opening of a chain letter, a message that was sent twice pass the linear layers
 once, and padding that nobody reads never does. Without a causal mask only messages that are equal to the end share.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Context(Protocol):
-    """Whom tokens attend to, where that is not just those beside them: see generation.py, and Beginnings below."""
+    """Whom tokens attend to, where that is not just those beside them: see generation.py, and SharedPrefixes below."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Queries, keys and values of the tokens at hand -> what they have seen, (B, H, T, D) each."""
@@ -24,14 +24,14 @@ class Context(Protocol):
 
 
 @dataclass(frozen=True)
-class Beginnings:
-    """first (N,): where each of the N tokens stands first among all B * T; node (B, T): which of the N each one is.
+class SharedPrefixes:
+    """representatives (N,): where each of N tokens stands first among all B * T; node_ids (B, T): which of them it is.
 
     context    whom tokens attend to if not to all before them, or to all, in their message
     """
 
-    first: Tensor
-    node: Tensor
+    representatives: Tensor
+    node_ids: Tensor
     causal: bool
     context: Context | None = None
 
@@ -54,16 +54,16 @@ class Beginnings:
 
     def gather(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (1, N, C)."""
-        return x.flatten(0, 1).index_select(0, self.first)[None]
+        return x.flatten(0, 1).index_select(0, self.representatives)[None]
 
-    def spread(self, x: Tensor) -> Tensor:
+    def scatter(self, x: Tensor) -> Tensor:
         """(1, N, C) -> (B, T, C); what stands in the place of padding means nothing."""
-        return F.embedding(self.node, x[0])
+        return F.embedding(self.node_ids, x[0])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Every token to those of its message: (1, H, N, D) each -> (1, H, N, D)."""
         H = q.shape[1]
-        q, k, v = (self.spread(x.transpose(1, 2).flatten(2)).unflatten(2, (H, -1)).transpose(1, 2) for x in (q, k, v))
+        q, k, v = (self.scatter(x.transpose(1, 2).flatten(2)).unflatten(2, (H, -1)).transpose(1, 2) for x in (q, k, v))
         if self.context is not None:
             y = self.context.attend(q, k, v)
         else:

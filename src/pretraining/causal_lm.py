@@ -17,11 +17,11 @@ from src import ranks
 from src.data.tokenizer import END_OF_TEXT
 from src.errors import InputError
 from src.finetune.checkpointing import check_tensors
-from src.finetune.optim import Optimizer, clip
+from src.finetune.optim import OptimizerFactory, SchedulerFactory, adamw, clip, configure, warmup_schedule
 from src.gpt.model import GPT
 
 OF_A_RANK = 7_368_787  # apart lie the seeds of two ranks
-IGNORED = -100  # a target that the loss leaves out, torch's own number for it
+IGNORE_INDEX = -100  # a target that the loss leaves out, torch's own number for it
 ChunkLoss = Callable[[Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Tensor | None]]  # chunk_loss, or compiled
 
 
@@ -30,7 +30,7 @@ def chunk_loss(logits: Tensor, targets: Tensor, bias: Tensor | None, gradient: b
 
     Everything between the matrix products: what torch.compile makes one pass of. Logits in fp32 are overwritten.
     """
-    low, kept = logits.dtype, targets != IGNORED
+    low, kept = logits.dtype, targets != IGNORE_INDEX
     logits = logits.float()
     if bias is not None:
         logits += bias
@@ -55,7 +55,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         bias: Tensor | None,
         chunk: int,
-        make: ChunkLoss,
+        loss_fn: ChunkLoss,
     ) -> Tensor:
         low = _matmul_dtype(hidden)
         h, w = hidden.to(low), weight.to(low)
@@ -65,7 +65,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(h), chunk):
                 part = slice(start, start + chunk)
-                loss, error = make(h[part] @ w.T, targets[part], bias, grad_h is not None or grad_w is not None)
+                loss, error = loss_fn(h[part] @ w.T, targets[part], bias, grad_h is not None or grad_w is not None)
                 total += loss
                 if error is None:
                     continue
@@ -73,7 +73,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                     grad_h[part] = error @ w
                 if grad_w is not None:
                     grad_w += error.T @ h[part]
-        count = (targets != IGNORED).sum().clamp(min=1)
+        count = (targets != IGNORE_INDEX).sum().clamp(min=1)
         ctx.save_for_backward(grad_h, grad_w, count)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total / count
@@ -97,38 +97,38 @@ def chunked_cross_entropy(
     weight: Tensor,
     targets: Tensor,
     chunk: int = 2048,
-    make: ChunkLoss = chunk_loss,
+    loss_fn: ChunkLoss = chunk_loss,
 ) -> Tensor:
     """Mean cross-entropy of `hidden` (N, C) @ `weight` (V, C)^T against targets (N,), -100 left out; at no time are
-    there more than (chunk, V) logits. make: chunk_loss, or what torch.compile made of it."""
+    there more than (chunk, V) logits. loss_fn: chunk_loss, or what torch.compile made of it."""
     if not torch.is_grad_enabled():  # needs_input_grad would still be true for a parameter
         weight = weight.detach()
-    return ChunkedCrossEntropy.apply(hidden, weight, targets, None, chunk, make)
+    return ChunkedCrossEntropy.apply(hidden, weight, targets, None, chunk, loss_fn)
 
 
 def sampled_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    candidates: int,
+    num_sampled: int,
     generator: torch.Generator,
     chunk: int = 2048,
-    make: ChunkLoss = chunk_loss,
+    loss_fn: ChunkLoss = chunk_loss,
 ) -> Tensor:
-    """The same over a part of the vocabulary: all target words of the batch, exactly, and `candidates` of the others.
+    """The same over a part of the vocabulary: all target words of the batch, exactly, and `num_sampled` of the others.
 
-    Each of these stands for (V - targets) / candidates words, so that the softmax's sum is right on average (Jean et
+    Each of these stands for (V - targets) / num_sampled words, so that the softmax's sum is right on average (Jean et
     al. 2015 sample in the same spirit).
     """
     V = len(weight)
-    present = targets[targets != IGNORED].unique()  # sorted
+    present = targets[targets != IGNORE_INDEX].unique()  # sorted
     absent = torch.ones(V, dtype=torch.bool, device=weight.device).index_fill_(0, present, False).nonzero().squeeze(1)
-    drawn = absent[torch.randperm(len(absent), generator=generator)[:candidates].to(absent.device)]
+    drawn = absent[torch.randperm(len(absent), generator=generator)[:num_sampled].to(absent.device)]
     words = torch.cat([present, drawn])
     bias = torch.zeros(len(words), device=weight.device)
     bias[len(present) :] = torch.tensor(len(absent) / max(1, len(drawn))).log()
-    place = torch.where(targets == IGNORED, IGNORED, torch.searchsorted(present, targets.clamp(min=0)))
-    return ChunkedCrossEntropy.apply(hidden, weight[words], place, bias, chunk, make)
+    place = torch.where(targets == IGNORE_INDEX, IGNORE_INDEX, torch.searchsorted(present, targets.clamp(min=0)))
+    return ChunkedCrossEntropy.apply(hidden, weight[words], place, bias, chunk, loss_fn)
 
 
 def pad_messages(ids: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,14 +148,14 @@ def pad_messages(ids: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
     cut = (4 * (length.clamp(4, max(4, T * 3 // 4)) / 4) ** drawn[:, :1]).long()
     rest, message = length - cut, place < cut
     words = ids.gather(1, (cut + drawn[:, 1:] * rest).long().clamp(max=T))
-    targets = torch.where(place < cut - 1, ids[:, 1:], IGNORED)
+    targets = torch.where(place < cut - 1, ids[:, 1:], IGNORE_INDEX)
     return torch.where(message, ids[:, :-1], END_OF_TEXT), torch.where(message | (rest < 5), targets, words)
 
 
-class Language(L.LightningModule):
+class CausalLM(L.LightningModule):
     """A GPT as a language model, trained whole.
 
-    candidates    None for the exact softmax; a number samples the vocabulary in training (never in validation)
+    num_sampled    None for the exact softmax; a number samples the vocabulary in training (never in validation)
     chunk         tokens whose logits are held at once
     padded        the first so many windows of a batch, of all ranks, are padded as messages are (see pad_messages)
     progress      share of training done, which the learning rate follows; by default steps of the Trainer's max_steps
@@ -164,8 +164,9 @@ class Language(L.LightningModule):
     def __init__(
         self,
         gpt: GPT,
-        optimizer: Optimizer,
-        candidates: int | None = None,
+        optimizer: OptimizerFactory = adamw,
+        scheduler: SchedulerFactory = warmup_schedule,
+        num_sampled: int | None = None,
         chunk: int = 2048,
         seed: int = 123,
         progress: Callable[[], float] | None = None,
@@ -173,9 +174,16 @@ class Language(L.LightningModule):
     ) -> None:
         super().__init__()
         self.padded = padded
-        if chunk < 1 or (candidates is not None and candidates < 1):
-            raise InputError(f"chunk={chunk} and candidates={candidates} must be at least 1")
-        self.gpt, self.optimizer, self.candidates, self.chunk, self.seed = gpt, optimizer, candidates, chunk, seed
+        if chunk < 1 or (num_sampled is not None and num_sampled < 1):
+            raise InputError(f"chunk={chunk} and num_sampled={num_sampled} must be at least 1")
+        self.gpt, self.optimizer, self.scheduler, self.num_sampled, self.chunk, self.seed = (
+            gpt,
+            optimizer,
+            scheduler,
+            num_sampled,
+            chunk,
+            seed,
+        )
         self.chunk_loss = chunk_loss
         self.validation_loss = MeanMetric(nan_strategy="disable")
         self.progress = progress or (lambda: self.trainer.global_step / max(1, self.trainer.max_steps))
@@ -207,14 +215,14 @@ class Language(L.LightningModule):
             generator.manual_seed(self.batch_seed() + OF_A_RANK * ranks.rank())
         hidden, targets = self(ids).flatten(0, 1), targets.flatten()
         weight = self.gpt.token_embedding.weight
-        if self.candidates is None:
+        if self.num_sampled is None:
             loss = chunked_cross_entropy(hidden, weight, targets, self.chunk, self.chunk_loss)
         else:
             loss = sampled_cross_entropy(
-                hidden, weight, targets, self.candidates, generator, self.chunk, self.chunk_loss
+                hidden, weight, targets, self.num_sampled, generator, self.chunk, self.chunk_loss
             )
         if self.padded and ranks.world() > 1:  # the mean over all ranks is one over targets, which they have unalike
-            own = (targets != IGNORED).sum()
+            own = (targets != IGNORE_INDEX).sum()
             loss = loss * own * ranks.world() / ranks.total(own)
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=ranks.world() > 1)
         return loss
@@ -244,7 +252,7 @@ class Language(L.LightningModule):
         decayed = [p for name, p in self.gpt.named_parameters() if p.ndim == 2 and "embedding" not in name]
         others = [p for name, p in self.gpt.named_parameters() if p.ndim != 2 or "embedding" in name]
         groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        return self.optimizer.build(groups, self.progress, fused=self.trainer.precision != "16-mixed")
+        return configure(groups, self.optimizer, self.scheduler, self.progress)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -256,7 +264,7 @@ class Language(L.LightningModule):
 
 
 @torch.no_grad()
-def loss_of(gpt: GPT, batches: list[Tensor]) -> tuple[float, int]:
+def mean_loss(gpt: GPT, batches: list[Tensor]) -> tuple[float, int]:
     """Mean loss in nats over every target token of the ranks' `batches` (B, T+1), and how many tokens those are."""
     total, tokens = 0.0, 0
     device = gpt.token_embedding.weight.device

@@ -15,7 +15,7 @@ from src.finetune.base import FineTuner
 from src.pretraining.causal_lm import chunked_cross_entropy
 
 
-class LanguageLoss(L.LightningModule):
+class CausalLMLoss(L.LightningModule):
     """Sums the loss of every next token of windows (B, T+1), by a fine-tuned GPT's blocks and output layer."""
 
     def __init__(self, tuner: FineTuner) -> None:
@@ -31,7 +31,7 @@ class Forgetting:
     """Measures `tuner` on windows of text (B, T+1) when made, and again when asked; without windows it does nothing."""
 
     def __init__(self, trainer: L.Trainer, tuner: FineTuner, windows: list[Tensor]) -> None:
-        self.trainer, self.module, self.windows = trainer, LanguageLoss(tuner), windows
+        self.trainer, self.module, self.windows = trainer, CausalLMLoss(tuner), windows
         self.before = self._measure() if windows else None
 
     def facts(self) -> dict[str, Any]:

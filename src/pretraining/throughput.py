@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src import ranks
 from src.finetune.cost import count_flops
-from src.pretraining.causal_lm import Language
+from src.pretraining.causal_lm import CausalLM
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
@@ -61,7 +61,7 @@ class Throughput(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Tensor, batch_index: int
     ) -> None:
-        assert isinstance(module, Language)
+        assert isinstance(module, CausalLM)
         if not self.tokens:  # it may have compiled: a schedule by the clock would jump over its warm-up
             self._started = _now(module.device)
         if not self.flops_per_batch:
@@ -72,7 +72,8 @@ class Throughput(L.Callback):
         self.batches += 1
         self.seconds = self._elapsed(module.device)
         self._stop_when_over(trainer)
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and trainer.global_step % every == 0:
             now, (then, tokens, flops) = _now(module.device), self._since
             rate = (self.flops - flops) / (now - then)
             module.log("done", module.progress(), prog_bar=True)
@@ -119,7 +120,7 @@ class Throughput(L.Callback):
         vars(self).update(state)
 
 
-def flops_of(module: Language, batch: Tensor) -> float:
+def flops_of(module: CausalLM, batch: Tensor) -> float:
     """Operations of a training step on `batch` (B, T+1): the body counted, and three products with the output layer.
 
     The counter takes attention for T x T; the fused kernels leave out what lies in the future.
@@ -127,7 +128,7 @@ def flops_of(module: Language, batch: Tensor) -> float:
     ids = batch[:, :-1]
     (B, T), (V, C) = ids.shape, module.gpt.token_embedding.weight.shape
     future = 3 * 2 * 2 * B * (T * (T - 1) // 2) * C * module.gpt.config.n_layer  # of scores and weighted sums
-    words = V if module.candidates is None else min(V, module.candidates + len(batch[:, 1:].unique()))
+    words = V if module.num_sampled is None else min(V, module.num_sampled + len(batch[:, 1:].unique()))
     with torch.compiler.set_stance("force_eager"):  # counting under compilation would turn it off for good
         body = count_flops(module, ids)
     return body - future + 3 * 2 * B * T * words * C

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import stdev
 
 from src.errors import InputError
-from src.evaluation.statistics import SIGNIFICANT, holm, paired_p
+from src.evaluation.statistics import ALPHA, holm, paired_p
 from src.reporting.rows import PART, Row, find
 
 
@@ -23,7 +23,7 @@ class Comparison:
     @property
     def within_noise(self) -> bool:
         """Whether other test messages could as well show the contrary."""
-        return self.corrected >= SIGNIFICANT
+        return self.corrected >= ALPHA
 
 
 def references(rows: Sequence[Row], wanted: str | None = None) -> list[Row | None]:
@@ -61,7 +61,7 @@ def compared(rows: Sequence[Row], against: Sequence[Row | None]) -> list[Compari
     pairs = {
         i: one for i, (row, one) in enumerate(zip(rows, against, strict=True)) if one is not None and one is not row
     }
-    same = {i: one.right_on(rows[i]) for i, one in pairs.items()}
+    same = {i: one.correct_on(rows[i]) for i, one in pairs.items()}
     p = {i: paired_p(rows[i].right, right) for i, right in same.items()}
     corrected = dict(zip(p, holm(list(p.values())), strict=True))
     found: list[Comparison | None] = [None] * len(rows)
@@ -73,6 +73,6 @@ def compared(rows: Sequence[Row], against: Sequence[Row | None]) -> list[Compari
 
 def deviation(row: Row, reference: Row) -> float | None:
     """The standard deviation of their difference over the seeds that both have."""
-    same = dict(zip(reference.seeds, reference.right_on(row).mean(1), strict=True))
+    same = dict(zip(reference.seeds, reference.correct_on(row).mean(1), strict=True))
     each = [float(mine - same[seed]) for seed, mine in zip(row.seeds, row.right.mean(1), strict=True) if seed in same]
     return stdev(each) if len(each) > 1 else None

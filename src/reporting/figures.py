@@ -56,6 +56,17 @@ def save(chart: Chart, stem: Path) -> list[Path]:
     return paths
 
 
+def svg(chart: Chart) -> bytes:
+    """A chart as SVG, the same bytes for the same chart."""
+    from io import BytesIO
+
+    from matplotlib import rc_context
+
+    with rc_context({**STYLE, "svg.hashsalt": chart.kind}):
+        draw(chart).savefig(drawn := BytesIO(), format="svg", metadata={"Date": None, "Creator": None})
+    return drawn.getvalue()
+
+
 def draw(chart: Chart) -> "Figure":
     """A chart's panels, with a title and one legend for all."""
     from matplotlib.figure import Figure

@@ -138,7 +138,7 @@ def read(folder: Path, written: int) -> Finished | None:
     """A finished run of fine-tuning; None for what is none, or damaged, which is said."""
     try:
         result, config = run_dir.load_result(folder), run_dir.read_config(folder)
-        if "corpus" in config:
+        if "corpus" in config or result.get("partial"):
             return None
         sha256 = result.get("sha256") or legacy.sha256(config, result)
         if lacking := [".".join(place) for place in NEEDED if reach(result, place) is None]:

@@ -1,19 +1,36 @@
-"""Tables and charts of studies -> one HTML page that needs nothing else: tables sort, charts show their values."""
+"""Tables and figures of studies -> one HTML page that needs nothing else: tables sort, figures are the printed ones."""
 
+from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.reporting.charts import COLOURS, Chart
+from src.reporting import figures
+from src.reporting.charts import Chart
 from src.reporting.table import Column, Table
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 
+CLAIMS = (  # what the project's claims rest on comes first, in their order
+    "instruction_vs_classification",
+    "few_messages",
+    "specialist_vs_generalist",
+    "zero_shot",
+    "bridge",
+    "forgetting",
+    "mini_table",
+)
+
+
+def importance(study: str) -> int:
+    """The place of a study on the page; studies of equal importance keep their order."""
+    return CLAIMS.index(study) if study in CLAIMS else len(CLAIMS)
+
+
 def page(studies: Sequence[tuple[Table, list[Chart]]]) -> str:
-    """The page, from page.html beside this file."""
+    """The page, from page.html beside this file, the most important study first."""
     shown = [
         {
             "name": table.name,
@@ -21,11 +38,14 @@ def page(studies: Sequence[tuple[Table, list[Chart]]]) -> str:
             "notes": table.notes,
             "columns": [column for column in table.columns if column.heading],
             "rows": cells([column for column in table.columns if column.heading]),
-            "charts": [asdict(chart) for chart in charts],
+            "charts": [
+                {"kind": chart.kind, "title": chart.title, "svg": b64encode(figures.svg(chart)).decode()}
+                for chart in charts
+            ],
         }
-        for table, charts in studies
+        for table, charts in sorted(studies, key=lambda study: importance(study[0].name))
     ]
-    return environment().get_template("page.html").render(studies=shown, colours=COLOURS)
+    return environment().get_template("page.html").render(studies=shown)
 
 
 def environment() -> "Environment":

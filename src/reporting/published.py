@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.data.sms_spam import UCI_TEXT_SHA256
 from src.evaluation.statistics import Interval, wilson
 from src.runs import identity, run_dir
 from src.sweeps import study
@@ -49,7 +50,8 @@ def published_rows() -> dict[str, Published]:
 def repeated_by(cfg: Any, known: dict[str, Published]) -> Published | None:
     """The published row that a config repeats: the same experiment, GPT, weights, data, task and length of training."""
     row = known.get(cfg.name)
-    if row is None or (cfg.gpt.name, cfg.gpt.weights, cfg.data.name) != (row.gpt, row.weights, "sms_spam"):
+    given = (cfg.gpt.name, cfg.gpt.weights, identity.pinned_data(cfg.data))
+    if row is None or given != (row.gpt, row.weights, UCI_TEXT_SHA256):
         return None
     book = study.config(study.Trial({}, (f"+experiment={row.experiment}", f"gpt={row.gpt}", "data=sms_spam")))
     return row if decisive(cfg) == decisive(book) else None
@@ -58,5 +60,5 @@ def repeated_by(cfg: Any, known: dict[str, Published]) -> Published | None:
 def decisive(cfg: Any) -> list[Any]:
     """The settings that a published figure depends on; precision and seed are left free."""
     trainer = [cfg.trainer[key] for key in ("max_epochs", "accumulate_grad_batches", "gradient_clip_val")]
-    gpt, data, task = (run_dir.plain(section) for section in (cfg.gpt, cfg.data, cfg.task))
-    return [gpt, identity.without_places(data), task, trainer, cfg.patience]
+    parts = [run_dir.plain(section) for section in (cfg.gpt, cfg.task, cfg.optimizer, cfg.scheduler)]
+    return [*parts, identity.without_places(run_dir.plain(cfg.data)), trainer, cfg.patience]

@@ -84,7 +84,7 @@ class Row:
 
         return np.array([run.right for run in self.runs], dtype=bool)
 
-    def right_on(self, other: "Row") -> "NDArray[np.bool_]":
+    def correct_on(self, other: "Row") -> "NDArray[np.bool_]":
         """`right` on the test messages of a row that this one covers, in their order."""
         return self.right[:, [self.places[message] for message in other.places]]
 

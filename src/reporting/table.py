@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from src.evaluation.statistics import SIGNIFICANT, Interval
+from src.evaluation.statistics import ALPHA, Interval
 from src.reporting.comparisons import Comparison, compared
 from src.reporting.rows import Row, short_names, short_values, shown
 
@@ -211,7 +211,7 @@ def explained(found: list[Comparison | None]) -> list[str]:
         "messages, with several over other messages and other seeds, by as many messages as these are worth together.",
         "difference: points from the reference row on the same test messages, mean ± standard deviation over seeds. p: "
         "exact test that exchanges the two rows' answers to a message (McNemar's with one seed), after Holm for "
-        f"{comparisons} comparisons; {NOISE} marks a p of {SIGNIFICANT} or more. p says what other test messages "
+        f"{comparisons} comparisons; {NOISE} marks a p of {ALPHA} or more. p says what other test messages "
         "would do; where the deviation is as large as the difference, other seeds may say otherwise.",
     ]
 

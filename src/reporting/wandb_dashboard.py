@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 TITLE = "Two ways to fine-tune a GPT"
 # as src/runs/loggers.py names them: final metrics and cost in a run's summary, all settings in its config
 ACCURACY, FLOPS, SECONDS = "final/test/accuracy", "cost/train_flops", "cost/train_seconds"
-VARIED = ("gpt.name", "data.name", "data.fraction", "data.padding", "task.kind", "task.trainable", "task.position")
+VARIED = (
+    "gpt.name",
+    "data._target_",
+    "data.fraction",
+    "data.padding",
+    "task._target_",
+    "task.trainable",
+    "task.pooling",
+)
 SETTINGS = ("name", *VARIED, "gpt.weights", "trainer.precision", "seed")
 MEASURED = (ACCURACY, "final/validation/accuracy", "final/test/ece", FLOPS, SECONDS, "cost/peak_memory_bytes")
 FINISHED = "State = 'finished'"

@@ -21,7 +21,7 @@ from src.gpt.pinned import PUBLISHED, SHIPPED
 from src.runs.devices import on_one_device
 
 # where a run is kept and reported and what it reads back, not what it computes
-NOT_IN_HASH = ("name", "runs", "resume", "logger", "cache")
+NOT_IN_HASH = ("name", "runs", "resume", "logger", "cache", "optimized_metric")
 NOT_THE_DATA = ("cache", "num_workers")  # where data are kept and how they are loaded, not what they are
 
 Settings = Mapping[str, Any]
@@ -57,8 +57,7 @@ def settings(cfg: Settings) -> dict[str, Any]:
     make the global batch."""
     kept = {key: value for key, value in on_one_device(cfg).items() if key not in NOT_IN_HASH}
     if "gpt" in kept:
-        gpt = {key: value for key, value in kept["gpt"].items() if key != "finetune"}  # where others have defaults from
-        kept["gpt"] = gpt | ({"weights": "a file"} if is_path(gpt.get("weights")) else {})
+        kept["gpt"] = kept["gpt"] | ({"weights": "a file"} if is_path(kept["gpt"].get("weights")) else {})
     for name in ("data", "held_out", "corpus"):
         if name in kept:
             kept[name] = without_places(kept[name])
@@ -131,11 +130,15 @@ def pinned_weights(name: Any) -> str | None:
 
 def pinned_data(section: Settings) -> str | None:
     """The sha256 of data that are the same wherever they lie; None of others."""
-    from src.data.datasets import BUNDLED, UCI_TEXT_SHA256
+    from src.data.datasets import BUNDLED
+    from src.data.sms_spam import UCI_TEXT_SHA256
 
-    if section.get("name") == "sms_spam":
-        return UCI_TEXT_SHA256
-    return sha256_of(BUNDLED) if section.get("name") == "bundled" else None
+    match str(section.get("_target_")).rpartition(".")[2]:
+        case "SmsSpam":
+            return UCI_TEXT_SHA256
+        case "Bundled":
+            return sha256_of(BUNDLED)
+    return None
 
 
 def sha256_of(path: Path, pattern: str = "**/*") -> str | None:

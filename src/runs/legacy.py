@@ -1,62 +1,91 @@
-"""Run folders of earlier versions, read as if today's had written them.
+"""Run folders of version 0.1, read as if today's had written them.
 
-Settings that were renamed stand here once, old -> new, and so does what their runs did not record.
+Goes when every study has been run anew.
 """
 
 from typing import Any
 
-# dotted setting then -> now; a part given as * is kept, so that data.sources.*.name covers the sources of a mix
-RENAMED: dict[str, str] = {}
-# (dotted setting now, value then) -> value now
-REVALUED: dict[tuple[str, Any], Any] = {}
-# dotted setting that was added since -> the value that stands for what was done before
-ADDED: dict[str, Any] = {"task.lora.init": "in_features"}
+TASKS = {"classify": "src.finetune.classifier.Classifier", "instruct": "src.finetune.instruction.InstructionTuner"}
+DATASETS = {
+    "bundled": "src.data.datasets.Bundled",
+    "sms_spam": "src.data.datasets.SmsSpam",
+    "table": "src.data.datasets.Table",
+    "mix": "src.data.mixture.Mixture",
+}
+POOLINGS = {"last_real": "last_nonpad"}
+
+# a setting of version 0.1, as people still type it -> what it is called today
+RENAMED = {
+    "task.kind": "task=classify or task=instruct",
+    "task.position": "task.pooling (last_real is last_nonpad)",
+    "task.optimizer.lr": "optimizer.lr",
+    "task.optimizer.weight_decay": "optimizer.weight_decay",
+    "task.optimizer.schedule": "scheduler=constant, cosine or linear",
+    "task.optimizer.warmup": "scheduler.warmup_ratio",
+    "task.optimizer.floor": "scheduler.min_lr_ratio",
+    "optimizer.schedule": "scheduler=constant, cosine or linear",
+    "optimizer.warmup": "scheduler.warmup_ratio",
+    "optimizer.floor": "scheduler.min_lr_ratio",
+    "optimizer.muon": "optimizer=muon",
+    "candidates": "num_sampled",
+    "data.name": "data=<dataset>",
+    "logger.kind": "logger=wandb, csv, tensorboard, mlflow or none",
+    "logger.offline": "logger.wandb.offline",
+    "logger.project": "logger.wandb.project",
+    "logger.entity": "logger.wandb.entity",
+    "logger.group": "logger.wandb.group",
+}
 
 # Weights of gpt=mini that runs without a record began from; their config hashes hold it.
 WEIGHTS_BEFORE_RECORDS = "7755868c4c31646cf59baabd3225315311845f93eb59645d3a991b6728fb52f0"
 
 
 def todays(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of an old run in today's words."""
-    made: dict[str, Any] = {}
-    for place, value in leaves(config, ()):
-        now = renamed(place)
-        put(made, now, REVALUED.get((".".join(now), value), value) if isinstance(value, str) else value)
-    for key, value in ADDED.items():
-        *sections, last = key.split(".")
-        section = made
-        for name in sections:
-            section = section.get(name, {})
-        if section:
-            section.setdefault(last, value)
-    return made
+    """The settings of a run in today's words; those of today's runs as they are."""
+    if "scheduler" in config or not config.keys() & {"task", "optimizer"}:
+        return config
+    new = {key: value for key, value in config.items() if key not in ("task", "data", "optimizer", "candidates", "gpt")}
+    new["gpt"] = {key: value for key, value in config["gpt"].items() if key != "finetune"}
+    task = dict(config.get("task", {}))
+    new["optimizer"], new["scheduler"] = optimizer_of(task.pop("optimizer", None) or config["optimizer"])
+    new["callbacks"] = {}
+    if task:
+        new["task"], new["data"] = task_of(task), data_of(config["data"])
+    if "candidates" in config:
+        new["num_sampled"] = config["candidates"]
+    return new
 
 
-def leaves(node: dict[str, Any], place: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
-    """Places and values, depth first; a list and an empty dict are values."""
-    return [
-        leaf
-        for key, value in node.items()
-        for leaf in (
-            leaves(value, (*place, str(key))) if isinstance(value, dict) and value else [((*place, str(key)), value)]
-        )
-    ]
+def optimizer_of(old: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """AdamW or Muon beside it, and the schedule, apart."""
+    optimizer = {
+        "_target_": "src.finetune.optim.MuonAdamW" if old.get("muon") else "torch.optim.AdamW",
+        "_partial_": True,
+        "lr": old["lr"],
+        "weight_decay": old["weight_decay"],
+        "betas": old.get("betas", [0.9, 0.999]),
+        "fused": True,
+    }
+    shape = {"shape": old["schedule"], "warmup_ratio": old["warmup"]}
+    decay = {} if old["schedule"] == "constant" else {"min_lr_ratio": old.get("floor", 0.0)}
+    return optimizer, {"_target_": "src.finetune.optim.warmup_schedule", "_partial_": True, **shape, **decay}
 
 
-def renamed(place: tuple[str, ...]) -> tuple[str, ...]:
-    """Where a setting stands today."""
-    for then, now in RENAMED.items():
-        parts = then.split(".")
-        if len(parts) == len(place) and all(part in ("*", key) for part, key in zip(parts, place, strict=True)):
-            kept = iter([key for part, key in zip(parts, place, strict=True) if part == "*"])
-            return tuple(next(kept) if part == "*" else part for part in now.split("."))
-    return place
+def task_of(old: dict[str, Any]) -> dict[str, Any]:
+    """A way of fine-tuning by its class."""
+    new = {"_target_": TASKS[old["kind"]], **{key: value for key, value in old.items() if key != "kind"}}
+    new["lora"] = {"_target_": "src.gpt.lora.LoRA", "init": "in_features", **old["lora"]}
+    if position := new.pop("position", None):
+        new["pooling"] = POOLINGS.get(position, position)
+    return new
 
 
-def put(node: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
-    for key in place[:-1]:
-        node = node.setdefault(key, {})
-    node[place[-1]] = value
+def data_of(old: dict[str, Any]) -> dict[str, Any]:
+    """A dataset by its class."""
+    new = {"_target_": DATASETS[old["name"]], **{key: value for key, value in old.items() if key != "name"}}
+    if "sources" in old:
+        new["sources"] = {source: data_of(settings) for source, settings in old["sources"].items()}
+    return new
 
 
 def sha256(config: dict[str, Any], result: dict[str, Any]) -> dict[str, str | None]:

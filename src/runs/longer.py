@@ -20,12 +20,11 @@ def longer_config(run: Path, runs: str | Path, max_epochs: int) -> DictConfig:
         raise InputError(
             f"trainer.max_epochs={max_epochs}: run {run.name} has {cfg.trainer.max_epochs} already; give more"
         )
-    optimizer = cfg.task.optimizer
-    if optimizer.schedule != "constant" or optimizer.warmup:
+    if cfg.scheduler.get("shape") != "constant" or cfg.scheduler.get("warmup_ratio"):
         raise InputError(
-            f"run {run.name} laid its learning rate out over {cfg.trainer.max_epochs} epochs (schedule="
-            f"{optimizer.schedule}, warmup={optimizer.warmup}), which a longer run does otherwise from its first step: "
-            f"train a new one with trainer.max_epochs={max_epochs}"
+            f"run {run.name} laid its learning rate out over {cfg.trainer.max_epochs} epochs (scheduler "
+            f"{', '.join(f'{key}={value}' for key, value in cfg.scheduler.items() if not key.startswith('_'))}), which "
+            f"a longer run does otherwise from its first step: train a new one with trainer.max_epochs={max_epochs}"
         )
     if not run_dir.last_checkpoint(run):
         raise InputError(f"run {run.name} has no checkpoint to go on from")

@@ -114,7 +114,8 @@ def read_config(run: Path) -> dict[str, Any]:
         content = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or "seed" not in content or not content.keys() & {"data", "corpus"}:
+    needed = {"seed"} if isinstance(content, dict) and "corpus" in content else {"seed", "gpt", "data", "task"}
+    if not isinstance(content, dict) or not content.keys() >= needed:
         raise InputError(f"{path} is damaged: it holds no settings of a run; bring it back, or leave {run.name} alone")
     return legacy.todays(content)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from src.config import build
+from src.config.trainer import build_trainer, whole
 from src.data.prompts import Prompt
 from src.data.tokenizer import END_OF_TEXT, decode, encode
 from src.errors import InputError
 from src.evaluation.metrics import in_order
 from src.exporting.finished_run import FinishedRun
-from src.gpt.generation import Reader
+from src.gpt.generation import Decoder
 from src.runs import run_dir
 
 NEW_TOKENS = 40  # after a free prompt
@@ -31,7 +31,7 @@ class Predictor:
         return cls(FinishedRun.load(runs, run, merged=False), task)
 
     def __init__(self, run: FinishedRun, task: str | None = None) -> None:
-        trainer = build.trainer(run.cfg, logger=False, enable_checkpointing=False)
+        trainer = build_trainer(whole(run.cfg), logger=False, enable_checkpointing=False)
         self.run, self.task, self.cut = run, task, 0
         self._precision, self._device = trainer.precision_plugin, trainer.strategy.root_device
         self._to_device = trainer.strategy.batch_to_device
@@ -112,8 +112,8 @@ class Predictor:
         with self._computing():
             model = self.model
             ids, length = padded.to(self._device), length.to(self._device)
-            reader = Reader(model.gpt, ids, length, n, model.logits, model.first_live, model.arithmetic)
-            return [decode(written) for written in reader.write(n, END_OF_TEXT)]
+            decoder = Decoder(model.gpt, ids, length, n, model.logits, model.first_trainable, model.arithmetic)
+            return [decode(written) for written in decoder.generate(n, END_OF_TEXT)]
 
     @contextmanager
     def _computing(self) -> Iterator[None]:

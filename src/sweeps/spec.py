@@ -23,13 +23,15 @@ Lines = dict[tuple[str, ...], int]
 
 
 def changes_a_setting(key: str) -> str:
-    """A key that a study may vary. Raises ValueError for one that adds, removes or is taken."""
-    name = key.lstrip("+~")
-    if key != name and name.partition("@")[0] != "experiment":
-        raise ValueError(
-            "adds or removes a setting; a study changes those that there are, and only experiment is added"
-        )
-    if name in RESERVED:
+    """A key that a study may vary. Raises ValueError for one that adds or removes, which W&B refuses, or is taken."""
+    if key[0] in "+~" and key.lstrip("+~").partition("@")[0] != "experiment":
+        raise ValueError("adds or removes a setting: that may stand in the command alone")
+    return not_reserved(key)
+
+
+def not_reserved(key: str) -> str:
+    """A key of a run. Raises ValueError for those of the sweep."""
+    if key.lstrip("+~") in RESERVED:
         raise ValueError("is src.sweep's to give: leave it out here; runs= may stand on its command line")
     return key
 
@@ -46,7 +48,7 @@ def reaches_hydra(value: Any) -> Any:
 def is_a_word(part: str) -> str:
     """A word of the command, of which key=value is checked. Raises ValueError."""
     key, equals, value = part.partition("=")
-    return f"{changes_a_setting(key)}={reaches_hydra(value)}" if equals else part
+    return f"{not_reserved(key)}={reaches_hydra(value)}" if equals else part
 
 
 def is_number(value: Any) -> Any:

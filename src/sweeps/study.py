@@ -19,13 +19,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.config.command_line import CONF, explain, override, with_plus
+from src.config.command_line import compose, explain, override, with_plus
 from src.errors import InputError
 from src.runs import run_dir
 from src.sweeps.spec import Study as Study
@@ -90,7 +89,7 @@ def record(study: Study, runs: str | Path) -> Path:
 def config(trial: Trial) -> DictConfig:
     """The composed config of a run, as src.train would see it. Groups are composed once for all the runs that share
     them, which takes a tenth of a second; values are laid over that, as Hydra does too."""
-    values = [part for part in trial.overrides if re.match(r"(seed|[\w.]+\.\w+)=", part)]
+    values = [part for part in trial.overrides if re.match(r"(?!hydra\.)(seed|[\w.]+\.\w+)=", part)]
     cfg = _composed(tuple(part for part in trial.overrides if part not in values)).copy()
     try:
         for part in values:
@@ -102,8 +101,7 @@ def config(trial: Trial) -> DictConfig:
 
 @cache
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", with_plus(list(overrides)))
+    return compose("train", with_plus(list(overrides)))
 
 
 @cache  # the parser takes milliseconds
@@ -123,13 +121,14 @@ def check(trials: Sequence[Trial], done: Collection[str] = ()) -> dict[str, Tria
     for trial in trials:
         try:
             key = run_dir.config_hash(cfg := config(trial))
-            build.check_root(cfg)
+            build.check_config(cfg)
+            refuse_partial(cfg)
             if key not in found and key not in done:
                 alike = [part for part in trial.overrides if not part.startswith("seed=")]
                 once(built, alike, partial(build_parts, cfg, built))
             found.setdefault(key, trial)
         except (HydraException, OmegaConfBaseException) as error:
-            faults.setdefault(explain(error, "train"), []).append(trial)
+            faults.setdefault(explain(error), []).append(trial)
         except (TypeError, ValueError, RuntimeError) as error:  # InputError, and values of a wrong kind
             kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
             faults.setdefault(kind + " ".join(str(error).split()), []).append(trial)
@@ -143,26 +142,42 @@ def check(trials: Sequence[Trial], done: Collection[str] = ()) -> dict[str, Tria
 def build_parts(cfg: DictConfig, built: dict[str, Any]) -> None:
     """Build what the run would, as far as it is cheap; what others had built, or failed to, is taken from `built`."""
     from src.config import build
+    from src.config.instantiate import call
+    from src.config.trainer import build_callbacks, check_loggers, check_trainer
     from src.gpt import weights
     from src.gpt.model import GPTConfig
     from src.gpt.pinned import PUBLISHED
-    from src.runs import loggers
 
-    build.check_trainer(cfg)
-    loggers.check(cfg)
-    build.cache(cfg)
-    gpt = {key: value for key, value in run_dir.plain(cfg.gpt).items() if key not in ("name", "weights", "finetune")}
-    build.construct(GPTConfig, "gpt", gpt)
+    check_trainer(cfg)
+    check_loggers(cfg)
+    build_callbacks(cfg)
+    build.build_cache(cfg)
+    gpt = {key: value for key, value in run_dir.plain(cfg.gpt).items() if key not in ("name", "weights")}
+    call("gpt", partial(GPTConfig, **gpt))
     if cfg.gpt.weights == "pretrained" and cfg.gpt.name in PUBLISHED:
         once(built, ["file", cfg.gpt.name], lambda: weights.published_file(cfg.gpt.name))
     elif cfg.gpt.weights != "random":
-        once(built, ["gpt", cfg.gpt], lambda: build.gpt(cfg) and None)
-    once(built, ["held_out", cfg.held_out], lambda: build.held_out(cfg) and None)
-    around = [cfg.task.kind, cfg.task.get("prompt"), cfg.task.template, cfg.gpt.context_length]
-    labels = once(built, ["data", cfg.data, *around], lambda: tuple(build.data(cfg).labels))
+        once(built, ["gpt", cfg.gpt], lambda: build.build_gpt(cfg) and None)
+    once(built, ["held_out", cfg.held_out], lambda: build.held_out_windows(cfg) and None)
+    data = once(built, ["data", cfg.data], lambda: build.build_data(cfg))
     narrow = cfg.copy()
     narrow.gpt.n_embd, narrow.gpt.weights = cfg.gpt.n_head, "random"
-    build.model(narrow, labels)
+    model = build.build_task(narrow, data.labels)
+    around = [cfg.data, [[*prompt.before, -1, *prompt.after, -1, prompt.reserve] for prompt in model.prompts]]
+    once(built, ["tokens", *around, model.reads_padding, cfg.gpt.context_length], partial(encode, data, model))
+
+
+def encode(data: Any, model: Any) -> None:
+    """Make the batches of a run's data, which says whether they fit the task."""
+    data.encode_for(model.prompts, model.reads_padding, model.gpt.config.context_length)
+
+
+def refuse_partial(cfg: DictConfig) -> None:
+    """Raises InputError for a run that leaves out examples or epochs: it would never be a result."""
+    from src.config.trainer import partial_flag
+
+    if key := partial_flag(cfg):
+        raise InputError(f"trainer.{key}={cfg.trainer[key]} makes a partial run, which is no result: leave it out")
 
 
 def once(built: dict[str, Any], of: list[Any], make: Callable[[], Any]) -> Any:
@@ -190,7 +205,8 @@ def finished(runs: str | Path) -> dict[str, Path]:
 @cache  # thousands of runs are looked at again and again while a sweep goes on
 def _hash(run: Path, written: int) -> str | None:
     try:
-        return str(run_dir.load_result(run)["config_hash"])
+        result = run_dir.load_result(run)
+        return None if result.get("partial") else str(result["config_hash"])
     except InputError as error:
         print(f"left out: {error}", file=sys.stderr, flush=True)
         return None

@@ -17,7 +17,7 @@ METRIC = {"name": "final/validation/accuracy", "goal": "maximize"}
 SEARCH: dict[str, Any] = {
     "gpt.dropout": {"min": 0.0, "max": 0.5},
     "task.lora.rank": {"min": 1, "max": 8},
-    "task.optimizer.lr": {"min": 1e-5, "max": 1e-1, "distribution": "log_uniform_values"},
+    "optimizer.lr": {"min": 1e-5, "max": 1e-1, "distribution": "log_uniform_values"},
     "task.trainable": {"values": ["all", "lora"]},
 }
 ASKED = Study.model_validate({"name": "s", "method": "bayes", "metric": METRIC, "parameters": SEARCH, "run_cap": 40})
@@ -34,7 +34,7 @@ def test_bayes_searches_where_the_metric_is_best_and_keeps_to_its_ranges() -> No
     for trial in trials:
         assert 0 <= trial["gpt.dropout"] <= 0.5
         assert trial["task.lora.rank"] in range(1, 9)
-        assert 1e-5 <= trial["task.optimizer.lr"] <= 1e-1
+        assert 1e-5 <= trial["optimizer.lr"] <= 1e-1
     late = trials[20:]
     assert sum(trial["task.trainable"] == "lora" for trial in late) >= 15
     assert sum(abs(trial["gpt.dropout"] - 0.4) < 0.1 for trial in late) >= 12  # 6 of 20 by chance

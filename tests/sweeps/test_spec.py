@@ -39,7 +39,7 @@ def check_faults(path: Path, faults: dict[int, str]) -> None:
         ("method: grid\nmetric:\n  name: loss\n  goal: min\nparameters: {seed: {value: 1}}", {3: "me", 4: "me"}),
         ('method: grid\ncommand: ["${args}"]\nparameters: {seed: {value: 1}}', {2: "command: "}),
         (
-            "method: grid\ncommand:\n  - src.train\n  - +a.b=1\n  - 5\nparameters: {seed: {value: 1}}",
+            "method: grid\ncommand:\n  - src.train\n  - runs=x\n  - 5\nparameters: {seed: {value: 1}}",
             {4: "command.1: ", 5: "command.2: "},
         ),
         ("method: grid\nparameters: [", {2: "this is no YAML: "}),

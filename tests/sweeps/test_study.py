@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy import stats
 
-from src.config.command_line import with_plus
+from src.config.command_line import compose, with_plus
 from src.errors import InputError
 from src.runs import run_dir
 from src.sweeps import study
@@ -50,7 +49,7 @@ def test_a_grid_gives_every_combination_seeds_last(tmp_path: Path) -> None:
 # ---- random studies
 
 SPACE: dict[str, Any] = {
-    "task.optimizer.lr": {"min": 0.001, "max": 0.1, "distribution": "log_uniform_values"},
+    "optimizer.lr": {"min": 0.001, "max": 0.1, "distribution": "log_uniform_values"},
     "gpt.dropout": {"min": 0.0, "max": 0.5},
     "task.lora.rank": {"min": 1, "max": 4},
     "task.trainable": {"values": ["all", "lora"]},
@@ -78,7 +77,7 @@ def test_random_trials_follow_their_distributions(tmp_path: Path) -> None:
     found = {key: [trial[key] for trial in trials] for key in trials[0]}
     assert "seed" not in found
     assert stats.kstest(found["gpt.dropout"], stats.uniform(0, 0.5).cdf).pvalue > 0.01
-    assert stats.kstest(found["task.optimizer.lr"], stats.loguniform(1e-3, 1e-1).cdf).pvalue > 0.01
+    assert stats.kstest(found["optimizer.lr"], stats.loguniform(1e-3, 1e-1).cdf).pvalue > 0.01
     for key, expected in (("task.lora.rank", [1, 2, 3, 4]), ("task.trainable", ["all", "lora"])):
         counts = Counter(found[key])
         assert sorted(counts) == expected
@@ -101,8 +100,7 @@ def test_any_text_reaches_a_run_as_it_stands_here_and_under_an_agent_of_wandb(
     assert study.config(first).data.instruction == text
     assert second.overrides == ("data.instruction=Is it spam?",)
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        assert compose("train", with_plus([f"data.instruction={text}"])) == study.config(first)
+    assert compose("train", with_plus([f"data.instruction={text}"])) == study.config(first)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -114,8 +112,7 @@ def test_an_agent_of_wandb_runs_what_src_sweep_runs(path: Path, monkeypatch: pyt
     given = {key: one.choices[-1] for key, one in sorted(asked.parameters.items())}
     words = command[4:-1] + [f"{key}={value}" for key, value in given.items()]
     assert sorted(words) == sorted(trial.overrides)
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", with_plus(words))
+    cfg = compose("train", with_plus(words))
     assert OmegaConf.to_yaml(cfg) == OmegaConf.to_yaml(study.config(trial))
 
 
@@ -141,7 +138,7 @@ def test_the_real_command_takes_the_words_of_an_agent(tmp_path: Path) -> None:
         ({"task.lora.scaling": ["beta"]}, "task.lora.scaling=beta"),
         ({"task.trainable": ["lst"]}, "task.trainable=lst"),
         ({"task.trainabl": ["lst"]}, "task.trainabl"),
-        ({"task.optimizer.lr": [-1]}, "task.optimizer.lr"),
+        ({"optimizer.lr": [-1]}, "optimizer.lr"),
         ({"trainer.precision": ["8-foo"]}, "8-foo"),
         ({"held_out.path": ["nowhere.txt"]}, "nowhere.txt"),
         ({"seed": ["x"]}, "seed=x"),
@@ -168,8 +165,8 @@ def test_data_that_are_missing_are_looked_for_once_and_said_once_beside_other_fa
 ) -> None:
     from src.config import build
 
-    looked, data = list[Any](), build.data
-    monkeypatch.setattr(build, "data", lambda cfg: looked.append(cfg) or data(cfg))
+    looked, data = list[Any](), build.build_data
+    monkeypatch.setattr(build, "build_data", lambda cfg: looked.append(cfg) or data(cfg))
     given = {"data": ["table"], "data.path": ["nowhere.tsv"], "task.trainable": ["all", "lora"], "seed": [1, 2, "x"]}
     asked = study.read(write(tmp_path, {"method": "grid", "parameters": values(given)}))
     with pytest.raises(InputError) as caught:
@@ -217,7 +214,7 @@ def test_run_folders_that_cannot_be_read_are_named_and_left_out(
 
 BOOK = {  # row -> experiment, and what of its config differs from the first row's
     1: ("last_block", {}),
-    2: ("first_token", {"task.position": "first"}),
+    2: ("first_token", {"task.pooling": "first"}),
     3: ("last_layer", {"task.trainable": "last_layer"}),
     4: ("last_two_blocks", {"task.trainable": "last_two_blocks"}),
     5: ("all_layers", {"task.trainable": "all"}),
@@ -231,31 +228,31 @@ BOOK = {  # row -> experiment, and what of its config differs from the first row
     13: ("full_context", {"data.padding": "context"}),
     14: ("no_padding", {"data.padding": "none", "data.batch_size": 1}),
     15: ("no_padding_accumulate", {"data.padding": "none", "data.batch_size": 1, "trainer.accumulate_grad_batches": 8}),
-    16: ("last_real_token", {"task.position": "last_real"}),
+    16: ("last_real_token", {"task.pooling": "last_nonpad"}),
     17: ("no_causal_mask", {"gpt.causal": False}),
     18: ("ignore_padding_loss", {"task.ignore_index": 50256}),
-    19: ("mean_pooling", {"task.position": "mean"}),
+    19: ("mean_pooling", {"task.pooling": "mean"}),
 }
 FIRST_ROW = {
     "gpt.name": "small",
     "gpt.weights": "pretrained",
     "gpt.causal": True,
     "gpt.dropout": 0.0,
-    "data.name": "sms_spam",
+    "data._target_": "src.data.datasets.SmsSpam",
     "data.split": "book",
     "data.padding": "longest",
     "data.batch_size": 8,
     "data.fraction": 1.0,
-    "task.kind": "classify",
+    "task._target_": "src.finetune.classifier.Classifier",
     "task.trainable": "last_block",
-    "task.position": "last",
+    "task.pooling": "last",
     "task.lora.rank": 16,
     "task.lora.alpha": 16,
     "task.lora.scaling": "alpha",
     "task.ignore_index": -100,
-    "task.optimizer.lr": 5e-5,
-    "task.optimizer.weight_decay": 0.1,
-    "task.optimizer.schedule": "constant",
+    "optimizer.lr": 5e-5,
+    "optimizer.weight_decay": 0.1,
+    "scheduler.shape": "constant",
     "trainer.max_epochs": 5,
     "trainer.accumulate_grad_batches": 1,
     "trainer.precision": "32-true",

@@ -91,19 +91,19 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 def test_the_command_runs_a_study_shows_what_ends_and_does_nothing_twice(
     messages: Path, tmp_path: Path, call: Any
 ) -> None:
-    path, runs = write(tmp_path, content(messages, {"task.optimizer.lr": [0.01, 1e30]})), tmp_path / "all runs"
+    path, runs = write(tmp_path, content(messages, {"optimizer.lr": [0.01, 1e30]})), tmp_path / "all runs"
     status, out, error = call(path, f"runs={runs}")
     assert status == 1
     assert out.startswith("tiny: 2 runs, 0 have finished\nDask's dashboard: http://127.0.0.1:8787; logs in ")
     first, second, last = error.splitlines()
     accuracy = r"test accuracy \d+\.\d\d%, \d+ s of training; about .* left"
-    assert re.fullmatch(rf"\[1/2\] task\.optimizer\.lr=0\.01: {accuracy}", first)
-    assert second.startswith("[2/2] task.optimizer.lr=1e+30: failed, the loss became infinite or NaN")
-    assert last.startswith("missing: task.optimizer.lr=1e+30: the loss became infinite or NaN")
+    assert re.fullmatch(rf"\[1/2\] optimizer\.lr=0\.01: {accuracy}", first)
+    assert second.startswith("[2/2] optimizer.lr=1e+30: failed, the loss became infinite or NaN")
+    assert last.startswith("missing: optimizer.lr=1e+30: the loss became infinite or NaN")
     before = outcomes(runs)
     assert len(before) == 1
 
-    path = write(tmp_path, content(messages, {"task.optimizer.lr": [0.01]}))
+    path = write(tmp_path, content(messages, {"optimizer.lr": [0.01]}))
     done = f"tiny: 1 runs, 1 have finished\nall have finished: python -m src.report {path} 'runs={runs}'\n"
     assert call(path, f"runs={runs}") == (0, done, "")
     assert outcomes(runs) == before
@@ -241,7 +241,7 @@ def test_one_worker_two_and_two_that_were_started_by_hand_give_the_same_table(
 ) -> None:
     """Two studies; a worker by hand is stopped for a while, and one is killed, which costs nothing but time."""
     first, expected = undisturbed
-    given = content(messages, {"task.position": ["last", "last_real"], "seed": [1]}, command=None)
+    given = content(messages, {"task.pooling": ["last", "last_nonpad"], "seed": [1]}, command=None)
     given["command"] = content(messages, {})["command"]
     second = write(tmp_path, given, "second")
     tables: list[dict[str, bytes]] = []
