@@ -305,7 +305,7 @@ def logits(run: FinishedRun, texts: list[str]) -> torch.Tensor:
     """Those of the run's own model, adapters apart, in the order of the texts."""
     model = build.restore(Path(run.cfg.runs) / run.result["id"])
     rows, found, _ = (
-        torch.cat(part) for part in zip(*(model.predict_step(b, 0) for b in run.batches(texts)), strict=True)
+        torch.cat(part) for part in zip(*(model.predict_step(b, 0) for b in run.batches(encode(texts))), strict=True)
     )
     return found[rows.argsort()]
 
@@ -340,7 +340,7 @@ def written(run: FinishedRun, texts: list[str]) -> list[str]:
     """What an instruct run writes about each text, by greedy decoding."""
     assert isinstance(run.model, InstructionTuner)
     words, room = [""] * len(texts), run.model.answers.shape[1]
-    for batch in run.batches(texts):
+    for batch in run.batches(encode(texts)):
         decoder = Decoder(run.model.gpt, batch.ids, batch.length, room, run.model.logits)
         for row, ids in zip(batch.row.tolist(), decoder.generate(room, run.model.stop), strict=True):
             words[row] = decode(ids).strip()

@@ -124,7 +124,8 @@ def local_workers(n: int | None, host: str) -> Iterator[Client]:
 
 def connect(address: str) -> Client:
     """A client of a scheduler that is running, with its workers. Raises InputError where it does not answer."""
-    logging.getLogger("distributed").setLevel(QUIET)
+    for name in ("distributed", "distributed.client", "asyncio"):  # each has a level of its own
+        logging.getLogger(name).setLevel(QUIET)
     try:
         return Client(address, timeout=ANSWER)
     except (OSError, ValueError) as error:
