@@ -342,7 +342,7 @@ def written(run: FinishedRun, texts: list[str]) -> list[str]:
     words, room = [""] * len(texts), run.model.answers.shape[1]
     for batch in run.batches(encode(texts)):
         decoder = Decoder(run.model.gpt, batch.ids, batch.length, room, run.model.logits)
-        for row, ids in zip(batch.row.tolist(), decoder.generate(room, run.model.stop), strict=True):
+        for row, ids in zip(batch.row.tolist(), decoder.generate(room, run.model.eos_id), strict=True):
             words[row] = decode(ids).strip()
     return words
 
