@@ -21,7 +21,7 @@ from torch import nn
 
 from src.config import build
 from src.data.datasets import BUNDLED, SmsSpam
-from src.data.tokenizer import decode, encode
+from src.data.tokenizer import END_OF_TEXT, decode, encode
 from src.errors import InputError
 from src.export import export
 from src.exporting import hub, model_card, onnx_file, transformers_folder
@@ -342,7 +342,7 @@ def written(run: FinishedRun, texts: list[str]) -> list[str]:
     words, room = [""] * len(texts), run.model.answers.shape[1]
     for batch in run.batches(encode(texts)):
         decoder = Decoder(run.model.gpt, batch.ids, batch.length, room, run.model.logits)
-        for row, ids in zip(batch.row.tolist(), decoder.generate(room, run.model.eos_id), strict=True):
+        for row, ids in zip(batch.row.tolist(), decoder.generate(room, END_OF_TEXT), strict=True):
             words[row] = decode(ids).strip()
     return words
 
