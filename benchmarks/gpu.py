@@ -19,7 +19,8 @@ from typing import Any
 from benchmarks import machine, record
 from benchmarks.floor import work
 from benchmarks.setting import Setting, config, yes
-from src.config.command_line import began, one_sentence, options, whole
+from src.config.command_line import began, one_sentence
+from src.config.options import AtLeast1, options
 from src.errors import InputError
 
 ROWS = {  # of the published table -> experiment, size of the GPT, epochs at most
@@ -47,7 +48,7 @@ class Options:
 
     rows: str = "1,5,8,12,9"
     precision: str = "bf16-mixed"
-    epochs: str = "5"
+    epochs: AtLeast1 = 5
     spam: str = os.environ.get("SMS_SPAM", "")
     tiny: str = "false"
 
@@ -57,7 +58,7 @@ def job(row: str, given: Options, folder: Path, peak: float) -> dict[str, Any]:
     from src.train import train
 
     tiny, (experiment, gpt, most) = yes("tiny", given.tiny), ROWS[row]
-    epochs = 1 if tiny else min(whole("epochs", given.epochs, 1), most)
+    epochs = 1 if tiny else min(given.epochs, most)
     setting = Setting(gpt, "random", given.spam, given.precision, epochs, tiny, "auto")
     cfg = config([*setting.ours(experiment), f"runs={folder}", "cache=memory"])
     floor = work(cfg)

@@ -15,7 +15,8 @@ from typing import Any
 
 from benchmarks import ours, process, record
 from benchmarks.setting import EXPERIMENTS, Setting, yes
-from src.config.command_line import one_sentence, options, whole
+from src.config.command_line import one_sentence
+from src.config.options import AtLeast1, options
 
 FRACTIONS = (0.0625, 0.25, 1.0)
 BLOCKS = (1, 2, 6, 12)
@@ -34,7 +35,7 @@ class Options:
 
     gpt: str = "small"
     precision: str = "32-true"
-    epochs: str = "1"
+    epochs: AtLeast1 = 1
     spam: str = os.environ.get("SMS_SPAM", "")
     tiny: str = "false"
 
@@ -54,9 +55,7 @@ def grow(given: Options, folder: Path) -> tuple[dict[str, Any], list[dict[str, A
     size = 512 if tiny else 2048
     machine = process.ask("benchmarks.machine", [f"precision={given.precision}", f"size={size}"])
     record.warn(machine)
-    setting = Setting(
-        given.gpt, folder / "weights", given.spam, given.precision, whole("epochs", given.epochs, 1), tiny
-    )
+    setting = Setting(given.gpt, folder / "weights", given.spam, given.precision, given.epochs, tiny)
     process.ask("benchmarks.weights", [f"folder={setting.weights}", f"gpt={given.gpt}", f"tiny={given.tiny}"])
     process.measured("benchmarks.warm", [], folder / "warm.log")
     by_messages = [job(setting, fraction, 1, folder / f"fraction-{fraction}") for fraction in FRACTIONS]

@@ -19,7 +19,8 @@ from typing import Any
 
 from benchmarks import ours, process, record
 from benchmarks.setting import EXPERIMENTS, Setting, yes
-from src.config.command_line import one_sentence, options, whole
+from src.config.command_line import one_sentence
+from src.config.options import AtLeast1, options
 from src.errors import InputError
 
 PEER_ROW = "16"  # whose work transformers' classifier does
@@ -52,7 +53,7 @@ class Options:
 
     rows: str = "1,16"
     precision: str = "32-true,bf16-mixed"
-    epochs: str = "5"
+    epochs: AtLeast1 = 5
     gpt: str = "small"
     spam: str = os.environ.get("SMS_SPAM", "")
     tiny: str = "false"
@@ -65,9 +66,7 @@ def compare(given: Options, folder: Path) -> tuple[dict[str, Any], list[dict[str
         raise InputError(f"rows={unknown[0]} is unknown: use {', '.join(EXPERIMENTS)}")
     machine = process.ask("benchmarks.machine", [f"precision={given.precision}", f"size={512 if tiny else 2048}"])
     record.warn(machine)
-    base = Setting(
-        given.gpt, folder / "weights", given.spam, "32-true", 1 if tiny else whole("epochs", given.epochs, 1), tiny
-    )
+    base = Setting(given.gpt, folder / "weights", given.spam, "32-true", 1 if tiny else given.epochs, tiny)
     process.ask("benchmarks.weights", [f"folder={base.weights}", f"gpt={given.gpt}", f"tiny={given.tiny}"])
     floors = {row: process.ask("benchmarks.floor", base.ours(EXPERIMENTS[row])) for row in {*rows, PEER_ROW}}
     process.measured("benchmarks.warm", [], folder / "warm.log")

@@ -18,7 +18,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from src.config.command_line import one_sentence, options, whole
+from src.config.command_line import one_sentence
+from src.config.options import AtLeast1, options
 from src.errors import InputError
 
 PRECISIONS = {"32-true", "bf16-mixed", "bf16-true"}
@@ -30,7 +31,7 @@ class Options:
     """What the command line takes."""
 
     precision: str
-    size: str = "2048"
+    size: AtLeast1 = 2048
 
 
 def facts(gpu: bool = False) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def main() -> None:
     given = options(Options, sys.argv[1:], __doc__ or "")
     if unknown := set(given.precision.split(",")) - PRECISIONS:
         raise InputError(f"precision={unknown.pop()} is unknown: use {', '.join(sorted(PRECISIONS))}")
-    peaks = {precision: peak(precision, whole("size", given.size, 1)) for precision in given.precision.split(",")}
+    peaks = {precision: peak(precision, given.size) for precision in given.precision.split(",")}
     print(json.dumps(facts() | {"peak_flops_per_second": peaks}))
 
 

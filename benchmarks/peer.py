@@ -19,7 +19,8 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.setting import BATCH_SIZE, LR, SEED, WEIGHT_DECAY
-from src.config.command_line import one_sentence, options
+from src.config.command_line import one_sentence
+from src.config.options import options
 
 Rows = list[dict[str, Any]]
 

@@ -22,7 +22,8 @@ from unittest.mock import patch
 
 from benchmarks import machine, process, record
 from benchmarks.setting import SEED, config, data_settings, gpt_settings, yes
-from src.config.command_line import one_sentence, options, whole
+from src.config.command_line import one_sentence
+from src.config.options import AtLeast1, options
 
 if TYPE_CHECKING:
     from src.finetune.classifier import Classifier
@@ -44,7 +45,7 @@ NOTES = """\
 class Options:
     """What the command line takes."""
 
-    messages: str = "2000"
+    messages: AtLeast1 = 2000
     gpt: str = "small"
     precision: str = "32-true"
     spam: str = os.environ.get("SMS_SPAM", "")
@@ -62,7 +63,7 @@ class Ours:
         settings += ["gpt.weights=random", f"seed={SEED}", f"trainer.precision={given.precision}"]
         cfg = config([*settings, "task.pooling=last_nonpad", "trainer.accelerator=cpu", f"runs={folder}", "cache=off"])
         data = build.build_data(cfg)
-        self.texts = [example.text for example in data.corpus.examples][: whole("messages", given.messages, 1)]
+        self.texts = [example.text for example in data.corpus.examples][: given.messages]
         self.limit, self.run = data.limit, run_dir.create(cfg)
         run_dir.write_text(self.run / "result.json", json.dumps({"data": data.facts()}))
         self.model: Classifier = build.build_task(cfg, data.labels).eval()  # type: ignore[assignment]
@@ -173,7 +174,7 @@ def main() -> None:
         given.messages = "200"
     with tempfile.TemporaryDirectory(prefix="two-ways-") as folder:
         facts, jobs = compare(given, Path(folder))
-    tables = [table(jobs, whole("messages", given.messages, 1), given.precision)]
+    tables = [table(jobs, given.messages, given.precision)]
     record.write("predict", record.folder(yes("tiny", given.tiny)), facts, {"jobs": jobs}, tables, NOTES)
 
 

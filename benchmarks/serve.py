@@ -18,7 +18,8 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks import machine, process, record
-from src.config.command_line import one_sentence, options, whole
+from src.config.command_line import one_sentence
+from src.config.options import AtLeast1, options
 
 LIST = 256
 NOTES = """\
@@ -34,7 +35,7 @@ class Options:
     """What the command line takes."""
 
     run: str
-    messages: str = "2048"
+    messages: AtLeast1 = 2048
     runs: str = "runs"
 
 
@@ -94,7 +95,7 @@ def compare(given: Options) -> list[dict[str, Any]]:
     data, _ = build.data_and_task(predictor.run.cfg)
     rows = zip(data.texts("train"), data.ids["train"], strict=True)
     whole_ones = [text for text, ids in rows if len(ids) <= predictor.limit]
-    texts = list(islice(cycle(whole_ones), whole("messages", given.messages, 1)))
+    texts = list(islice(cycle(whole_ones), given.messages))
     with server(given) as address:
         works: dict[str, Callable[[list[str]], object]] = {
             "predict": predictor.answers,

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from src.config.command_line import one_sentence, options, whole
+from src.config.command_line import one_sentence
+from src.config.options import AtLeast1, options
 from src.sweeps import study
 from src.sweeps.spec import Study
 
@@ -26,8 +27,8 @@ SETTINGS = (
 class Options:
     """What the command line takes."""
 
-    runs: str = "200"
-    workers: str = "2"
+    runs: AtLeast1 = 200
+    workers: AtLeast1 = 2
     folder: str = ""
 
 
@@ -43,7 +44,7 @@ def main() -> None:
     from src.sweeps.engine import Board, Engine, do, local_workers
 
     given = options(Options, sys.argv[1:], __doc__ or "")
-    runs, workers = whole("runs", given.runs, 1), whole("workers", given.workers, 1)
+    runs, workers = given.runs, given.workers
     folder = Path(given.folder or tempfile.mkdtemp())
     os.environ["OMP_NUM_THREADS"] = "1"
     first, rest = trials(range(workers)), trials(range(workers, workers + runs))

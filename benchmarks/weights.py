@@ -9,7 +9,8 @@ import sys
 from dataclasses import dataclass
 
 from benchmarks.setting import SEED, config, gpt_settings, yes
-from src.config.command_line import one_sentence, options
+from src.config.command_line import one_sentence
+from src.config.options import options
 
 
 @dataclass

@@ -10,9 +10,10 @@ Measures a finished run again, on every split it knows. Further key=value pairs 
 import json
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from src.config.command_line import compose, explain, one_sentence, options
+from src.config.command_line import compose, explain, one_sentence
+from src.config.options import options
 from src.errors import InputError
 from src.runs import devices, identity, run_dir, summary
 
@@ -29,7 +30,7 @@ class Options:
 
     run: str
     runs: str = "runs"
-    format: str = "table"
+    format: Literal["table", "json"] = "table"
 
 
 def evaluate(
@@ -98,8 +99,6 @@ def main() -> None:
     own = {"run", "runs", "format", "-h", "--help"}
     mine = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in own]
     given = options(Options, mine, __doc__ or "")
-    if given.format not in ("table", "json"):
-        raise InputError(f"format={given.format} is unknown: use table or json")
     metrics, sizes = evaluate(given.run, given.runs, [argument for argument in sys.argv[1:] if argument not in mine])
     if given.format == "json":
         print(json.dumps(run_dir.without_nan(metrics), indent=2))

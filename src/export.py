@@ -11,18 +11,19 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.config.command_line import one_sentence, options
+from src.config.command_line import one_sentence
+from src.config.options import options
 from src.errors import InputError
 
 
 @dataclass
 class Options:
-    """What the command line takes; all of it text."""
+    """What the command line takes."""
 
     run: str
     to: str
     hub: str | None = None
-    onnx: str = "false"
+    onnx: bool = False
     runs: str = "runs"
 
 
@@ -51,12 +52,10 @@ def export(run: str, to: str | Path, hub: str | None = None, onnx: bool = False,
 def main() -> None:
     """Export, say where."""
     given = options(Options, sys.argv[1:], __doc__ or "")
-    if given.onnx not in ("true", "false"):
-        raise InputError(f"onnx={given.onnx} must be true or false")
     if not given.to:
         raise InputError("to= is empty: give a new folder")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is half-written goes
-    print(export(given.run, given.to, given.hub, given.onnx == "true", given.runs))
+    print(export(given.run, given.to, given.hub, given.onnx, given.runs))
 
 
 if __name__ == "__main__":

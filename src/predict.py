@@ -22,9 +22,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from src.config.command_line import one_sentence, options, whole
+from src.config.command_line import one_sentence
+from src.config.options import AtLeast1, options
 from src.errors import InputError
 from src.files import whole_file
 from src.serving import inputs
@@ -36,28 +37,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class Options:
-    """What the command line takes; all of it text."""
+    """What the command line takes."""
 
     run: str
     text: str | None = None
     file: str | None = None
     text_column: str | None = None
     to: str | None = None
-    format: str = "text"
-    labels_only: str = "false"
+    format: Literal["text", "jsonl"] = "text"
+    labels_only: bool = False
     encoding: str | None = None
     separator: str | None = None
     runs: str = "runs"
     task: str | None = None
     prompt: str | None = None
-    new_tokens: str = "40"
+    new_tokens: AtLeast1 = 40
 
 
 def check(given: Options) -> None:
     """Raises InputError for options that do not fit together."""
-    for name, known in {"format": ("text", "jsonl"), "labels_only": ("false", "true")}.items():
-        if (value := getattr(given, name)) not in known:
-            raise InputError(f"{name}={value} is unknown: use {known[0]} or {known[1]}")
     excluded = {"prompt": ("text", "file", "text_column", "to", "task"), "text": ("file", "text_column")}
     for name, others in excluded.items():
         if clash := [other for other in others if None not in (getattr(given, name), getattr(given, other))]:
@@ -125,7 +123,7 @@ def main() -> None:
     given = options(Options, sys.argv[1:], __doc__ or "")
     check(given)
     if given.prompt is not None:
-        print(write(given.run, given.prompt, whole("new_tokens", given.new_tokens, 1), given.runs))
+        print(write(given.run, given.prompt, given.new_tokens, given.runs))
         return
     source, count = read(given), Counter[str]()
     check_to(given.to, source.table if given.format == "text" else None)
@@ -133,7 +131,7 @@ def main() -> None:
         print(f"{source.name}: {note}", file=sys.stderr)
     predictor = load(given.run, given.runs, given.task)
     ascii = given.to is None and codecs.lookup(sys.stdout.encoding).name != "utf-8"
-    form = Form(given.format, given.labels_only == "true", ascii)
+    form = Form(given.format, given.labels_only, ascii)
     bar_shown = sys.stderr.isatty() and (given.to is not None or not sys.stdout.isatty())
     with output(given.to) as out:
         for piece in pieces(answered(predictor, source, count, bar_shown), source.table, predictor, form):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from src.config.command_line import one_sentence, options, whole
+from src.config.command_line import one_sentence
+from src.config.options import AtLeast0, options
 from src.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ CONNECTIONS = 64  # at once; more are told to come back (503)
 
 @dataclass
 class Options:
-    """What the command line takes; all of it text."""
+    """What the command line takes."""
 
     run: str
     instruct: str | None = None
-    port: str = "8000"
+    port: AtLeast0 = 8000
     host: str = "127.0.0.1"
     runs: str = "runs"
     task: str | None = None
@@ -81,7 +82,7 @@ def main() -> None:
     given = options(Options, sys.argv[1:], __doc__ or "")
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         raise InputError(f"{missing[0]} is missing: pip install -e '.[serve]'")
-    with bound(given.host, whole("port", given.port, 0)) as made:
+    with bound(given.host, given.port) as made:
         import uvicorn
 
         from src.serving.app import application

@@ -17,7 +17,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.config.command_line import one_sentence, options, whole
+from src.config.command_line import one_sentence
+from src.config.options import AtLeast0, AtLeast1, options
 from src.errors import InputError
 from src.sweeps import study as studies
 from src.sweeps.study import Study, Trial
@@ -27,12 +28,12 @@ from src.sweeps.study import Study, Trial
 class Options:
     """What the command line takes besides the study."""
 
-    workers: str | None = None
+    workers: AtLeast1 | None = None
     scheduler: str | None = None
     host: str = "127.0.0.1"
     shard: str = "1/1"
     runs: str = "runs"
-    retries: str = "1"
+    retries: AtLeast0 = 1
 
 
 def plan(study: Study, runs: Path, shard: str) -> dict[str, Trial]:
@@ -61,13 +62,13 @@ def sweep(study: Study, planned: dict[str, Trial], given: Options) -> dict[str, 
     from src.sweeps import bayes
     from src.sweeps.engine import Board, Engine, connect, dashboard, local_workers
 
-    workers = int(given.workers) if given.workers else 1 if study.method == "bayes" else None
+    workers = given.workers or (1 if study.method == "bayes" else None)
     failed: dict[str, str] = {}
     with connect(given.scheduler) if given.scheduler else local_workers(workers, given.host) as client:
         print(f"Dask's dashboard: {dashboard(client)}; logs in {runs / '.sweep'}", flush=True)
         board = Board(study.name, total, len(done))
         with closing(board.bar):
-            engine = Engine(client, runs, int(given.retries), board)
+            engine = Engine(client, runs, given.retries, board)
             for trials in bayes.rounds(study, runs) if study.method == "bayes" else [planned]:
                 why = engine.run({key: trial for key, trial in trials.items() if key not in done})
                 failed |= {trials[key].label: sentence for key, sentence in why.items()}
@@ -109,14 +110,11 @@ def main() -> None:
 
 def check_options(given: Options, study: Study) -> None:
     """Raises InputError for options that cannot be, or not beside each other."""
-    whole("retries", given.retries, 0)
-    if given.workers is not None:
-        whole("workers", given.workers, 1)
     if given.scheduler and given.workers:
         raise InputError("workers= are of this machine, those of scheduler= are started by themselves: leave one out")
     if given.scheduler and not re.match(r"(tcp|tls)://.+:\d+$", given.scheduler):
         raise InputError(f"scheduler={given.scheduler} is no address: give tcp://<host>:<port>")
-    if study.method == "bayes" and (given.workers not in (None, "1") or given.shard != "1/1"):
+    if study.method == "bayes" and (given.workers not in (None, 1) or given.shard != "1/1"):
         raise InputError("method: bayes learns from each run for the next: leave workers= and shard= out")
 
 

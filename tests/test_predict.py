@@ -222,7 +222,7 @@ def test_nothing_is_written_to_a_file_where_nothing_could_be_read(
         ("m.csv", "text\nwin\n", ("text_column=text", "to={folder}/no/m.csv"), "a folder that exists"),
         ("m.csv", "text\nwin\n", ("text_column=text", "to={folder}/m.tsv"), "must end in .csv"),
         ("m.csv", "text\nwin\n", ("text_column=text", "encoding=latin-77"), ": encoding=latin-77"),
-        ("m.txt", "win\n", ("labels_only=yes",), "labels_only=yes"),
+        ("m.txt", "win\n", ("labels_only=maybe",), "labels_only=yes"),
         ("m.txt", "win\n", ("text=win",), "exclude each other"),
     ],
 )

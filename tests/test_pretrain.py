@@ -1068,7 +1068,6 @@ def test_one_pass_over_the_text_is_the_default(home: Home, monkeypatch: pytest.M
         (["gpt.causal=false"], "gpt.causal=false"),
         (["prompts=['a b c d e f g h i j']"], "10 tokens and 24 new ones"),
         (["prompts=['']"], "empty prompt"),
-        (["trainer.devices=2"], "trainer.devices=1"),
         (["trainer.max_epochs=2"], "trainer.max_epochs=2"),
         (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1"),
         (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches=0"),

@@ -1223,8 +1223,9 @@ def test_a_log_file_holds_a_line_now_and_then(
         ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val"),
         ("optimizer.lr=.nan", "optimizer.lr"),
         ("data.batch_size=null", "data.batch_size"),
-        ("data.path=spam (1).csv", "'spam (1).csv'"),
-        ("task.pooling=last", "task.pooling"),
+        ("data.path=spam (1).csv", "'data.path=\"spam (1).csv\"'"),
+        ("data.instruction=Yes, or no?", "'data.instruction=\"Yes, or no?\"'"),
+        ("task.kind=foo", "task=classify"),
         ("logger.kind=foo", "logger.kind is called otherwise today"),
         ("task._target_=foo", "task._target_=foo"),
         ("data._target_=torch.nn.Linear", "data"),
@@ -1257,6 +1258,19 @@ def test_the_real_commands_train_and_predict(home: Path, tmp_path: Path) -> None
     assert (predicted.status, predicted.error) == (0, "")
     assert re.fullmatch(r"(ham|spam)\t0\.\d{3}\twin cash\n", predicted.out)
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_a_job_of_a_multirun_that_fails_leaves_the_others(home: Path, tmp_path: Path, command: Command) -> None:
+    """Overrides may stand on both sides of -m."""
+    given = arguments(home, f"runs={tmp_path / 'runs'}", "trainer.max_epochs=1")
+    answer = command("train", *given, "-m", "optimizer.lr=1e-3,-1,1e-4")
+    assert (answer.status, answer.error.count("optimizer")) == (2, 2)  # the fault, and the job that Hydra names
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 2
+
+
+def test_a_value_in_the_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me (1)")
+    assert prepared(["a=1", "data.path=~/x.csv", "-m", "b=~"]) == ["-m", "a=1", "data.path='/home/me (1)/x.csv'", "b=~"]
 
 
 def test_a_multirun_gives_each_of_its_runs_a_folder_and_a_wandb_run(

@@ -1,7 +1,9 @@
 """Somebody else's parts, from a folder of their own, without an edit in src: they train, resume, predict and report."""
 
 import json
+import os
 import random
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -216,3 +218,38 @@ def test_a_checkpoint_alone_says_what_to_call_instead(theirs: list[str]) -> None
     with pytest.raises(InputError, match=r"build\.restore"):
         type(run.model).load_from_checkpoint(run.folder / "checkpoints/best.ckpt")
     assert build.restore(run.folder).trained == run.model.trained
+
+
+SWEEPER = """
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+
+
+class Best(Sweeper):
+    def setup(self, *, hydra_context, task_function, config):
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments):
+        found = {}
+        for i, lr in enumerate(("1e-9", "1e-2")):
+            (job,) = self.launcher.launch([[*arguments, f"optimizer.lr={lr}"]], initial_job_idx=i)
+            found[lr] = job.return_value
+        print("best:", min(found, key=found.get))
+"""
+
+
+@pytest.mark.slow
+def test_a_sweeper_of_hydra_s_chooses_by_what_the_job_returns(theirs: list[str], tmp_path: Path) -> None:
+    (tmp_path / "hydra_plugins" / "best").mkdir(parents=True)
+    (tmp_path / "hydra_plugins" / "best" / "__init__.py").write_text(SWEEPER, encoding="utf-8")
+    (tmp_path / "conf" / "hydra" / "sweeper").mkdir(parents=True)
+    (tmp_path / "conf" / "hydra" / "sweeper" / "best.yaml").write_text("_target_: hydra_plugins.best.Best\n")
+    given = [*theirs, "hydra/sweeper=best", "optimized_metric=train/loss", "-m"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "src.train", *given], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "best: 1e-2" in done.stdout

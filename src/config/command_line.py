@@ -1,4 +1,4 @@
-"""What the command lines share: one sentence for wrong input, a Hydra entry point, and key=value options."""
+"""What the command lines share: one sentence for wrong input, and a Hydra entry point."""
 
 import atexit
 import gc
@@ -11,16 +11,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from src.errors import InputError
 from src.files import refusal
 
-T = TypeVar("T")
 CONF = Path(__file__).parents[2] / "conf"
 MOVABLE = ("devices", "num_nodes")  # of `trainer`: where a run that is resumed may go on
 _BEGAN = [perf_counter()]  # this module comes before everything that takes long to import
@@ -224,6 +222,8 @@ def explain(error: Exception) -> str:
 
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read{how_to_quote(error.override)}"
+    if ambiguous := re.match(r"Ambiguous value for argument '(.*)'$", str(error).splitlines()[0]):
+        return f"{ambiguous[1]} would be several values{how_to_quote(ambiguous[1])}"
     cause = error.__cause__
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
         if now := RENAMED.get(cause.full_key):
@@ -237,31 +237,7 @@ def explain(error: Exception) -> str:
 def how_to_quote(argument: str) -> str:
     """What to write in a shell instead, if quotes are what is missing."""
     key, equals, value = argument.partition("=")
-    if not equals or not is_one_value(quoted := f"{key}={quote(value)}"):
+    text = f'"{value}"' if not set(value) & set('"\\') else quote(value)
+    if not equals or not is_one_value(quoted := f"{key}={text}"):
         return ": give key=value"
     return f", as Hydra's grammar has its own meaning for some of its characters: write {shlex.quote(quoted)}"
-
-
-def whole(name: str, text: str, least: int) -> int:
-    """The number that an option says. Raises InputError for anything else, and below `least`."""
-    if not text.isdecimal() or int(text) < least:
-        raise InputError(f"{name}={text} must be a whole number, at least {least}")
-    return int(text)
-
-
-def options(kind: type[T], arguments: list[str], usage: str) -> T:
-    """Fill the dataclass `kind` from `key=value` arguments, taken as they stand: a message may hold any character."""
-    if {"-h", "--help"} & set(arguments):
-        print(usage)
-        sys.exit(0)
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    given: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or key not in known:
-            raise InputError(f"{argument!r} is not understood: give key=value with one of {', '.join(known)}")
-        given[key] = value
-    for name, field in known.items():
-        if field.default is MISSING and name not in given:
-            raise InputError(f"{name}=... is missing\n{usage}")
-    return kind(**given)

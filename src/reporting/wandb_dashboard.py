@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from src.config.command_line import one_sentence, options
+from src.config.command_line import one_sentence
+from src.config.options import options
 from src.errors import InputError
 
 if TYPE_CHECKING:

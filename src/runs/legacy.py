@@ -18,6 +18,7 @@ POOLINGS = {"last_real": "last_nonpad"}
 RENAMED = {
     "task.kind": "task=classify or task=instruct",
     "task.position": "task.pooling (last_real is last_nonpad)",
+    "task.optimizer": "optimizer.lr and optimizer.weight_decay; its schedule is scheduler=...",
     "task.optimizer.lr": "optimizer.lr",
     "task.optimizer.weight_decay": "optimizer.weight_decay",
     "task.optimizer.schedule": "scheduler=constant, cosine or linear",
