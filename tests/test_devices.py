@@ -154,7 +154,7 @@ CASES = {
 }
 
 
-FAST = ("block", "instruct-off")
+FAST = ("block",)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,8 @@ def test_two_devices_are_one_with_the_same_global_batch(case: str, home: Path) -
     assert_same_run(folder_of(home, f"{case}1"), folder_of(home, f"{case}2"))
 
 
-@pytest.mark.parametrize("padded", [0.0, pytest.param(0.4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("padded", [0.0, 0.4])
 def test_pretraining_on_two_devices_is_that_on_one(padded: float, home: Path) -> None:
     given = f"padded={padded}"
     pretrain_one(home, f"text1{padded}", "batch_size=8", given)

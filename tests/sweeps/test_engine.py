@@ -39,6 +39,7 @@ def sweep(client: Client, trials: dict[str, Trial], runs: Path, retries: int = 1
 # ---- a trial
 
 
+@pytest.mark.slow
 def test_a_worker_does_what_src_train_does(undisturbed: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
     path, expected = undisturbed
     trials = tiny.keyed(study.read(path))
@@ -165,6 +166,7 @@ def test_workers_that_do_not_see_the_runs_are_named_before_anything_starts(
     assert list((tmp_path / "runs" / ".sweep").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_workers_of_this_machine_have_their_share_and_those_that_die_are_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -260,6 +260,7 @@ FIRST_ROW = {
 }
 
 
+@pytest.mark.slow
 def test_the_book_table_is_the_nineteen_published_rows() -> None:
     configs = [study.config(trial) for trial in study.trials(study.read(ROOT / "experiments" / "book_table.yaml"))]
     assert [cfg.name for cfg in configs] == [name for name, _ in BOOK.values()]

@@ -32,7 +32,7 @@ from src.serving.worker import Worker
 from src.sweeps import study
 from src.train import train
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = [
     *("gpt.weights=random", "gpt.n_layer=2", "gpt.n_head=2", "gpt.n_embd=16", "gpt.context_length=128"),
     *("trainer.max_epochs=2", "trainer.accelerator=cpu", "optimizer.lr=1e-2", "task.trainable=all"),

@@ -15,9 +15,9 @@ from src.reporting.comparisons import references
 from src.reporting.table import table
 from src.runs import identity, legacy, run_dir
 from src.sweeps import study
-from tests.test_report import answers, write_run, write_study
+from tests.reporting.test_report import answers, write_run, write_study
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def composed(*overrides: str) -> Any:

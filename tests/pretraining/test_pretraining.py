@@ -50,7 +50,7 @@ from src.pretraining.throughput import Throughput, flops_of
 from src.pretraining.token_stream import Document, Windows, documents, in_order, pack
 from src.runs import run_dir
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 V = 13
 SMALL = GPTConfig(n_layer=2, n_head=2, n_embd=8, context_length=16, vocab_size=V)
 
@@ -589,6 +589,7 @@ def uninterrupted(overrides: tuple[str, ...], settings: tuple[tuple[str, Any], .
     return STRAIGHT[overrides, settings]
 
 
+SLOW = pytest.mark.slow
 ACCUMULATE = "trainer.accumulate_grad_batches=2"
 BF16 = "trainer.precision=bf16-mixed"
 
@@ -597,19 +598,21 @@ BF16 = "trainer.precision=bf16-mixed"
     ("overrides", "settings", "kills", "first"),
     [
         ([], {}, [{"batch": 7}], 6),  # in the middle of the second epoch
-        ([], {}, [{"batch": 4}], 4),  # before the first one ends: the checkpoint is the validation's
+        pytest.param(
+            [], {}, [{"batch": 4}], 4, marks=SLOW
+        ),  # before the first one ends: the checkpoint is the validation's
         (["checkpoint_every=5"], {}, [{"batch": 6}], 5),  # at its end
         (["checkpoint_every=1"], {}, [{"batch": 5}, {"batch": 10}], 10),  # at every border
         (["checkpoint_every=2", "validate_every=2"], {}, [{"validation": 6}], 4),  # as a validation begins
-        (["checkpoint_every=4", "validate_every=2"], {}, [{"batch": 4}], 4),  # as one has ended
+        pytest.param(["checkpoint_every=4", "validate_every=2"], {}, [{"batch": 4}], 4, marks=SLOW),  # as one has ended
         ([], {"dropout": 0.2, "num_sampled": 3}, [{"batch": 7}], 6),
-        ([BF16], {"num_sampled": 3}, [{"batch": 7}], 6),
+        pytest.param([BF16], {"num_sampled": 3}, [{"batch": 7}], 6, marks=SLOW),
         # the epochs' 5 batches are no multiple of 2; the second kill comes between two steps right after resuming
         ([ACCUMULATE], {"dropout": 0.2}, [{"batch": 7}, {"batch": 6}], 6),
-        ([ACCUMULATE], {}, [{"batch": 20}], 18),
+        pytest.param([ACCUMULATE], {}, [{"batch": 20}], 18, marks=SLOW),
         ([ACCUMULATE, "checkpoint_every=1", "validate_every=5"], {}, [{"batch": 10}, {"batch": 11}], 10),
         ([], {}, [{"batch": 1}], 0),  # before the first checkpoint
-        (["checkpoint_every=6"], {}, [{"batch": 11}], 8),
+        pytest.param(["checkpoint_every=6"], {}, [{"batch": 11}], 8, marks=SLOW),
     ],
 )
 def test_a_killed_and_resumed_run_is_the_straight_one(

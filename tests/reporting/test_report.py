@@ -42,7 +42,7 @@ from src.sweeps import study
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # wandb-workspaces' own
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STRANGE = r"50% & a_b #1 $x {y} ~z ^w \v |u <t> *s [r] é 字"
 
 

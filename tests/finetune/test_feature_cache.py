@@ -214,9 +214,9 @@ def test_a_classifier_learns_the_same_from_features(
 @pytest.mark.parametrize(
     ("strategy", "padding"),
     [
-        ("last_layer", "free"),
         ("last_block", "none"),
-        ("last_two_blocks", "free"),
+        pytest.param("last_layer", "free", marks=pytest.mark.slow),
+        pytest.param("last_two_blocks", "free", marks=pytest.mark.slow),
         pytest.param("last_layer", "none", marks=pytest.mark.slow),
         pytest.param("last_block", "free", marks=pytest.mark.slow),
         pytest.param("3_blocks", "none", marks=pytest.mark.slow),

@@ -34,7 +34,7 @@ from src.gpt.shared_prefixes import SharedPrefixes
 from src.gpt.weight_files import COMPUTED
 
 CONFIG = GPTConfig(n_layer=3, n_head=3, n_embd=24, context_length=32, vocab_size=101)
-CONF = Path(__file__).parents[1] / "conf" / "gpt"
+CONF = Path(__file__).parents[2] / "conf" / "gpt"
 
 
 def scatter(module: nn.Module, std: float = 0.3) -> None:

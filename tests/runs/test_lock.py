@@ -13,7 +13,7 @@ import pytest
 
 from src.runs.lock import RunLockedError, run_lock
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path

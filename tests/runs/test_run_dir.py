@@ -36,6 +36,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 from src.config import build
+from src.config.command_line import prepared
 from src.config.trainer import build_loggers
 from src.data import sms_spam
 from src.errors import InputError
@@ -54,7 +55,7 @@ from src.runs.lock import RunLockedError, run_lock
 from src.sweeps import study
 from src.train import Run, train
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = (
     "gpt.weights=random gpt.n_layer=2 gpt.n_head=2 gpt.n_embd=16 gpt.context_length=64 trainer.max_epochs=2 "
     "trainer.accelerator=cpu"
@@ -314,10 +315,10 @@ def trained_epochs(capsys: pytest.CaptureFixture[str]) -> list[int]:
     ("epoch", "changes"),
     [
         (1, LEARNS),
-        (0, LEARNS),
+        pytest.param(0, LEARNS, marks=pytest.mark.slow),
         (2, (*LEARNS, "scheduler=cosine", "scheduler.warmup_ratio=0.3", "data.padding=batch")),
         (1, ("task.trainable=lora", "gpt.dropout=0.1", "trainer.accumulate_grad_batches=4")),
-        (2, (*LEARNS, "gpt.dropout=0.3")),
+        pytest.param(2, (*LEARNS, "gpt.dropout=0.3"), marks=pytest.mark.slow),
     ],
     ids=["second_epoch", "first_epoch", "schedule_batch", "lora_dropout_accumulate", "dropout_later"],
 )
@@ -370,6 +371,7 @@ def test_a_run_that_another_process_writes_is_left_alone(run: Run, home: Path) -
         other.submit(train, config(home, f"resume={run.folder.name}")).result()
 
 
+@pytest.mark.slow
 def test_a_run_that_had_stopped_early_is_resumed_to_the_same(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -410,7 +412,10 @@ def test_a_run_whose_folder_was_moved_keeps_its_best_epoch(
     assert (folder / "predictions.csv").read_bytes() == (straight.folder / "predictions.csv").read_bytes()
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed", "16-mixed", "64-true"])
+MORE = [pytest.param(precision, marks=pytest.mark.slow) for precision in ("32-true", "64-true", "bf16-mixed")]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-mixed", *MORE])
 def test_a_run_in_any_precision_is_resumed_evaluated_and_predicts(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
@@ -434,11 +439,13 @@ def test_a_run_in_any_precision_is_resumed_evaluated_and_predicts(
     ("stage", "number", "status", "kept"),
     [
         (GPT.__init__, signal.SIGINT, 130, None),
-        (GPT.__init__, signal.SIGTERM, 143, None),
-        (FrozenBlocks.predict_step, signal.SIGINT, 130, "no checkpoint yet"),
+        pytest.param(GPT.__init__, signal.SIGTERM, 143, None, marks=pytest.mark.slow),
+        pytest.param(FrozenBlocks.predict_step, signal.SIGINT, 130, "no checkpoint yet", marks=pytest.mark.slow),
         (FrozenBlocks.predict_step, signal.SIGTERM, 143, "no checkpoint yet"),
         (Classifier.on_validation_epoch_end, signal.SIGTERM, 143, "no checkpoint yet"),
-        (FineTuner.configure_gradient_clipping, signal.SIGINT, 130, "its last checkpoint"),
+        pytest.param(
+            FineTuner.configure_gradient_clipping, signal.SIGINT, 130, "its last checkpoint", marks=pytest.mark.slow
+        ),
         (FineTuner.configure_gradient_clipping, signal.SIGTERM, 143, "its last checkpoint"),
         (run_dir.write, signal.SIGTERM, 143, "its last checkpoint"),
     ],
@@ -1273,6 +1280,7 @@ def test_a_value_in_the_home_folder_is_written_out(monkeypatch: pytest.MonkeyPat
     assert prepared(["a=1", "data.path=~/x.csv", "-m", "b=~"]) == ["-m", "a=1", "data.path='/home/me (1)/x.csv'", "b=~"]
 
 
+@pytest.mark.slow
 def test_a_multirun_gives_each_of_its_runs_a_folder_and_a_wandb_run(
     home: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

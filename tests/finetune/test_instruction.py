@@ -329,6 +329,7 @@ def config(home: Path, *overrides: str) -> DictConfig:
     return study.config(study.Trial({}, ("task=instruct", *data, *asked, *TINY_RUN, f"runs={home}/runs", *overrides)))
 
 
+@pytest.mark.slow
 def test_an_instruct_model_learns_sixteen_messages_by_heart(home: Path) -> None:
     rows = (home / "messages.tsv").read_text()
     (home / "again.tsv").write_text(rows + rows.splitlines()[1] + "\n")
