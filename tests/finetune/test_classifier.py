@@ -652,6 +652,7 @@ def test_cost_adds_up_tokens_and_flops_of_every_batch() -> None:
         ("lora", "mean", False),
     ],
 )
+@pytest.mark.slow
 def test_operations_of_any_shape_follow_from_three(strategy: str, pooling: str, known: bool) -> None:
     model = classifier(strategy, pooling=pooling)
     flops = Flops(model)

@@ -254,6 +254,7 @@ def test_an_instructed_model_says_the_same_from_features(strategy: str, tmp_path
 
 
 @pytest.mark.parametrize("make", [classifier, instruct])
+@pytest.mark.slow
 def test_dropout_in_trained_blocks_is_the_same(make: Callable[..., FineTuner], tmp_path: Path) -> None:
     parts = split("free", 2 if make is classifier else 5)
     settings = {"pooling": "last_nonpad"} if make is classifier else {}
@@ -381,6 +382,7 @@ def test_padding_to_the_longest_of_a_batch_is_sliced_from_full_width(pooling: st
         (False, "last_layer", "mean", False),
     ],
 )
+@pytest.mark.slow
 def test_what_depends_on_the_batch_is_not_cached(
     causal: bool, strategy: str, pooling: str, cached: bool, tmp_path: Path
 ) -> None:
@@ -410,6 +412,7 @@ def test_without_a_causal_mask_one_width_for_all_is_cached(pooling: str, tmp_pat
         ("batch", "32-true", "bf16"),
     ],
 )
+@pytest.mark.slow
 def test_half_precision_is_the_same_from_features(padding: str, precision: str, frozen: str, tmp_path: Path) -> None:
     """Up to the last bit of bf16, 4e-3, where the kernel depends on the batch."""
     parts = split(padding)
@@ -1134,6 +1137,7 @@ def test_the_cache_of_a_config(home: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (("task=instruct",), False),
     ],
 )
+@pytest.mark.slow
 def test_whether_padding_is_read(home: Path, given: tuple[str, ...], read: bool) -> None:
     cfg = config(home, *given, "data.batch_size=1")
     for padding, if_read in {"longest": "fixed", "context": "fixed", "batch": "batch", "none": "none"}.items():

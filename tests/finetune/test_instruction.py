@@ -385,6 +385,7 @@ def test_a_head_cannot_write_and_records_the_precision_that_was_computed_in(home
 
 
 @pytest.mark.parametrize("padding", ["longest", "batch", "context"])
+@pytest.mark.slow
 def test_a_prompted_classifier_reads_what_an_instruct_model_reads(home: Path, padding: str) -> None:
     asked, _ = build.data_and_task(config(home, f"data.padding={padding}"))
     classify = ("task=classify", "task.prompt=instruction")
@@ -434,6 +435,7 @@ def test_a_mix_asks_each_message_its_own_question(home: Path) -> None:
 
 
 @pytest.mark.parametrize("padding", ["longest", "batch"])
+@pytest.mark.slow
 def test_a_message_of_a_mix_is_cut_at_prediction_as_in_training(
     home: Path, padding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -545,6 +547,7 @@ def loss_by_hand(model: GPT, output: Tensor, windows: list[Tensor]) -> float:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("task", "trainable"), [("classify", "all"), ("instruct", "all"), ("instruct", "last_layer")])
+@pytest.mark.slow
 def test_forgetting_is_measured_with_blocks_and_output_layer_as_they_are(task: str, trainable: str, home: Path) -> None:
     (home / "held_out.txt").write_text("the rain falls on the team at the bank. " * 30)
     overrides = [f"held_out.path={home}/held_out.txt", f"task={task}", f"task.trainable={trainable}"]

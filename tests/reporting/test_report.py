@@ -343,6 +343,7 @@ def test_the_published_interval_is_wilsons_on_300_messages() -> None:
         ("task.trainable=last_block gpt=small data=sms_spam", None),
     ],
 )
+@pytest.mark.slow
 def test_a_config_repeats_a_published_row_only_as_a_whole(overrides: str, row: int | None) -> None:
     repeated = published.repeated_by(
         study.config(study.Trial({}, tuple(overrides.split()))), published.published_rows()
@@ -1017,6 +1018,7 @@ def test_a_study_that_has_not_run_keeps_its_table(tmp_path: Path, report: Report
     assert (tmp_path / "experiments/tables/later.md").read_text(encoding="utf-8") == "committed"
 
 
+@pytest.mark.slow
 def test_without_a_study_all_are_reported_and_one_page_holds_them(
     home: Path, tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:

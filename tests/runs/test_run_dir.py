@@ -523,6 +523,7 @@ def test_what_cannot_be_trained_longer_is_refused(
 
 
 @pytest.mark.parametrize("strategy", ["all", "lora", "last_block"])
+@pytest.mark.slow
 def test_a_run_starts_from_the_trained_gpt_of_another(home: Path, tmp_path: Path, strategy: str) -> None:
     first = train(config(home, f"task.trainable={strategy}", "optimizer.lr=1e-2"))
     cfg = config(home, "seed=7", f"gpt.weights={first.folder}", "trainer.max_epochs=1", f"runs={tmp_path}")
@@ -1028,6 +1029,7 @@ def test_wandb_is_left_out_where_its_variables_say_so(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_wandb_cannot_take_at_the_end_costs_nothing(
     home: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1267,6 +1269,7 @@ def test_the_real_commands_train_and_predict(home: Path, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
+@pytest.mark.slow
 def test_a_job_of_a_multirun_that_fails_leaves_the_others(home: Path, tmp_path: Path, command: Command) -> None:
     """Overrides may stand on both sides of -m."""
     given = arguments(home, f"runs={tmp_path / 'runs'}", "trainer.max_epochs=1")

@@ -104,6 +104,7 @@ def test_any_text_reaches_a_run_as_it_stands_here_and_under_an_agent_of_wandb(
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_an_agent_of_wandb_runs_what_src_sweep_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its agents put key=value for ${args_no_hyphens}, unquoted, in the order of W&B's server."""
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
