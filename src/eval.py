@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from src.config.command_line import compose, explain, one_sentence
-from src.config.options import options
+from src.config.options import Place, options
 from src.errors import InputError
 from src.runs import devices, identity, run_dir, summary
 
@@ -29,7 +29,7 @@ class Options:
     """What the command line takes besides the run's own settings."""
 
     run: str
-    runs: str = "runs"
+    runs: Place = "runs"
     format: Literal["table", "json"] = "table"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.config.command_line import one_sentence
-from src.config.options import options
+from src.config.options import Place, options
 from src.errors import InputError
 
 
@@ -21,10 +21,10 @@ class Options:
     """What the command line takes."""
 
     run: str
-    to: str
+    to: Place
     hub: str | None = None
     onnx: bool = False
-    runs: str = "runs"
+    runs: Place = "runs"
 
 
 def export(run: str, to: str | Path, hub: str | None = None, onnx: bool = False, runs: str | Path = "runs") -> str:

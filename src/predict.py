@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from src.config.command_line import one_sentence
-from src.config.options import AtLeast1, options
+from src.config.options import AtLeast1, Place, options
 from src.errors import InputError
 from src.files import whole_file
 from src.serving import inputs
@@ -41,14 +41,14 @@ class Options:
 
     run: str
     text: str | None = None
-    file: str | None = None
+    file: Place | None = None
     text_column: str | None = None
-    to: str | None = None
+    to: Place | None = None
     format: Literal["text", "jsonl"] = "text"
     labels_only: bool = False
     encoding: str | None = None
     separator: str | None = None
-    runs: str = "runs"
+    runs: Place = "runs"
     task: str | None = None
     prompt: str | None = None
     new_tokens: AtLeast1 = 40

@@ -49,9 +49,7 @@ def train_on_text(cfg: DictConfig, on: dict[str, Any] | None, held: ExitStack) -
     from src.pretraining.throughput import Throughput
     from src.pretraining.token_stream import Windows, pack
     from src.runs import devices, loggers, run_dir
-    from src.runs.lock import run_lock
-    from src.runs.processes import together
-    from src.runs.progress import say_how_to_resume
+    from src.runs.beginning import begin_folder, begin_processes
 
     source = run_dir.find(cfg.runs, cfg.resume) if cfg.resume else None
     if source:
@@ -61,12 +59,7 @@ def train_on_text(cfg: DictConfig, on: dict[str, Any] | None, held: ExitStack) -
     check_loggers(cfg)
     parts.check_pretraining(cfg)
     probe = build_trainer(cfg, logger=False, enable_checkpointing=False)
-    devices.settle(cfg, probe, run_dir.read_config(source) if source else None)
-    processes = held.enter_context(together(probe))
-    if source:
-        if processes.first:
-            held.enter_context(run_lock(source))
-        run_dir.check_unfinished(source)
+    processes = begin_processes(cfg, probe, source, True, held)
 
     clock = Throughput(cfg.budget_minutes * 60 if cfg.budget_minutes else None)
     model = parts.build_language_model(cfg, clock)
@@ -78,20 +71,13 @@ def train_on_text(cfg: DictConfig, on: dict[str, Any] | None, held: ExitStack) -
     given_callbacks = build_callbacks(cfg)
     log.info(describe(cfg, text, held_out, model))
 
-    processes.start(probe)
-    folder = source
-    if folder is None and processes.first:
-        folder = run_dir.create(cfg)
-        held.enter_context(run_lock(folder))
-    folder = processes.agree_on(folder, "pretrain")
-    held.enter_context(say_how_to_resume(folder, "pretrain"))
+    folder = begin_folder(processes, probe, source, lambda: run_dir.create(cfg), "pretrain", held)
     logger = build_loggers(cfg, folder, remove_on_failure=source is None) if processes.first else []
     batches: Any = DataLoader([ranks.share(batch) for batch in whole], batch_size=None)  # type: ignore[arg-type]
     callbacks = [clock, tell, *parts.pretraining_callbacks(cfg, folder), *given_callbacks]
     trainer = parts.pretrainer(cfg, windows.epoch_batches, callbacks, logger=logger, default_root_dir=folder)
     try:
-        last = folder / "checkpoints" / "last.ckpt"
-        trainer.fit(model, windows, batches, ckpt_path=last if last.is_file() else None, weights_only=True)
+        trainer.fit(model, windows, batches, ckpt_path=run_dir.last_checkpoint(folder), weights_only=True)
         if not clock.curve or clock.curve[-1]["step"] < trainer.global_step:
             trainer.validate(model, batches, verbose=False)  # the curve ends where training does
         model.to(trainer.strategy.root_device)  # which Lightning leaves

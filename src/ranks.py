@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+SEEDS_APART = 7_368_787  # how far the seeds of two ranks lie from each other, whose dropout differs
 S = TypeVar("S", list[Any], Tensor, "np.ndarray[Any, Any]")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.config.command_line import one_sentence
-from src.config.options import options
+from src.config.options import Place, options
 from src.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Options:
 
     format: str = "md,tex,csv,figures"
     reference: str | None = None
-    runs: str = "runs"
+    runs: Place = "runs"
 
 
 def report(path: Path, formats: list[str], reference: str | None, runs: str) -> "tuple[Table, list[Chart]] | None":

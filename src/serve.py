@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from src.config.command_line import one_sentence
-from src.config.options import AtLeast0, options
+from src.config.options import AtLeast0, Place, options
 from src.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Options:
     instruct: str | None = None
     port: AtLeast0 = 8000
     host: str = "127.0.0.1"
-    runs: str = "runs"
+    runs: Place = "runs"
     task: str | None = None
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.config.command_line import one_sentence
-from src.config.options import AtLeast0, AtLeast1, options
+from src.config.options import AtLeast0, AtLeast1, Place, options
 from src.errors import InputError
 from src.sweeps import study as studies
 from src.sweeps.study import Study, Trial
@@ -32,7 +32,7 @@ class Options:
     scheduler: str | None = None
     host: str = "127.0.0.1"
     shard: str = "1/1"
-    runs: str = "runs"
+    runs: Place = "runs"
     retries: AtLeast0 = 1
 
 

@@ -50,16 +50,23 @@ def train(cfg: DictConfig, longer: int | None = None, on: dict[str, Any] | None 
 def fine_tune(cfg: DictConfig, longer: int | None, on: dict[str, Any] | None, held: ExitStack) -> Run:
     """What `train` does, with the locks of run folders and the processes of this run in `held`."""
     from src.config import build
-    from src.config import trainer as parts
+    from src.config.trainer import (
+        build_callbacks,
+        build_loggers,
+        build_trainer,
+        check_loggers,
+        check_trainer,
+        own_callbacks,
+        partial_flag,
+        whole,
+    )
     from src.evaluation.metrics import predict
     from src.finetune.cost import Cost, forget_peak_memory
     from src.finetune.history import Curve
     from src.pretraining.forgetting import Forgetting
     from src.runs import devices, loggers, run_dir, summary
-    from src.runs.lock import run_lock
+    from src.runs.beginning import begin_folder, begin_processes
     from src.runs.longer import begin_longer, longer_config
-    from src.runs.processes import together
-    from src.runs.progress import say_how_to_resume
 
     started = began()
     forget_peak_memory()
@@ -68,36 +75,28 @@ def fine_tune(cfg: DictConfig, longer: int | None, on: dict[str, Any] | None, he
     if source:
         cfg = longer_config(source, cfg.runs, longer) if longer else run_dir.load_config(source)
         devices.move(cfg, on or {})
-    probe = parts.check_trainer(cfg)
-    devices.settle(cfg, probe, run_dir.read_config(source) if source else None)
-    if (partial := parts.is_partial(cfg)) and probe.world_size > 1:
-        raise InputError("trainer: a partial run, as debugging flags make it, trains on one device; leave them out")
-    processes = held.enter_context(together(probe))
-    if source and processes.first:
-        held.enter_context(run_lock(source))
-    if source and longer is None:
-        run_dir.check_unfinished(source)
+    probe = check_trainer(cfg)
+    if (partial := partial_flag(cfg)) and probe.world_size > 1:
+        raise InputError(f"trainer.{partial} makes a partial run, which trains on one device; leave it out")
+    processes = begin_processes(cfg, probe, source, longer is None, held)
 
     data, model = build.data_and_task(cfg)
     held_out, cache = build.held_out_windows(cfg), build.build_cache(cfg)
-    given_callbacks = parts.build_callbacks(cfg)
-    parts.check_loggers(cfg)  # all of the config is checked before a folder is made
+    given_callbacks = build_callbacks(cfg)
+    check_loggers(cfg)  # all of the config is checked before a folder is made
     log.info("%s\n%s", data.summary(), describe(cfg, model))
 
-    processes.start(probe)
-    folder = source if source and longer is None else None
-    if folder is None and processes.first:
-        folder = begin_longer(source, cfg) if source else run_dir.create(cfg)
-        held.enter_context(run_lock(folder))
-    folder = processes.agree_on(folder, "train")
-    held.enter_context(say_how_to_resume(folder, "train"))
-    logger = parts.build_loggers(cfg, folder, remove_on_failure=source is None) if processes.first else []
+    def create() -> "Path":
+        return begin_longer(source, cfg) if source else run_dir.create(cfg)
+
+    folder = begin_folder(processes, probe, source if longer is None else None, create, "train", held)
+    logger = build_loggers(cfg, folder, remove_on_failure=source is None) if processes.first else []
     cost, curve = Cost(started), Curve()
-    callbacks = [cost, curve, *parts.own_callbacks(cfg, folder), *given_callbacks]
-    trainer = parts.build_trainer(cfg, callbacks, logger=logger, default_root_dir=folder)
+    callbacks = [cost, curve, *own_callbacks(cfg, folder), *given_callbacks]
+    trainer = build_trainer(cfg, callbacks, logger=logger, default_root_dir=folder)
     measurer = trainer
     if partial:  # what it was trained on in part is measured whole
-        measurer = parts.build_trainer(parts.whole(cfg), logger=False, enable_checkpointing=False)
+        measurer = build_trainer(whole(cfg), logger=False, enable_checkpointing=False)
 
     try:
         forgetting = Forgetting(measurer, model, held_out)

@@ -13,7 +13,7 @@ import torch
 
 from src.config import build
 from src.config.command_line import compose
-from src.config.trainer import is_partial
+from src.config.trainer import partial_flag
 from src.errors import InputError
 from src.predict import predict_texts
 from src.report import report
@@ -198,7 +198,7 @@ def test_a_run_with_a_debugging_flag_is_partial_and_no_result(theirs: list[str],
     from src.sweeps.study import finished
 
     cfg = compose("train", [*theirs, f"+trainer.{flag}"])
-    assert is_partial(cfg)
+    assert partial_flag(cfg) == flag.partition("=")[0]
     run = train(cfg)
     assert run.result["partial"] is True
     assert run.result["data"]["sizes"]["test"] == len((run.folder / "predictions.csv").read_text().splitlines()) - 1

@@ -1,5 +1,6 @@
 """Config -> objects, for every entry point: configuration stops here, the classes behind it take plain arguments."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -44,7 +45,7 @@ def check_config(cfg: DictConfig) -> None:
 def build_gpt(cfg: DictConfig) -> GPT:
     """The GPT that a run starts from."""
     section = run_dir.plain(cfg.gpt)
-    name, source = section.pop("name"), section.pop("weights")
+    name, source = section.pop("name"), os.path.expanduser(section.pop("weights"))
     check("gpt", GPTConfig, section)
     config = call("gpt", partial(GPTConfig, **section))
     if config.vocab_size <= END_OF_TEXT:

@@ -116,9 +116,9 @@ def check_type(key: str, value: Any, wanted: Any) -> None:
             raise InputError(f"{key}={value}: {'; '.join(dict.fromkeys(reasons))}") from None
 
 
-def check_finite(settings: Any, key: str = "") -> None:
+def check_finite(settings: Any) -> None:
     """Raises InputError for a number in a config that is infinite or not a number: no setting means anything by it."""
-    for path, value in leaves(settings, key):
+    for path, value in leaves(settings):
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{path}={value} must be a finite number")
 
@@ -148,9 +148,8 @@ def build_optimizer(settings: Mapping[str, Any], precision: Any, groups: bool = 
 
 def build_scheduler(settings: Mapping[str, Any]) -> Callable[..., Any]:
     """A scheduler factory, tried once on an optimizer of a dummy parameter."""
-    factory = build("scheduler", {**settings, "_partial_": True})
+    factory: Callable[..., Any] = build("scheduler", {**settings, "_partial_": True})
     dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     follows = "progress" in inspect.signature(factory).parameters
     call("scheduler", partial(factory, progress=lambda: 0.0) if follows else factory, dummy)
-    made: Callable[..., Any] = factory
-    return made
+    return factory

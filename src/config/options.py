@@ -1,5 +1,6 @@
 """Typed key=value options, for the commands that take no Hydra config."""
 
+import os
 import sys
 from dataclasses import MISSING, fields
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -9,6 +10,7 @@ from annotated_types import Ge
 from src.errors import InputError
 
 T = TypeVar("T")
+Place = Annotated[str, "a path, whose ~ is the home folder"]
 AtLeast0 = Annotated[int, Ge(0)]
 AtLeast1 = Annotated[int, Ge(1)]
 
@@ -37,6 +39,8 @@ def read(name: str, text: str, wanted: Any) -> Any:
     """An option's text as a value of its type. Raises InputError for one that is none."""
     if wanted in (str, str | None):  # whatever bytes they come from
         return text
+    if wanted in (Place, Place | None):
+        return os.path.expanduser(text)
     from pydantic import TypeAdapter, ValidationError
 
     try:

@@ -1,4 +1,5 @@
 """The typed top level of a config: Hydra checks names and types of what stands here before any part is built.
+What a setting is where nobody says it stands in conf/ alone.
 
 Sections whose keys belong to a `_target_` are plain mappings; instantiate.py checks them by its signature.
 """
@@ -20,19 +21,19 @@ class GPTSection:
     n_layer: int = MISSING
     n_head: int = MISSING
     n_embd: int = MISSING
-    context_length: int = 1024
-    vocab_size: int = 50257
-    dropout: float = 0.0
-    causal: bool = True
-    weights: str = "pretrained"
+    context_length: int = MISSING
+    vocab_size: int = MISSING
+    dropout: float = MISSING
+    causal: bool = MISSING
+    weights: str = MISSING
 
 
 @dataclass
 class HeldOutSection:
     """Text on which to measure what the language model forgot."""
 
-    path: str | None = None
-    tokens: int = 65536
+    path: str | None = MISSING
+    tokens: int = MISSING
     cache: str = MISSING
 
 
@@ -50,9 +51,9 @@ class Common:
     """What fine-tuning and pretraining share."""
 
     name: str = MISSING
-    seed: int = 123
-    runs: str = "runs"
-    resume: str | None = None
+    seed: int = MISSING
+    runs: str = MISSING
+    resume: str | None = MISSING
     gpt: GPTSection = field(default_factory=GPTSection)
     optimizer: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
@@ -69,8 +70,8 @@ class TrainSchema(Common):
     task: dict[str, Any] = field(default_factory=dict)
     cache: dict[str, Any] = field(default_factory=dict)
     held_out: HeldOutSection = field(default_factory=HeldOutSection)
-    patience: int | None = None
-    optimized_metric: str = "validation/accuracy"
+    patience: int | None = MISSING
+    optimized_metric: str = MISSING
 
 
 @dataclass
@@ -78,17 +79,17 @@ class PretrainSchema(Common):
     """Top level of conf/pretrain.yaml."""
 
     corpus: CorpusSection = field(default_factory=CorpusSection)
-    window: int = 256
-    batch_size: int = 32
-    padded: float = 0.0
-    max_steps: int | None = None
-    budget_minutes: float | None = None
-    validate_every: int = 500
-    validation_batches: int = 16
-    checkpoint_every: int = 100
-    compile: bool = False
-    num_sampled: int | None = None
-    chunk: int = 2048
+    window: int = MISSING
+    batch_size: int = MISSING
+    padded: float = MISSING
+    max_steps: int | None = MISSING
+    budget_minutes: float | None = MISSING
+    validate_every: int = MISSING
+    validation_batches: int = MISSING
+    checkpoint_every: int = MISSING
+    compile: bool = MISSING
+    num_sampled: int | None = MISSING
+    chunk: int = MISSING
     prompts: list[str] = field(default_factory=list)
 
 

@@ -71,16 +71,14 @@ def check_trainer(cfg: DictConfig) -> L.Trainer:
     return build_trainer(cfg, logger=False, enable_checkpointing=False)
 
 
-def is_partial(cfg: DictConfig) -> bool:
-    """Whether a run leaves out examples or epochs, as Lightning's debugging flags have it: it is never a result."""
-    return partial_flag(cfg) is not None
-
-
 def partial_flag(cfg: DictConfig) -> str | None:
-    """The argument that makes a run partial; a limit of 1 is one batch, of 1.0 all."""
-    given = {key: cfg.trainer.get(key) for key in PARTIAL}
-    off = [(type(usual), usual) for usual in (None, False)]
-    return next((k for k, v in given.items() if (type(v), v) not in (*off, (type(PARTIAL[k]), PARTIAL[k]))), None)
+    """The argument that makes a run leave out examples or epochs, as Lightning's debugging flags do: such a run is
+    partial, never a result. A limit of 1 is one batch, of 1.0 all."""
+    for key, usual in PARTIAL.items():
+        value = cfg.trainer.get(key)
+        if value is not None and value is not False and (value != usual or type(value) is not type(usual)):
+            return key
+    return None
 
 
 def whole(cfg: DictConfig) -> DictConfig:

@@ -37,7 +37,7 @@ class Corpus:
 
 
 def read_corpus(
-    path: str | Path | None,
+    path: str | Path,
     text_column: Column = "text",
     label_column: Column = "label",
     name: str | None = None,
@@ -52,10 +52,9 @@ def read_corpus(
     refused, as nothing can be read from them and leaving them out would hide it, unless `empty` is "drop".
     Raises InputError naming the file and, where it can, the line.
     """
-    if path is None or not Path(path).is_file():
-        lacks = "is a folder or a pipe, no file" if path and Path(path).exists() else "does not exist"
+    if not (path := Path(path).expanduser()).is_file():
+        lacks = "is a folder or a pipe, no file" if path.exists() else "does not exist"
         raise InputError(f"data.path: {path} {lacks}; data=table reads files, .csv, .tsv, .jsonl or .parquet")
-    path = Path(path)
     content = path.read_bytes()
     read = read_table(path, content, text_column, label_column, encoding, separator)
     return corpus_of(name or name_of(path), read, str(path), content, empty, least)

@@ -31,9 +31,10 @@ def read_sms_spam(path: str | Path | None, cache: str | Path, quoted: bool) -> C
     unclosed quotation mark and swallow what follows. quoted=False reads every line: 5,574. Raises InputError for any
     other file: `data=sms_spam` says which bytes a run was trained on, wherever they lay.
     """
-    if path and not Path(path).is_file():
+    path = Path(path).expanduser() if path else None
+    if path and not path.is_file():
         raise InputError(f"data.path: there is no file {path}; leave it out to download the UCI collection")
-    content = Path(path).read_bytes() if path else download_sms_spam(Path(cache))
+    content = path.read_bytes() if path else download_sms_spam(Path(cache))
     if hashlib.sha256(content).hexdigest() != UCI_TEXT_SHA256:
         raise InputError(
             f"data.path: {path} is not the UCI collection's SMSSpamCollection (sha256 {UCI_TEXT_SHA256}): unzip it "

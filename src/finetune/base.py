@@ -97,9 +97,9 @@ class FineTuner(L.LightningModule):
         """What lies below the first trained block: ids (B, T) -> (B, T, C), a constant unless that is block 0. Where no
         block is trained, (B, Q, C): only what the output layer reads. Given the extent (B,) of each message, tokens
         behind it are not computed, and those of messages that begin alike once."""
-        once = None if extent is None else SharedPrefixes.of(ids, extent, self.gpt.config.causal)
+        shared = None if extent is None else SharedPrefixes.of(ids, extent, self.gpt.config.causal)
         with self.arithmetic():
-            x = self.gpt.lower_blocks(ids, self.feature_boundary, once)
+            x = self.gpt.lower_blocks(ids, self.feature_boundary, shared)
             return self.read(x, self.feature_boundary, length) if self.is_linear_probe else x
 
     def arithmetic(self) -> AbstractContextManager[Any]:
@@ -187,7 +187,9 @@ class FineTuner(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:  # dropout, which survives a resume
         if self.gpt.config.dropout:
-            torch.manual_seed(self.seed + 1_000_003 * self.current_epoch + batch_index + 7_368_787 * ranks.rank())
+            torch.manual_seed(
+                self.seed + 1_000_003 * self.current_epoch + batch_index + ranks.SEEDS_APART * ranks.rank()
+            )
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         loss = self._shared_step(batch, "train")

@@ -2,7 +2,7 @@
 
 Several ranks write a file each, their shares of an entry, which any number of them reads. A file holds its own name and
 the version of what is in it, and ends with a checksum of all its other bytes, which is checked when it is opened. It is
-written row by row under a temporary name, then renamed: no decoder sees half of one.
+written row by row under a temporary name, then renamed: no reader sees half of one.
 """
 
 import json

@@ -20,7 +20,6 @@ from src.finetune.checkpointing import check_tensors
 from src.finetune.optim import OptimizerFactory, SchedulerFactory, adamw, clip, configure, warmup_schedule
 from src.gpt.model import GPT
 
-OF_A_RANK = 7_368_787  # apart lie the seeds of two ranks
 IGNORE_INDEX = -100  # a target that the loss leaves out, torch's own number for it
 ChunkLoss = Callable[[Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Tensor | None]]  # chunk_loss, or compiled
 
@@ -202,7 +201,7 @@ class CausalLM(L.LightningModule):
         return self.seed * 1_000_003 + self.trainer.fit_loop.total_batch_idx
 
     def on_train_batch_start(self, batch: Tensor, batch_index: int) -> None:
-        torch.manual_seed(self.batch_seed() + OF_A_RANK * ranks.rank())  # dropout
+        torch.manual_seed(self.batch_seed() + ranks.SEEDS_APART * ranks.rank())  # dropout
 
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.batch_seed())
@@ -212,7 +211,7 @@ class CausalLM(L.LightningModule):
             inputs, asked = pad_messages(batch[: (n := len(drawn))], drawn)
             ids, targets = torch.cat([inputs, ids[n:]]), torch.cat([asked, targets[n:]])
         if ranks.rank():  # each has words of its own to leave out
-            generator.manual_seed(self.batch_seed() + OF_A_RANK * ranks.rank())
+            generator.manual_seed(self.batch_seed() + ranks.SEEDS_APART * ranks.rank())
         hidden, targets = self(ids).flatten(0, 1), targets.flatten()
         weight = self.gpt.token_embedding.weight
         if self.num_sampled is None:

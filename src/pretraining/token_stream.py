@@ -77,7 +77,8 @@ def _document(line: bytes, name: str, place: str) -> Document:
 
 def pack(path: str | Path, cache: str | Path) -> Packed:
     """The tokens of `path`, from `cache` if it was tokenized before; two processes may do so at once."""
-    sha256 = _content_hash(Path(path))
+    path = Path(path).expanduser()
+    sha256 = _content_hash(path)
     folder = Path(cache).expanduser() / "tokens"
     stem = hashlib.sha256((sha256 + "".join(VOCABULARY.values())).encode()).hexdigest()[:24]
     manifest, tokens = folder / f"{stem}.json", folder / f"{stem}.uint16"
@@ -85,7 +86,7 @@ def pack(path: str | Path, cache: str | Path) -> Packed:
     if facts is None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            facts = _tokenize(documents(path), Path(unfinished), Path(path))
+            facts = _tokenize(documents(path), Path(unfinished), path)
             facts |= {"text": str(path), "text_sha256": sha256, "vocabulary_sha256": VOCABULARY}
             facts["tokens_sha256"] = _sha256(Path(unfinished) / "tokens")
             os.replace(Path(unfinished) / "tokens", tokens)

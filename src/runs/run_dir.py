@@ -38,9 +38,10 @@ def create(cfg: DictConfig) -> Path:
         raise InputError(f"name={cfg.name} becomes part of a folder's name: it must not be empty or contain /")
     made_from = identity.record(cfg)
     stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{cfg.name}-{made_from['config_hash'][:8]}"
-    Path(cfg.runs).mkdir(parents=True, exist_ok=True)
+    runs = Path(cfg.runs).expanduser()
+    runs.mkdir(parents=True, exist_ok=True)
     for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
-        run = Path(cfg.runs) / f"{stem}{suffix}"
+        run = runs / f"{stem}{suffix}"
         try:
             run.mkdir()
         except FileExistsError:
@@ -57,7 +58,8 @@ def create(cfg: DictConfig) -> Path:
 
 def find(runs: str | Path, run: str) -> Path:
     """The folder of run `run`, an id below `runs` or a path. Raises InputError if it is no run."""
-    for folder in (Path(runs) / run, Path(run)):
+    runs = Path(runs).expanduser()
+    for folder in (runs / run, Path(run).expanduser()):
         if (folder / "config.yaml").is_file():
             return folder
     if is_archived(run):
@@ -65,7 +67,7 @@ def find(runs: str | Path, run: str) -> Path:
             f"run {run} is in {ARCHIVE} alone, which keeps results and predictions for reports, and no checkpoints: to "
             "use its model, train it again with the settings in its config.yaml"
         )
-    newest = sorted(path.parent.name for path in Path(runs).glob("*/config.yaml"))[-3:]
+    newest = sorted(path.parent.name for path in runs.glob("*/config.yaml"))[-3:]
     raise InputError(
         f"{run} is no run: {runs}/{run}/config.yaml does not exist; the newest runs are {', '.join(newest) or 'none'}"
     )

@@ -635,7 +635,7 @@ def test_rows_come_back_as_they_were(dtype: torch.dtype, width: int, tmp_path: P
     path = write(FeatureStore(tmp_path / "a" / "b", MUCH), KEYS[0], given)
     assert same(FeatureStore(tmp_path / "a" / "b", MUCH).open(KEYS[0]), given)
     assert list(path.parent.iterdir()) == [path]
-    kept = load_file(path)["values"]  # any decoder of safetensors can
+    kept = load_file(path)["values"]  # any reader of safetensors can
     assert torch.equal(kept, torch.cat(list(given.values())))
 
 

@@ -1126,8 +1126,8 @@ def test_an_offline_wandb_run_holds_the_numbers_of_the_folder(
     for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / variable.lower()))
     folder = pretrain(config(*home.arguments, "logger=wandb", f"runs={tmp_path / 'runs'}", "validate_every=4"))
-    decoder = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--summary", str(folder / "wandb")]
-    summary = json.loads(subprocess.run(decoder, capture_output=True, text=True, check=True).stdout)["summary"]
+    reader = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--summary", str(folder / "wandb")]
+    summary = json.loads(subprocess.run(reader, capture_output=True, text=True, check=True).stdout)["summary"]
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     final = {
         f"final/{part}/{source}/{key}": value

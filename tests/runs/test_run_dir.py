@@ -894,9 +894,9 @@ def test_a_folder_that_is_no_run_is_refused_with_the_newest_runs(command: Comman
 
 
 def inspect(folder: Path, *options: str) -> list[Any]:
-    """What the offline W&B run in a run folder holds, as W&B's own decoder gives it."""
-    decoder = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(folder / "wandb")]
-    done = subprocess.run(decoder, capture_output=True, text=True, check=True)
+    """What the offline W&B run in a run folder holds, as W&B's own reader gives it."""
+    reader = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(folder / "wandb")]
+    done = subprocess.run(reader, capture_output=True, text=True, check=True)
     return [json.loads(done.stdout)] if options else [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -1284,6 +1284,19 @@ def test_a_value_in_the_home_folder_is_written_out(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
+def test_a_home_folder_is_meant_in_files_of_settings_and_options_too(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(home / "messages.tsv", tmp_path)
+    export(build.build_gpt(config(home)), tmp_path / "gpt")
+    cfg = config(home, "trainer.max_epochs=1")
+    cfg.data.path, cfg.gpt.weights, cfg.runs = "~/messages.tsv", "~/gpt", "~/runs"
+    run = train(cfg)
+    assert run.folder.parent == tmp_path / "runs"
+    assert command("predict", f"run={run.folder.name}", "runs=~/runs", "text=~/x").out.endswith("\t~/x\n")
+
+
 def test_a_multirun_gives_each_of_its_runs_a_folder_and_a_wandb_run(
     home: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
