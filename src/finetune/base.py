@@ -1,25 +1,21 @@
 """What both ways of fine-tuning share: what is trained, by which optimizer, and what a checkpoint holds."""
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
 from typing import Any, Literal, Self
 
-import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src import ranks
 from src.data.batching import Batch
 from src.data.prompts import Prompt, Question, Task
 from src.errors import InputError
 from src.finetune import freezing as strategies
 from src.finetune.checkpointing import check_tensors
 from src.finetune.feature_store import Features
-from src.finetune.history import Mean
-from src.finetune.optim import OptimizerFactory, SchedulerFactory, adamw, clip, configure, warmup_schedule
+from src.finetune.frozen import check_frozen_norms, frozen_norms
+from src.finetune.optim import OptimizerFactory, SchedulerFactory, adamw, warmup_schedule
+from src.finetune.steps import TrainingSteps
 from src.gpt.lora import LoRA, inject
 from src.gpt.model import GPT
 from src.gpt.shared_prefixes import SharedPrefixes
@@ -27,7 +23,7 @@ from src.gpt.shared_prefixes import SharedPrefixes
 FrozenPrecision = Literal["run", "bf16"]
 
 
-class FineTuner(L.LightningModule):
+class FineTuner(TrainingSteps):
     """A GPT and, where there is one, a head. A way of fine-tuning adds `pooling_index`, `output` and `loss`.
 
     questions         what is asked of the texts: their classes, and for a task that prompts the instruction and answers
@@ -51,28 +47,21 @@ class FineTuner(L.LightningModule):
         scheduler: SchedulerFactory = warmup_schedule,
         frozen_precision: FrozenPrecision = "run",
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, scheduler)
         self.frozen_precision = frozen_precision
         self.features: dict[str, Features] = {}
         self.answer_rows = 0  # rows of a message that `compute_features` has besides its own
-        self.seed = torch.initial_seed()  # what the run was seeded with
         self.gpt, self.head, self.questions = gpt, head, list(questions)
         self.tasks = list[Task]()  # the questions as tokens, of a way that prompts
         self.prompts = [Prompt() for _ in self.questions]  # around the texts of each
         self.strict_loading = False  # a checkpoint holds the trained parameters alone, which on_load_checkpoint checks
-        self.optimizer, self.scheduler = optimizer, scheduler
         if trainable == "lora":
             inject(self, lora or LoRA())
         names = [name for name, _ in self.named_parameters()]
         self.trained = strategies.trainable_names(names, trainable, gpt.config.n_layer)
         self.first_trainable = strategies.first_trainable_block(self.trained, gpt.config.n_layer)
         strategies.freeze_all_but(self, self.trained)
-        self.frozen_norms = self._norms_of_frozen()  # now: a Trainer may round the weights to its precision
-        self.means = nn.ModuleDict(
-            {f"{phase}_{name}": Mean() for phase in ("train", "validation") for name in ("accuracy", "loss")}
-        )
-        self.nonfinite_loss: Tensor
-        self.register_buffer("nonfinite_loss", torch.zeros((), dtype=torch.bool), persistent=False)
+        self.frozen_norms = frozen_norms(self, self.trained)  # now: a Trainer may round the weights to its precision
         self.train()  # Lightning takes the modes as they are
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -161,22 +150,6 @@ class FineTuner(L.LightningModule):
         known = self.features.get(batch.part)
         return batch._replace(features=known.of(batch)) if known else batch
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss of a batch, and whether each message (B,) would be answered rightly."""
-        raise NotImplementedError
-
-    def targets(self, label: Tensor) -> Tensor:
-        """How many targets the loss of a batch with these labels is the mean of: its weight in the loss of an epoch,
-        which so depends on no batch size."""
-        raise NotImplementedError
-
-    def cross_entropy(self, logits: Tensor, targets: Tensor, batch: Batch, ignored: int) -> Tensor:
-        """Mean over the targets of a batch; of a rank's share, its part of the mean over the whole batch."""
-        if batch.whole is None:
-            return F.cross_entropy(logits, targets, ignore_index=ignored)
-        summed = F.cross_entropy(logits, targets, ignore_index=ignored, reduction="sum")
-        return summed * (batch.counted != 0) / self.targets(batch.whole)
-
     def train(self, mode: bool = True) -> Self:
         """Training mode, but for what lies below the first trained block: a frozen prefix has no dropout either."""
         super().train(mode)
@@ -184,68 +157,6 @@ class FineTuner(L.LightningModule):
             self.gpt.eval()
             self.gpt.blocks[self.first_trainable :].train(mode)
         return self
-
-    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:  # dropout, which survives a resume
-        if self.gpt.config.dropout:
-            torch.manual_seed(
-                self.seed + 1_000_003 * self.current_epoch + batch_index + ranks.SEEDS_APART * ranks.rank()
-            )
-
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        loss = self._shared_step(batch, "train")
-        if self.trainer.is_last_batch:
-            self._log_means("train")
-        self.nonfinite_loss |= ~loss.detach().isfinite()  # looked at where a sync costs nothing: see _stop_if_nonfinite
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and self.trainer.global_step % every == 0:
-            self._stop_if_nonfinite()
-        return loss * ranks.world() if batch.whole is not None else loss  # DDP takes the mean of the ranks' gradients
-
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
-        self.nonfinite_loss |= ~self._shared_step(batch, "validation").isfinite()
-
-    def _shared_step(self, batch: Batch, phase: str) -> Tensor:
-        loss, right = self.loss(batch)
-        right, own = right[: batch.counted], self.targets(batch.label[: batch.counted])
-        self._mean(phase, "accuracy").update(right.sum(), len(right))
-        whole = own if batch.whole is None else self.targets(batch.whole)
-        self._mean(phase, "loss").update(loss.detach().float() * whole, own)
-        return loss
-
-    def _mean(self, phase: str, name: str) -> Mean:
-        mean = self.means[f"{phase}_{name}"]
-        assert isinstance(mean, Mean)
-        return mean
-
-    def _log_means(self, phase: str) -> None:
-        for name in ("accuracy", "loss"):
-            self.log(f"{phase}/{name}", self._mean(phase, name), on_step=False, on_epoch=True, prog_bar=True)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_means("validation")
-        self._stop_if_nonfinite()  # before a checkpoint of this epoch is written
-
-    def _stop_if_nonfinite(self) -> None:
-        if ranks.total(self.nonfinite_loss.float()):
-            raise InputError(
-                f"the loss became infinite or NaN in epoch {self.current_epoch + 1}: training stopped, the checkpoints "
-                "of the epochs before are kept; lower optimizer.lr or set trainer.gradient_clip_val=1"
-            )
-
-    def configure_optimizers(self) -> Any:
-        trained = [p for p in self.parameters() if p.requires_grad]
-        return configure(trained, self.optimizer, self.scheduler, self._progress)
-
-    def _progress(self) -> float:
-        return self.trainer.global_step / max(1, self.trainer.estimated_stepping_batches)
-
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        if self.trainer.precision == "16-mixed":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        else:
-            clip(self, gradient_clip_val, gradient_clip_algorithm)
 
     @classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
@@ -270,24 +181,6 @@ class FineTuner(L.LightningModule):
             raise InputError(f"which question should be asked? {several}")
         return names.index(name)
 
-    @cached_property
-    def frozen_sha256(self) -> str:
-        """Of the parameters that do not move, to the last bit."""
-        whole = hashlib.sha256()
-        for name, parameter in self.named_parameters():
-            if name not in self.trained:
-                whole.update(name.encode())
-                whole.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        return whole.hexdigest()
-
-    def _norms_of_frozen(self) -> Tensor:
-        """Of each parameter that does not move: another GPT has others, while random weights of one seed keep theirs on
-        whatever processor."""
-        frozen = [p for name, p in self.named_parameters() if name not in self.trained]
-        rows = [torch.linalg.vector_norm(p.detach(), dim=-1) for p in frozen]  # of few numbers each: exact enough
-        norms = [torch.linalg.vector_norm(row, dtype=torch.float64).item() for row in rows]
-        return torch.tensor(norms, dtype=torch.float64)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in sorted(self.trained)}
@@ -296,9 +189,4 @@ class FineTuner(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = self.state_dict()
         check_tensors(checkpoint["state_dict"], {name: state[name] for name in self.trained})
-        norms = checkpoint.get("frozen_norms", torch.empty(0))
-        if norms.shape != self.frozen_norms.shape or not torch.allclose(norms, self.frozen_norms, rtol=1e-5):
-            raise InputError(
-                "the GPT is another one than that which the run was trained on, and a checkpoint holds only what was "
-                "trained: put the weights back to which gpt.weights points"
-            )
+        check_frozen_norms(checkpoint.get("frozen_norms", torch.empty(0)), self.frozen_norms)

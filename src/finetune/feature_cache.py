@@ -22,6 +22,7 @@ from src import ranks
 from src.data.batching import Batch, Messages, packed_batches
 from src.finetune.cost import Flops
 from src.finetune.feature_store import VERSION, AddRows, DamagedError, Features, FeatureStore, Rows
+from src.finetune.frozen import frozen_sha256
 
 if TYPE_CHECKING:
     from src.finetune.base import FineTuner
@@ -198,7 +199,7 @@ def key_of(tuner: "FineTuner", batches: Sequence[Batch], trainer: L.Trainer, rag
     config, device = tuner.gpt.config, trainer.strategy.root_device  # the model comes there later
     facts = {
         "version": VERSION,
-        "weights": tuner.frozen_sha256,
+        "weights": frozen_sha256(tuner, tuner.trained),
         "k": tuner.first_trainable,
         "n_head": config.n_head,
         "causal": config.causal,

@@ -42,10 +42,10 @@ from src.data import sms_spam
 from src.errors import InputError
 from src.eval import evaluate
 from src.files import refusal, whole_file
-from src.finetune.base import FineTuner
 from src.finetune.checkpointing import AtomicCheckpointIO
 from src.finetune.classifier import Classifier
 from src.finetune.feature_cache import FrozenBlocks
+from src.finetune.steps import TrainingSteps
 from src.gpt.model import GPT
 from src.gpt.pinned import SHIPPED
 from src.gpt.weights import export
@@ -444,9 +444,9 @@ def test_a_run_in_any_precision_is_resumed_evaluated_and_predicts(
         (FrozenBlocks.predict_step, signal.SIGTERM, 143, "no checkpoint yet"),
         (Classifier.on_validation_epoch_end, signal.SIGTERM, 143, "no checkpoint yet"),
         pytest.param(
-            FineTuner.configure_gradient_clipping, signal.SIGINT, 130, "its last checkpoint", marks=pytest.mark.slow
+            TrainingSteps.configure_gradient_clipping, signal.SIGINT, 130, "its last checkpoint", marks=pytest.mark.slow
         ),
-        (FineTuner.configure_gradient_clipping, signal.SIGTERM, 143, "its last checkpoint"),
+        (TrainingSteps.configure_gradient_clipping, signal.SIGTERM, 143, "its last checkpoint"),
         (run_dir.write, signal.SIGTERM, 143, "its last checkpoint"),
     ],
     ids=lambda value: getattr(value, "__qualname__", str(value)),
@@ -461,7 +461,7 @@ def test_a_signal_ends_a_run_at_once_with_its_status_and_how_to_go_on(
     status: int,
     kept: str | None,
 ) -> None:
-    owners: dict[str, Any] = {one.__name__: one for one in (GPT, FrozenBlocks, Classifier, FineTuner)}
+    owners: dict[str, Any] = {one.__name__: one for one in (GPT, FrozenBlocks, Classifier, TrainingSteps)}
     owner, name = owners.get(stage.__qualname__.partition(".")[0], run_dir), stage.__name__
     calls: list[int] = []
 
