@@ -16,15 +16,13 @@ from omegaconf import DictConfig
 from src.config.command_line import MOVABLE, hydra_main, override, was_given
 
 if TYPE_CHECKING:
-    import lightning as L
-
     from src.gpt.model import GPT
     from src.pretraining.causal_lm import CausalLM
+    from src.pretraining.held_out import Losses
     from src.pretraining.throughput import Throughput
     from src.pretraining.token_stream import Packed
 
 log = logging.getLogger("src.pretrain")
-NEW_TOKENS = 24  # of a prompt's continuation
 SHAPE = ("n_layer", "n_head", "n_embd", "context_length", "vocab_size")
 
 
@@ -46,6 +44,8 @@ def train_on_text(cfg: DictConfig, on: dict[str, Any] | None, held: ExitStack) -
     from src.config import pretraining as parts
     from src.config.trainer import build_callbacks, build_loggers, build_trainer, check_loggers
     from src.finetune.cost import peak_memory_bytes
+    from src.pretraining.continuations import Continuations
+    from src.pretraining.held_out import losses_by_source, validation_batches
     from src.pretraining.throughput import Throughput
     from src.pretraining.token_stream import Windows, pack
     from src.runs import devices, loggers, run_dir
@@ -63,10 +63,11 @@ def train_on_text(cfg: DictConfig, on: dict[str, Any] | None, held: ExitStack) -
 
     clock = Throughput(cfg.budget_minutes * 60 if cfg.budget_minutes else None)
     model = parts.build_language_model(cfg, clock)
-    tell = continuations(cfg, model.gpt)
+    tell = Continuations(model.gpt, cfg.prompts, cfg.seed)
     text, held_out = (pack(path, cfg.corpus.cache) for path in (cfg.corpus.path, cfg.corpus.validation_path))
-    windows = Windows(text.ids, cfg.window, devices.global_batch_of(cfg), cfg.seed, parts.padded_windows(cfg))
-    whole = some(held_out, cfg)
+    size = devices.global_batch_of(cfg)
+    windows = Windows(text.ids, cfg.window, size, cfg.seed, parts.padded_windows(cfg))
+    whole = validation_batches(held_out, cfg.window, size, cfg.validation_batches)
     parts.pretrainer(cfg, windows.epoch_batches, logger=False, enable_checkpointing=False)  # refuses before a folder
     given_callbacks = build_callbacks(cfg)
     log.info(describe(cfg, text, held_out, model))
@@ -81,7 +82,8 @@ def train_on_text(cfg: DictConfig, on: dict[str, Any] | None, held: ExitStack) -
         if not clock.curve or clock.curve[-1]["step"] < trainer.global_step:
             trainer.validate(model, batches, verbose=False)  # the curve ends where training does
         model.to(trainer.strategy.root_device)  # which Lightning leaves
-        losses = validate(model.gpt, held_out, cfg)
+        bf16 = "bf16" in str(cfg.trainer.precision)
+        losses = losses_by_source(model.gpt, held_out, cfg.window, cfg.batch_size, bf16)
         peak = max(ranks.gathered(peak_memory_bytes(model.device)))
         if not processes.first:
             return folder
@@ -94,38 +96,6 @@ def train_on_text(cfg: DictConfig, on: dict[str, Any] | None, held: ExitStack) -
     show(cfg, result, folder)
     loggers.show(logger)
     return folder
-
-
-def continuations(cfg: DictConfig, gpt: "GPT") -> "L.Callback":
-    """A callback that prints and logs, after each validation, how the GPT continues `cfg.prompts`."""
-    import torch
-    from lightning.pytorch.callbacks import LambdaCallback
-
-    from src.data.tokenizer import END_OF_TEXT, decode, encode
-    from src.gpt.generation import Decoder, check, sampler
-    from src.runs.loggers import is_wandb
-
-    prompts = encode(list(cfg.prompts))
-    length = [len(ids) for ids in prompts]
-    if prompts:
-        check(gpt.config, length, NEW_TOKENS)  # now, not after the first validation
-    padded = torch.tensor([ids + [END_OF_TEXT] * (max(length) - len(ids)) for ids in prompts])
-
-    def tell(trainer: Any, module: Any) -> None:
-        loss = trainer.callback_metrics["validation/loss"]
-        log.info("step %d: held-out loss %.3f, perplexity %.1f", trainer.global_step, loss, loss.exp())
-        if not prompts:
-            return
-        choose = sampler(temperature=0.8, top_k=40, seed=cfg.seed)
-        ids, lengths = padded.to(module.device), torch.tensor(length, device=module.device)
-        new = Decoder(gpt, ids, lengths, max_new_tokens=NEW_TOKENS).generate(NEW_TOKENS, END_OF_TEXT, choose)
-        rows = [[prompt, decode(more)] for prompt, more in zip(cfg.prompts, new, strict=True)]
-        for prompt, more in rows:
-            log.info("    %s", " ".join(f"{prompt} |{more}".split()))
-        for logger in filter(is_wandb, trainer.loggers):
-            logger.log_text("continuations", ["prompt", "continuation"], rows, step=trainer.global_step)
-
-    return LambdaCallback(on_validation_end=tell)
 
 
 def describe(cfg: DictConfig, text: "Packed", held_out: "Packed", model: "CausalLM") -> str:
@@ -141,22 +111,6 @@ def describe(cfg: DictConfig, text: "Packed", held_out: "Packed", model: "Causal
     )
 
 
-def some(held_out: "Packed", cfg: DictConfig) -> list[Any]:
-    """`validation_batches` whole batches from all over the held-out text."""
-    from src.errors import InputError
-    from src.pretraining.token_stream import in_order
-    from src.runs.devices import global_batch_of
-
-    size = global_batch_of(cfg)
-    whole = [batch for batch in in_order(held_out.ids, cfg.window, size) if len(batch) == size]
-    if not whole:
-        raise InputError(
-            f"{cfg.corpus.validation_path} has {len(held_out.ids)} tokens, a batch needs "
-            f"{size * cfg.window + 1}: give more held-out text or lower batch_size"
-        )
-    return whole[:: max(1, len(whole) // cfg.validation_batches)][: cfg.validation_batches]
-
-
 def summarize(
     cfg: DictConfig,
     folder: Path,
@@ -164,10 +118,11 @@ def summarize(
     held_out: "Packed",
     model: "CausalLM",
     clock: "Throughput",
-    losses: dict[str, tuple[float, int]],
+    losses: "Losses",
     peak: int,
 ) -> dict[str, Any]:
     """The content of result.json: losses on the held-out text by source, and what it took."""
+    from src.pretraining.held_out import by_source
     from src.pretraining.ngram_baseline import bigram
     from src.runs import run_dir
 
@@ -197,44 +152,6 @@ def summarize(
         },
         "curve": clock.curve,
     }
-
-
-def validate(gpt: "GPT", held_out: "Packed", cfg: DictConfig) -> dict[str, tuple[float, int]]:
-    """Mean loss in nats a token, by the exact softmax, and tokens of each source."""
-    import torch
-
-    from src import ranks
-    from src.pretraining.causal_lm import mean_loss
-    from src.pretraining.token_stream import in_order
-
-    gpt.eval()
-    device, half = gpt.token_embedding.weight.device.type, "bf16" in str(cfg.trainer.precision)
-    with (
-        torch.autocast(device, torch.bfloat16, enabled=half),
-        torch.compiler.set_stance("eager_on_recompile"),  # a source's last, shorter batches are not worth it
-    ):
-        return {
-            name: mean_loss(gpt, ranks.share(in_order(held_out.ids[start:end], cfg.window, cfg.batch_size)))
-            for name, (start, end) in held_out.sources.items()
-            if end - start > 1  # a lone token has none before it
-        }
-
-
-def by_source(losses: dict[str, tuple[float, int]]) -> dict[str, dict[str, float]]:
-    """Loss, perplexity and tokens of each source, of each domain (reviews/ of reviews/films), and of all tokens."""
-    from src.evaluation.metrics import perplexity
-
-    groups = {name: [name] for name in losses}
-    for name in losses:
-        if "/" in name:
-            groups.setdefault(name.partition("/")[0] + "/", []).append(name)
-    groups["all"] = list(losses)
-    found = {}
-    for group, names in groups.items():
-        tokens = sum(losses[name][1] for name in names)
-        loss = sum(losses[name][0] * losses[name][1] for name in names) / tokens
-        found[group] = {"loss": loss, "perplexity": perplexity(loss), "tokens": tokens}
-    return found
 
 
 def write(folder: Path, gpt: "GPT", result: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from src.evaluation.metrics import perplexity
 from src.finetune.base import FineTuner
-from src.pretraining.causal_lm import chunked_cross_entropy
+from src.pretraining.losses import chunked_cross_entropy
 
 
 class CausalLMLoss(L.LightningModule):

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,7 @@ from tqdm import tqdm
 from src import ranks
 from src.data.tokenizer import END_OF_TEXT, VOCABULARY, encode
 from src.errors import InputError
-
-SUFFIXES = (".jsonl", ".jsonl.zst", ".txt")
+from src.pretraining.documents import Document, documents, text_files
 
 
 class Packed(NamedTuple):
@@ -37,42 +36,6 @@ class Packed(NamedTuple):
     sources: dict[str, tuple[int, int]]
     documents: int
     sha256: str
-
-
-class Document(NamedTuple):
-    """A text and where it comes from: its `source` in a JSONL file, else the file's name."""
-
-    source: str
-    text: str
-
-
-def documents(path: str | Path) -> Iterator[Document]:
-    """Those of a .jsonl, .jsonl.zst or .txt file (one document), or of all such files of a folder, in order.
-
-    Raises InputError naming the file and line of what cannot be read.
-    """
-    for file in _files(Path(path)):
-        name = file.name.removesuffix(".zst").rpartition(".")[0]
-        if file.suffix == ".txt":
-            try:
-                yield Document(name, file.read_text(encoding="utf-8"))
-            except UnicodeDecodeError as error:
-                raise InputError(f"{file} is no text in UTF-8 ({error})") from None
-        else:
-            for number, line in enumerate(_lines(file), 1):
-                yield _document(line, name, f"{file}, line {number}")
-
-
-def _document(line: bytes, name: str, place: str) -> Document:
-    try:
-        record = json.loads(line.decode())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{place}: not JSON lines in UTF-8 ({error})") from None
-    if isinstance(record, dict):
-        source, text = record.get("source", name), record.get("text")
-        if isinstance(source, str) and isinstance(text, str):
-            return Document(source, text)
-    raise InputError(f'{place}: a document is one line, {{"text": "..."}} or {{"source": "...", "text": "..."}}')
 
 
 def pack(path: str | Path, cache: str | Path) -> Packed:
@@ -141,49 +104,10 @@ def _tokenize(texts: Iterator[Document], folder: Path, path: Path) -> dict[str, 
     return {"tokens": start, "documents": count, "sources": sources}
 
 
-def _files(path: Path) -> list[Path]:
-    files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES)) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        raise InputError(f"corpus: there is no text at {path}; give a {', '.join(SUFFIXES)} file or a folder of them")
-    if strange := [file for file in files if not file.name.endswith(SUFFIXES)]:
-        raise InputError(f"corpus: {strange[0]} is none of {', '.join(SUFFIXES)}")
-    return files
-
-
-def _lines(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as content:
-        if file.suffix != ".zst":
-            yield from content
-            return
-        rest = b""
-        for part in _decompressed(content, file):
-            *lines, rest = (rest + part).split(b"\n")
-            yield from lines
-    if rest:
-        yield rest
-
-
-def _decompressed(content: BinaryIO, file: Path) -> Iterator[bytes]:
-    """Frame after frame: the library's own reader takes half a file for a whole one."""
-    import zstandard
-
-    frame = None
-    try:
-        while compressed := content.read(1 << 20):
-            while compressed:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                yield frame.decompress(compressed)
-                compressed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    except zstandard.ZstdError as error:
-        raise InputError(f"{file} is no Zstandard file ({error})") from None
-    if frame:
-        raise InputError(f"{file} ends in the middle: get it again")
-
-
 def _content_hash(path: Path) -> str:
     """One sha256 over the files' names and contents."""
     whole = hashlib.sha256()
-    for file in _files(path):
+    for file in text_files(path):
         whole.update(f"{file.name} {_sha256(file)}\n".encode())
     return whole.hexdigest()
 

@@ -43,7 +43,8 @@ from src.finetune.feature_cache import FeatureCache, free_bytes, key_of
 from src.finetune.feature_store import CHECKSUM, HEADER, DamagedError, FeatureStore, Rows
 from src.finetune.instruction import InstructionTuner
 from src.gpt.model import GPT, GPTConfig
-from src.pretraining.causal_lm import CausalLM, mean_loss
+from src.pretraining.causal_lm import CausalLM
+from src.pretraining.losses import mean_loss
 from src.runs import run_dir
 from src.train import Run, train
 

@@ -34,20 +34,15 @@ from src.errors import InputError
 from src.finetune.optim import MuonAdamW, lr_multiplier, warmup_schedule
 from src.gpt import weights
 from src.gpt.model import GPT, GPTConfig
-from src.pretrain import by_source, log, pretrain
+from src.pretrain import log, pretrain
 from src.pretraining import ngram_baseline, throughput, token_stream
-from src.pretraining.causal_lm import (
-    IGNORE_INDEX,
-    CausalLM,
-    chunk_loss,
-    chunked_cross_entropy,
-    mean_loss,
-    pad_messages,
-    sampled_cross_entropy,
-)
+from src.pretraining.causal_lm import CausalLM, pad_messages
+from src.pretraining.documents import Document, documents
+from src.pretraining.held_out import by_source
+from src.pretraining.losses import IGNORE_INDEX, chunk_loss, chunked_cross_entropy, mean_loss, sampled_cross_entropy
 from src.pretraining.ngram_baseline import ALPHAS, bigram
 from src.pretraining.throughput import Throughput, flops_of
-from src.pretraining.token_stream import Document, Windows, documents, in_order, pack
+from src.pretraining.token_stream import Windows, in_order, pack
 from src.runs import run_dir
 
 ROOT = Path(__file__).parents[2]
@@ -1057,7 +1052,7 @@ def test_one_pass_over_the_text_is_the_default(home: Home, monkeypatch: pytest.M
         (["window=33"], "window=33"),
         (["window=0"], "window=0"),
         (["batch_size=500"], "500 windows of 8 tokens need 4009"),
-        (["batch_size=90"], "held_out.jsonl"),
+        (["batch_size=90"], "corpus.validation_path"),
         (["padded=1.5"], "padded=1.5"),
         (["batch_size=0"], "batch_size=0"),
         (["validate_every=0"], "validate_every=0"),

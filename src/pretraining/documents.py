@@ -1,0 +1,86 @@
+"""Files of text -> documents: .jsonl, .jsonl.zst and .txt, or a folder of them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from src.errors import InputError
+
+SUFFIXES = (".jsonl", ".jsonl.zst", ".txt")
+
+
+class Document(NamedTuple):
+    """A text and where it comes from: its `source` in a JSONL file, else the file's name."""
+
+    source: str
+    text: str
+
+
+def documents(path: str | Path) -> Iterator[Document]:
+    """Those of a .jsonl, .jsonl.zst or .txt file (one document), or of all such files of a folder, in order.
+
+    Raises InputError naming the file and line of what cannot be read.
+    """
+    for file in text_files(Path(path)):
+        name = file.name.removesuffix(".zst").rpartition(".")[0]
+        if file.suffix == ".txt":
+            try:
+                yield Document(name, file.read_text(encoding="utf-8"))
+            except UnicodeDecodeError as error:
+                raise InputError(f"{file} is no text in UTF-8 ({error})") from None
+        else:
+            for number, line in enumerate(_lines(file), 1):
+                yield _document(line, name, f"{file}, line {number}")
+
+
+def _document(line: bytes, name: str, place: str) -> Document:
+    try:
+        record = json.loads(line.decode())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{place}: not JSON lines in UTF-8 ({error})") from None
+    if isinstance(record, dict):
+        source, text = record.get("source", name), record.get("text")
+        if isinstance(source, str) and isinstance(text, str):
+            return Document(source, text)
+    raise InputError(f'{place}: a document is one line, {{"text": "..."}} or {{"source": "...", "text": "..."}}')
+
+
+def text_files(path: Path) -> list[Path]:
+    """The file at `path`, or those below a folder, in order. Raises InputError for none, and for another kind."""
+    files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES)) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise InputError(f"corpus: there is no text at {path}; give a {', '.join(SUFFIXES)} file or a folder of them")
+    if strange := [file for file in files if not file.name.endswith(SUFFIXES)]:
+        raise InputError(f"corpus: {strange[0]} is none of {', '.join(SUFFIXES)}")
+    return files
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as content:
+        if file.suffix != ".zst":
+            yield from content
+            return
+        rest = b""
+        for part in _decompressed(content, file):
+            *lines, rest = (rest + part).split(b"\n")
+            yield from lines
+    if rest:
+        yield rest
+
+
+def _decompressed(content: BinaryIO, file: Path) -> Iterator[bytes]:
+    """Frame after frame: the library's own reader takes half a file for a whole one."""
+    import zstandard
+
+    frame = None
+    try:
+        while compressed := content.read(1 << 20):
+            while compressed:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(compressed)
+                compressed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    except zstandard.ZstdError as error:
+        raise InputError(f"{file} is no Zstandard file ({error})") from None
+    if frame:
+        raise InputError(f"{file} ends in the middle: get it again")
