@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from src.reporting import figures
 from src.reporting.charts import Chart
-from src.reporting.table import Column, Table
+from src.reporting.columns import Column
+from src.reporting.table import Table
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from src.files import spreadsheet_cell
+from src.reporting.columns import MISSING
 from src.reporting.rows import shown
-from src.reporting.table import MISSING, Table
+from src.reporting.table import Table
 
 if TYPE_CHECKING:
     import rich.table

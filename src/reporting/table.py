@@ -1,41 +1,12 @@
-"""Rows -> columns of numbers and texts: what a row came to, how it differs from a reference row, and what it cost.
+"""A study's rows -> its table: columns of numbers and texts, and the notes that they are read with."""
 
-CSV takes the numbers of all columns, the other forms the texts of those that have a heading (render.py).
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
 
-from src.evaluation.statistics import ALPHA, Interval
-from src.reporting.comparisons import Comparison, compared
-from src.reporting.rows import Row, short_names, short_values, shown
-
-S = TypeVar("S")
-T = TypeVar("T")
-
-MISSING = "-"
-NOISE = "≈"
-
-
-class Column(NamedTuple):
-    """A name for CSV, a heading for readers ("" keeps it from them), and of each row a value (None if missing) and a
-    text."""
-
-    name: str
-    heading: str
-    values: list[Any]
-    texts: list[str]
-    is_text: bool = False
-
-
-class Measure(NamedTuple):
-    """A number that only some runs have: its names, what a row has of it, and how it is shown."""
-
-    name: str
-    heading: str
-    of: Callable[[Row], float | None]
-    show: Callable[[float], str]
+from src.reporting import columns, notes
+from src.reporting.columns import Column
+from src.reporting.comparisons import compared
+from src.reporting.rows import Row
 
 
 @dataclass(frozen=True)
@@ -49,250 +20,21 @@ class Table:
 
 
 def table(name: str, question: str, rows: Sequence[Row], references: Sequence[Row | None]) -> Table:
-    """The table of a study; `references` are the rows that each of its rows is compared with (differences.py)."""
+    """The table of a study; `references` are the rows that each of its rows is compared with (comparisons.py)."""
     comparisons = compared(rows, references)
-    columns = [
-        *varying(rows),
-        *measured(rows),
-        *against(rows, comparisons),
-        *costs(rows),
-        *published(rows),
+    found = [
+        *columns.varying_columns(rows),
+        *columns.accuracy_columns(rows),
+        *columns.comparison_columns(rows, comparisons),
+        *columns.cost_columns(rows),
+        *columns.published_columns(rows),
     ]
-    said = [*explained(comparisons), *chosen(rows, references), *peculiar(rows), *replaced(rows), *where(rows)]
-    said += missing(rows)
-    return Table(name, " ".join(question.split()), columns, said)
-
-
-def column(name: str, heading: str, values: Sequence[T | None], show: Callable[[T], str] = str) -> Column:
-    """A column whose texts follow from its values."""
-    return Column(name, heading, [*values], [MISSING if value is None else show(value) for value in values])
-
-
-def each(items: Sequence[S | None], get: Callable[[S], T]) -> list[T | None]:
-    """What `get` says of each item, None of None."""
-    return [None if item is None else get(item) for item in items]
-
-
-def of(rows: Sequence[Row], get: Callable[[Row], T]) -> list[T | None]:
-    """What `get` says of each row that has a finished run, None of the others."""
-    return [get(row) if row.runs else None for row in rows]
-
-
-def varying(rows: Sequence[Row]) -> list[Column]:
-    """A column for each setting that the study varies."""
-    short = short_names(set(rows[0].values))
-    found = []
-    for key in rows[0].values:
-        values = [row.values[key] for row in rows]
-        text = short_values(values)
-        found.append(Column(key.lstrip("+"), short[key], values, [text[shown(value)] for value in values], True))
-    return found
-
-
-def measured(rows: Sequence[Row]) -> list[Column]:
-    """How many runs have finished, and what they came to."""
-    accuracy = of(rows, lambda row: row.accuracy)
-    validation = of(rows, lambda row: row.mean("metrics", "validation", "accuracy"))
-    deviations = {split: [row.deviation(split) for row in rows] for split in ("test", "validation")}
-    intervals = of(rows, lambda row: row.interval)
-    runs, wanted = [len(row.runs) for row in rows], [row.wanted for row in rows]
-    return [
-        Column("runs", "runs", runs, [f"{n} of {m}" for n, m in zip(runs, wanted, strict=True)]),
-        column("wanted", "", wanted),
-        Column("test_accuracy", "test (%)", accuracy, with_deviation(accuracy, deviations["test"])),
-        column("test_deviation", "", deviations["test"]),
-        Column("test_low", "95% interval", each(intervals, lambda i: i.low), spans(intervals)),
-        column("test_high", "", each(intervals, lambda i: i.high)),
-        column("test_messages", "", of(rows, lambda row: row.right.shape[1])),
-        Column(
-            "validation_accuracy", "validation (%)", validation, with_deviation(validation, deviations["validation"])
-        ),
-        column("validation_deviation", "", deviations["validation"]),
-        column(
-            "validation_loss", "its loss", [row.mean("metrics", "validation", "loss") for row in rows], "{:.3f}".format
-        ),
-        *sometimes(rows),
+    said = [
+        *notes.legend(comparisons),
+        *notes.reference_note(rows, references),
+        *notes.caveats(rows),
+        *notes.replaced_note(rows),
+        *notes.hardware_note(rows),
+        *notes.missing_note(rows),
     ]
-
-
-def sometimes(rows: Sequence[Row]) -> list[Column]:
-    """Measures of the runs that write answers, do several tasks, or look at what the language model forgot."""
-    tasks = sorted({task for row in rows for run in row.runs for task in run.result.get("tasks", {}).get("test", {})})
-
-    def at(*path: str) -> Callable[[Row], float | None]:
-        return lambda row: row.mean(*path)
-
-    measures = [
-        *(Measure(f"test_{task}", f"{task} (%)", at("tasks", "test", task, "accuracy"), percent) for task in tasks),
-        Measure("generated_accuracy", "written (%)", lambda row: of_messages(row, "generated_accuracy"), percent),
-        Measure("valid_rate", "valid (%)", lambda row: of_messages(row, "valid_rate"), percent),
-        Measure("perplexity_before", "perplexity before", at("language", "before", "perplexity"), "{:.1f}".format),
-        Measure("perplexity_after", "after", at("language", "after", "perplexity"), "{:.1f}".format),
-    ]
-    found = [column(m.name, m.heading, [m.of(row) for row in rows], m.show) for m in measures]
-    return [one for one in found if any(value is not None for value in one.values)]
-
-
-def of_messages(row: Row, share: str) -> float | None:
-    """The mean over seeds of a share of all test messages. Of several tasks, result.json has it for each, and the mean
-    of those that were taught."""
-    if not any("tasks" in run.result for run in row.runs):
-        return row.mean("metrics", "test", share)
-    sizes = row.runs[0].result["data"]["test_sizes"]
-    shares = {task: row.mean("tasks", "test", task, share) for task in sizes}
-    return sum(n * (shares[task] or 0.0) for task, n in sizes.items()) / sum(sizes.values())
-
-
-def against(rows: Sequence[Row], found: list[Comparison | None]) -> list[Column]:
-    """The difference from the reference row, and how sure it is."""
-    chosen = {one.reference for one in found if one is not None}
-
-    def difference(row: Row, one: Comparison | None) -> str:
-        if one is None:
-            return "reference" if row.label in chosen else MISSING
-        spread = "" if one.deviation is None else f" ± {percent(one.deviation)}"
-        return (f"{NOISE} " if one.within_noise else "") + f"{100 * one.difference:+.2f}{spread}"
-
-    texts = [difference(row, one) for row, one in zip(rows, found, strict=True)]
-    return [
-        Column("difference", "difference", each(found, lambda one: one.difference), texts),
-        column("difference_deviation", "", each(found, lambda one: one.deviation)),
-        column("reference", "", each(found, lambda one: one.reference)),
-        column("p", "", each(found, lambda one: one.p)),
-        column("p_holm", "p", each(found, lambda one: one.corrected), probability),
-        column("within_noise", "", each(found, lambda one: one.within_noise)),
-    ]
-
-
-def costs(rows: Sequence[Row]) -> list[Column]:
-    """Trained parameters, seconds and operations, means over seeds; and the most memory."""
-
-    def count(n: float) -> str:
-        return f"{n / 1e6:.2f} M" if n >= 1e4 else f"{n:,.0f}"
-
-    seconds, operations = ([row.mean("cost", name) for row in rows] for name in ("train_seconds", "train_flops"))
-    memory = of(rows, lambda row: max(run.result["cost"]["peak_memory_bytes"] for run in row.runs))
-    return [
-        column("trainable_parameters", "trained", [row.mean("task", "trainable_parameters") for row in rows], count),
-        column("train_seconds", "seconds", seconds, "{:,.0f}".format),
-        column("train_flops", "TFLOP", operations, lambda flops: f"{flops / 1e12:,.1f}"),
-        column("peak_memory_bytes", "GB", memory, lambda most: f"{most / 1e9:.1f}"),
-    ]
-
-
-def published(rows: Sequence[Row]) -> list[Column]:
-    """The published figure with its interval, and whether ours lies in it, where a row repeats a published one."""
-    known = [row.published for row in rows]
-    if not any(known):
-        return []
-    intervals = each(known, lambda one: one.interval)
-    return [
-        column("published_row", "row", each(known, lambda one: one.row)),
-        column("published_accuracy", "published (%)", each(known, lambda one: one.accuracy), percent),
-        Column("published_low", "its interval", each(intervals, lambda i: i.low), spans(intervals)),
-        column("published_high", "", each(intervals, lambda i: i.high)),
-        column("ours_inside", "ours inside", [lies_inside(row) for row in rows], lambda yes: "yes" if yes else "no"),
-    ]
-
-
-def lies_inside(row: Row) -> bool | None:
-    """Whether our test accuracy lies in the interval of the published one; None without either."""
-    if row.published is None or not row.runs:
-        return None
-    low, high = row.published.interval
-    return low <= row.accuracy <= high
-
-
-def explained(found: list[Comparison | None]) -> list[str]:
-    """What the numbers mean."""
-    comparisons = sum(one is not None for one in found)
-    return [
-        "Accuracy: mean ± standard deviation over seeds. The interval is Wilson's: with one seed over other test "
-        "messages, with several over other messages and other seeds, by as many messages as these are worth together.",
-        "difference: points from the reference row on the same test messages, mean ± standard deviation over seeds. p: "
-        "exact test that exchanges the two rows' answers to a message (McNemar's with one seed), after Holm for "
-        f"{comparisons} comparisons; {NOISE} marks a p of {ALPHA} or more. p says what other test messages "
-        "would do; where the deviation is as large as the difference, other seeds may say otherwise.",
-    ]
-
-
-def chosen(rows: Sequence[Row], references: Sequence[Row | None]) -> list[str]:
-    """Which of several reference rows a row is compared with."""
-    pairs = [(row, one) for row, one in zip(rows, references, strict=True) if one is not None and one is not row]
-    used = list(dict.fromkeys(one for _, one in pairs))
-    if len(used) < 2:
-        return []
-    short = short_names(set(rows[0].values))
-    shared = [
-        short[key]
-        for key in rows[0].values
-        if len({shown(one.values[key]) for one in used}) > 1
-        and all(row.values[key] == one.values[key] for row, one in pairs)
-    ]
-    equal = f", with the same {' and '.join(shared)}" if shared else ""
-    return [f"A row is compared with the one marked as reference that was tested on the same messages{equal}."]
-
-
-def peculiar(rows: Sequence[Row]) -> list[str]:
-    """What holds for some rows only."""
-    found = []
-    if any("tasks" in run.result for row in rows for run in row.runs):
-        found.append(
-            "Of several tasks, test, written and valid are over all test messages, those of a task that was left out "
-            "included; validation is the mean over the tasks that were taught."
-        )
-    known = [row.published for row in rows if row.published]
-    if known:
-        wrong = "".join(f" Row {one.row}: {one.note}." for one in known if one.note)
-        found.append(
-            "published: the book's test accuracy, of one seed on 300 messages, with its Wilson interval; row: its "
-            f"number there.{wrong}"
-        )
-    return found
-
-
-def replaced(rows: Sequence[Row]) -> list[str]:
-    """Which weights or messages of the project runs read that it has made anew since."""
-    labels: dict[tuple[str, tuple[str, str]], dict[str, None]] = {}
-    for row in rows:
-        for run in row.runs:
-            for found in run.replaced.items():
-                labels.setdefault(found, {})[row.label] = None
-    finished = sum(bool(row.runs) for row in rows)
-    return [
-        f"{key}: sha256 {then[:8]}…, not today's {now[:8]}…"
-        + (f", in {'; '.join(those)}." if len(those) < finished else ".")
-        for (key, (then, now)), those in labels.items()
-    ]
-
-
-def where(rows: Sequence[Row]) -> list[str]:
-    """On what the seconds were measured."""
-    found = {(e["device"], e["torch"]) for row in rows for run in row.runs for e in [run.result["environment"]]}
-    return ["Measured on " + "; ".join(f"{device} (torch {torch})" for device, torch in sorted(found)) + "."]
-
-
-def missing(rows: Sequence[Row]) -> list[str]:
-    """A sentence on the rows that lack runs."""
-    lacking = [row.label for row in rows if len(row.runs) < row.wanted]
-    have, want = sum(len(row.runs) for row in rows), sum(row.wanted for row in rows)
-    return [f"{have} of {want} runs have finished; incomplete: {'; '.join(lacking)}."] if lacking else []
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.2f}"
-
-
-def with_deviation(means: Sequence[float | None], deviations: Sequence[float | None]) -> list[str]:
-    return [
-        MISSING if mean is None else percent(mean) + (f" ± {percent(deviation)}" if deviation is not None else "")
-        for mean, deviation in zip(means, deviations, strict=True)
-    ]
-
-
-def spans(intervals: Sequence[Interval | None]) -> list[str]:
-    return [MISSING if i is None else f"{100 * i.low:.1f} to {100 * i.high:.1f}" for i in intervals]
-
-
-def probability(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+    return Table(name, " ".join(question.split()), found, said)
