@@ -42,5 +42,6 @@ class Continuations(L.Callback):
         rows = [[prompt, decode(more)] for prompt, more in zip(self.prompts, new, strict=True)]
         for prompt, more in rows:
             log.info("    %s", " ".join(f"{prompt} |{more}".split()))
-        for logger in filter(is_wandb, trainer.loggers):
+        loggers: list[Any] = list(filter(is_wandb, trainer.loggers))
+        for logger in loggers:
             logger.log_text("continuations", ["prompt", "continuation"], rows, step=trainer.global_step)
