@@ -6,6 +6,7 @@ experiments/figures/<study>-<what>.png and .pdf. Without a study, of every study
   reference=pooling=last,trainable=all    the row that others are compared with, by values or label. If it names
                                            several, a row is compared with the one that has its other settings. Else
                                            it is the first that was trained on the same part of the messages
+  difference=1.0                           in points: a note says how many seeds it takes to find it
 """
 
 import sys
@@ -31,10 +32,11 @@ class Options:
 
     format: str = "md,tex,csv,figures"
     reference: str | None = None
+    difference: float | None = None
     runs: Place = "runs"
 
 
-def report(path: Path, formats: list[str], reference: str | None, runs: str) -> "tuple[Table, list[Chart]] | None":
+def report(path: Path, formats: list[str], given: Options) -> "tuple[Table, list[Chart]] | None":
     """Write what is asked for of a study and print its table; None, and nothing written, where no run has finished."""
     from rich.console import Console
 
@@ -46,15 +48,15 @@ def report(path: Path, formats: list[str], reference: str | None, runs: str) -> 
     from src.sweeps import study
 
     asked = study.read(path)
-    found = rows.read(asked, runs, path.parent / ARCHIVE.name)
+    found = rows.read(asked, given.runs, path.parent / ARCHIVE.name)
     if not any(row.runs for row in found):
         print(
-            f"{path.stem}: none of its {sum(row.wanted for row in found)} runs has finished in {runs}, what stands in "
-            f"{path.parent} is left as it is; run them with python -m src.sweep {path}"
+            f"{path.stem}: none of its {sum(row.wanted for row in found)} runs has finished in {given.runs}, what "
+            f"stands in {path.parent} is left as it is; run them with python -m src.sweep {path}"
         )
         return None
-    made = table(path.stem, asked.description, found, references(found, reference))
-    drawn = charts(found)
+    made = table(path.stem, asked.description, found, references(found, given.reference), given.difference)
+    drawn = charts(found, made.caption)
     written = [*write_tables(made, path.parent / "tables", formats)]
     if "figures" in formats:
         written += write_figures(path.stem, drawn, path.parent / "figures")
@@ -97,7 +99,11 @@ def main() -> None:
         raise InputError("experiments/ holds no study: give one, as experiments/<study>.yaml")
     if given.reference is not None and len(studies) > 1:
         raise InputError("reference= names a row of one study: name that study too")
-    made = [one for path in studies if (one := report(path, formats, given.reference, given.runs))]
+    if given.difference is not None and not 0 < given.difference < 100:
+        raise InputError(
+            f"difference={given.difference:g} must lie between 0 and 100: the points that a study is to see"
+        )
+    made = [one for path in studies if (one := report(path, formats, given))]
     if "html" in formats and made:
         from src.reporting.html import page
         from src.runs.run_dir import write_text

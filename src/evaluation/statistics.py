@@ -5,8 +5,9 @@ Wilson's too, over other messages and other seeds: with the variance of a crosse
 Satterthwaite (1946), and as many messages as would give that variance, which is how surveys treat proportions near 0
 and 1 (Dean and Pagano 2015, Evaluating confidence interval methods for binomial proportions in clustered surveys). Two
 rows are compared on the same messages by the exact test that exchanges their answers to a message (Fisher 1935), which
-with one seed is McNemar's (1947): it asks what other test messages would do, and not other seeds. Holm (1979) corrects
-for the number of comparisons. `right` is (S, N) booleans: seeds, messages.
+with one seed is McNemar's (1947): it asks what other test messages would do, and not other seeds, which differences.py
+asks. Holm (1979) corrects for the number of comparisons. Near-duplicates among the messages are drawn, and exchanged,
+together. `right` is (S, N) booleans: seeds, messages; `groups` (N,) are the numbers of groups of near-duplicates.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson(right: int, n: int) -> Interval:
+def wilson(right: float, n: float) -> Interval:
     """Wilson's score interval of `right` among n."""
     z, p = NormalDist().inv_cdf(0.975), right / n
     centre, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -52,18 +53,32 @@ def score_interval(p: "Numbers", n: "Numbers", z: "Numbers") -> "tuple[Numbers, 
     return np.where(p == 0, 0.0, (centre - half) / scale), np.where(p == 1, 1.0, (centre + half) / scale)
 
 
-def accuracy_interval(right: "Right") -> Interval:
+def design_effect(residuals: "Numbers", groups: "Numbers") -> float:
+    """How many times as much the mean of (..., N) varies where messages are drawn by groups (Kish 1965); where nothing
+    varies, as if each group were always answered alike."""
+    import numpy as np
+
+    n, drawn = residuals.shape[-1], len(np.unique(groups))
+    if drawn == n:
+        return 1.0
+    rows = residuals.reshape(-1, n) if residuals.any() else np.ones((1, n))
+    squares = sum(float((np.bincount(groups, row) ** 2).sum()) for row in rows)
+    return squares / float((rows**2).sum()) * (1 - 1 / n) / (1 - 1 / max(2, drawn))
+
+
+def accuracy_interval(right: "Right", groups: "Numbers | None" = None) -> Interval:
     """The 95% interval of a mean accuracy over seeds."""
     seeds, n = right.shape
+    effect = 1.0 if groups is None else max(1.0, design_effect(right.mean(0) - right.mean(), groups))
     if seeds == 1 or right.all() or not right.any():
-        return wilson(int(right[0].sum()), n)
-    low, high = crossed_interval(right)
+        return wilson(int(right[0].sum()) / effect, n / effect)
+    low, high = crossed_interval(right, effect)
     return Interval(float(low), float(high))
 
 
-def crossed_interval(right: "Right") -> "tuple[Numbers, Numbers]":
+def crossed_interval(right: "Right", effect: float = 1.0) -> "tuple[Numbers, Numbers]":
     """Both ends of the 95% interval of mean accuracies over other messages and other seeds; `right` is (..., S, N), S
-    above 1.
+    above 1. effect: the `design_effect` of the messages.
 
     Simulated coverage with 3 and 10 seeds, 250 and 1,000 messages of different difficulty that the seeds share, from
     80% to 99.5% accuracy: 93.5% and more, also where seeds differ by 0.4 in log-odds.
@@ -71,11 +86,11 @@ def crossed_interval(right: "Right") -> "tuple[Numbers, Numbers]":
     from scipy.stats import t
 
     p = right.mean((-2, -1))
-    n, freedom = messages_worth(right)
+    n, freedom = messages_worth(right, effect)
     return score_interval(p, n, t.ppf(0.975, freedom))
 
 
-def messages_worth(right: "Right") -> "tuple[Numbers, Numbers]":
+def messages_worth(right: "Right", effect: float = 1.0) -> "tuple[Numbers, Numbers]":
     """With how many messages and one seed a mean accuracy would vary as much, and the degrees of freedom of that.
 
     Variance of the mean: (mean square of seeds + mean square of messages) / (S N), from which that of the rest is not
@@ -89,7 +104,7 @@ def messages_worth(right: "Right") -> "tuple[Numbers, Numbers]":
     seeds, n = right.shape[-2:]
     p = right.mean((-2, -1))
     of_seeds = n * right.mean(-1).var(-1, ddof=1)
-    of_messages = seeds * right.mean(-2).var(-1, ddof=1)
+    of_messages = seeds * right.mean(-2).var(-1, ddof=1) * effect
     spread = of_seeds + of_messages
     varies = spread > 0
     ratio = np.divide(spread / seeds, p * (1 - p), out=np.ones_like(p), where=varies)  # of N, to what they are worth
@@ -103,16 +118,18 @@ def messages_worth(right: "Right") -> "tuple[Numbers, Numbers]":
     ) ** 2
 
 
-def paired_p(right: "Right", reference: "Right") -> float:
+def paired_p(right: "Right", reference: "Right", groups: "Numbers | None" = None) -> float:
     """Two-sided p that both are right equally often, from their answers to the same messages.
 
-    If they were, then each message's difference, over all seeds, could as well have the other sign. p is the share of
-    all 2^N choices of signs that give a sum at least as far from zero; counted exactly, where resampled differences
-    would give too small a p when few messages differ.
+    If they were, then the difference on each message, or group of them, over all seeds, could as well have the other
+    sign. p is the share of all 2^N choices of signs that give a sum at least as far from zero; counted exactly, where
+    resampled differences would give too small a p when few messages differ.
     """
     import numpy as np
 
     differences = right.sum(0) * len(reference) - reference.sum(0) * len(right)
+    if groups is not None:
+        differences = np.bincount(groups, differences).astype(int)
     differences //= max(1, np.gcd.reduce(differences))
     share, least = np.ones(1), 0  # of the choices with which the positive differences sum to least, least + 1, ...
     for size, count in zip(*np.unique(np.abs(differences[differences != 0]), return_counts=True), strict=True):

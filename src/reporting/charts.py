@@ -67,8 +67,9 @@ class Chart:
     diagonal: bool = False
 
 
-def charts(rows: Sequence[Row]) -> list[Chart]:
-    """Every chart that the finished rows of a study give."""
+def charts(rows: Sequence[Row], caption: str = "") -> list[Chart]:
+    """Every chart that the finished rows of a study give; `caption` is a line under the titles of those that compare
+    accuracies."""
     rows = [row for row in rows if row.runs]
     made = [
         depth(rows),
@@ -79,7 +80,11 @@ def charts(rows: Sequence[Row]) -> list[Chart]:
         reliability(rows),
         confusion(rows),
     ]
-    return [chart for chart in made if chart is not None]
+    return [
+        replace(chart, note=f"{chart.note}\n{caption}") if caption and chart.y_label == ACCURACY else chart
+        for chart in made
+        if chart is not None
+    ]
 
 
 def lines(rows: Sequence[Row], *keys: str) -> dict[str, list[Row]]:

@@ -7,25 +7,25 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from src.evaluation.statistics import Interval
-from src.reporting.comparisons import Comparison
+from src.reporting.comparisons import VERDICTS, Comparison
 from src.reporting.rows import Row, short_names, short_values, shown
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 MISSING = "-"
-NOISE = "≈"
 
 
 class Column(NamedTuple):
     """A name for CSV, a heading for readers ("" keeps it from them), and of each row a value (None if missing) and a
-    text."""
+    text; `order` is what the page sorts by, where that is not the value."""
 
     name: str
     heading: str
     values: list[Any]
     texts: list[str]
     is_text: bool = False
+    order: list[Any] | None = None
 
 
 class Measure(NamedTuple):
@@ -125,16 +125,23 @@ def comparison_columns(rows: Sequence[Row], found: list[Comparison | None]) -> l
         if one is None:
             return "reference" if row.label in chosen else MISSING
         spread = "" if one.deviation is None else f" ± {percent(one.deviation)}"
-        return (f"{NOISE} " if one.within_noise else "") + f"{100 * one.difference:+.2f}{spread}"
+        return f"{100 * one.difference:+.2f}{spread}"
 
     texts = [difference(row, one) for row, one in zip(rows, found, strict=True)]
+    crossed = [one and one.crossed for one in found]
+    intervals = map_optional(crossed, lambda one: one.interval)
+    verdicts = map_optional(found, lambda one: one.verdict)
     return [
         Column("difference", "difference", map_optional(found, lambda one: one.difference), texts),
         column("difference_deviation", "", map_optional(found, lambda one: one.deviation)),
+        Column("difference_low", "difference 95%", map_optional(intervals, lambda i: i.low), spans(intervals, "+.1f")),
+        column("difference_high", "", map_optional(intervals, lambda i: i.high)),
         column("reference", "", map_optional(found, lambda one: one.reference)),
         column("p", "", map_optional(found, lambda one: one.p)),
-        column("p_holm", "p", map_optional(found, lambda one: one.corrected), probability),
-        column("within_noise", "", map_optional(found, lambda one: one.within_noise)),
+        column("p_holm", "p (messages)", map_optional(found, lambda one: one.corrected), probability),
+        column("p_crossed", "", map_optional(crossed, lambda one: one.p)),
+        column("p_crossed_holm", "p (seeds too)", [one and one.crossed_corrected for one in found], probability),
+        column("verdict", "verdict", verdicts)._replace(order=map_optional(verdicts, VERDICTS.index)),
     ]
 
 
@@ -188,8 +195,8 @@ def with_deviation(means: Sequence[float | None], deviations: Sequence[float | N
     ]
 
 
-def spans(intervals: Sequence[Interval | None]) -> list[str]:
-    return [MISSING if i is None else f"{100 * i.low:.1f} to {100 * i.high:.1f}" for i in intervals]
+def spans(intervals: Sequence[Interval | None], form: str = ".1f") -> list[str]:
+    return [MISSING if i is None else f"{100 * i.low:{form}} to {100 * i.high:{form}}" for i in intervals]
 
 
 def probability(p: float) -> str:

@@ -3,27 +3,49 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import stdev
+from typing import TYPE_CHECKING
 
 from src.errors import InputError
+from src.evaluation.differences import FEWEST_SEEDS, Crossed, crossed_test
 from src.evaluation.statistics import ALPHA, holm, paired_p
 from src.reporting.rows import PART, Row, find
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+VERDICTS = ("decided", "seen", "not seen")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row's test accuracy less that of its reference row, its standard deviation over seeds that both have (None with
-    fewer than two), and p before and after Holm's correction."""
+    """A row's test accuracy less that of its reference row, and how sure it is.
+
+    deviation             standard deviation over the `seeds` that both have; None with fewer than two
+    p, corrected          of the exact test over messages, before and after Holm's correction
+    crossed               the test over seeds and messages together; None with fewer than two seeds
+    crossed_corrected     its p after Holm's correction
+    """
 
     reference: str
     difference: float
     deviation: float | None
     p: float
     corrected: float
+    seeds: int
+    messages: int
+    crossed: Crossed | None
+    crossed_corrected: float | None
 
     @property
-    def within_noise(self) -> bool:
-        """Whether other test messages could as well show the contrary."""
-        return self.corrected >= ALPHA
+    def verdict(self) -> str:
+        """seen: on these test messages, beyond chance; decided: by both tests, so that other seeds would show it too,
+        and with five seeds or more."""
+        decided, seen, not_seen = VERDICTS
+        if self.corrected >= ALPHA:
+            return not_seen
+        agreed = self.crossed_corrected is not None and self.crossed_corrected < ALPHA
+        return decided if agreed and self.seeds >= FEWEST_SEEDS else seen
 
 
 def references(rows: Sequence[Row], wanted: str | None = None) -> list[Row | None]:
@@ -62,17 +84,31 @@ def compared(rows: Sequence[Row], against: Sequence[Row | None]) -> list[Compari
         i: one for i, (row, one) in enumerate(zip(rows, against, strict=True)) if one is not None and one is not row
     }
     same = {i: one.correct_on(rows[i]) for i, one in pairs.items()}
-    p = {i: paired_p(rows[i].right, right) for i, right in same.items()}
+    p = {i: paired_p(rows[i].right, right, rows[i].groups) for i, right in same.items()}
+    by_seed = {i: differences_by_seed(rows[i], one, same[i]) for i, one in pairs.items()}
+    crossed = {i: crossed_test(each, rows[i].groups) for i, each in by_seed.items() if len(each) > 1}
     corrected = dict(zip(p, holm(list(p.values())), strict=True))
+    crossed_corrected = dict(zip(crossed, holm([one.p for one in crossed.values()]), strict=True))
     found: list[Comparison | None] = [None] * len(rows)
     for i, one in pairs.items():
-        difference = rows[i].accuracy - float(same[i].mean())
-        found[i] = Comparison(one.label, difference, deviation(rows[i], one), p[i], corrected[i])
+        S, N = by_seed[i].shape
+        found[i] = Comparison(
+            one.label,
+            rows[i].accuracy - float(same[i].mean()),
+            stdev(by_seed[i].mean(1).tolist()) if S > 1 else None,
+            p[i],
+            corrected[i],
+            S,
+            N,
+            crossed.get(i),
+            crossed_corrected.get(i),
+        )
     return found
 
 
-def deviation(row: Row, reference: Row) -> float | None:
-    """The standard deviation of their difference over the seeds that both have."""
-    same = dict(zip(reference.seeds, reference.correct_on(row).mean(1), strict=True))
-    each = [float(mine - same[seed]) for seed, mine in zip(row.seeds, row.right.mean(1), strict=True) if seed in same]
-    return stdev(each) if len(each) > 1 else None
+def differences_by_seed(row: Row, reference: Row, same: "NDArray[np.bool_]") -> "NDArray[np.floating]":
+    """For the seeds that both have, which message only the row got right (1) and only the reference (-1), (S, N);
+    `same` is what the reference got right of the row's messages."""
+    place = {seed: i for i, seed in enumerate(reference.seeds)}
+    shared = [(i, place[seed]) for i, seed in enumerate(row.seeds) if seed in place]
+    return row.right[[i for i, _ in shared]].astype(float) - same[[j for _, j in shared]]

@@ -63,7 +63,7 @@ def cells(columns: Sequence[Column]) -> list[list[tuple[str, Any]]]:
         list(zip(texts, values, strict=True))
         for texts, values in zip(
             zip(*(column.texts for column in columns), strict=True),
-            zip(*(column.values for column in columns), strict=True),
+            zip(*(column.order or column.values for column in columns), strict=True),
             strict=True,
         )
     ]

@@ -1,24 +1,57 @@
 """What must be known to read a table: what its numbers mean, and what holds for some of its rows only."""
 
+from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean
 
+from src.evaluation.differences import FEWEST_SEEDS, Spread, seeds_needed, smallest_difference
 from src.evaluation.statistics import ALPHA
-from src.reporting.columns import NOISE
-from src.reporting.comparisons import Comparison
+from src.reporting.comparisons import VERDICTS, Comparison
 from src.reporting.rows import Row, short_names, shown
 
 
-def legend(found: list[Comparison | None]) -> list[str]:
+def legend(found: Sequence[Comparison | None]) -> list[str]:
     """What the numbers mean."""
     comparisons = sum(one is not None for one in found)
     return [
         "Accuracy: mean ± standard deviation over seeds. The interval is Wilson's: with one seed over other test "
         "messages, with several over other messages and other seeds, by as many messages as these are worth together.",
-        "difference: points from the reference row on the same test messages, mean ± standard deviation over seeds. p: "
-        "exact test that exchanges the two rows' answers to a message (McNemar's with one seed), after Holm for "
-        f"{comparisons} comparisons; {NOISE} marks a p of {ALPHA} or more. p says what other test messages "
-        "would do; where the deviation is as large as the difference, other seeds may say otherwise.",
+        "difference: points from the reference row on the same test messages, mean ± standard deviation over seeds, "
+        "with its 95% interval over other seeds and other messages. p (messages): exact test that exchanges the two "
+        "rows' answers to a message (McNemar's with one seed); p (seeds too): t test over seeds and messages, crossed; "
+        f"each after Holm for {comparisons} comparisons. verdict: seen where p (messages) is below {ALPHA}; decided "
+        f"where both are and both rows have {FEWEST_SEEDS} seeds or more; else not seen.",
     ]
+
+
+def power_note(found: Sequence[Comparison | None], wanted: float | None = None) -> list[str]:
+    """How small a difference in points the study can find, and how many seeds a `wanted` one takes, by the mean spread
+    of the comparisons on as many messages and by the first step of Holm's correction."""
+    known = [one for one in found if one is not None and one.crossed is not None]
+    alpha = ALPHA / max(1, sum(one is not None for one in found))
+    said = []
+    for messages in sorted({one.messages for one in known}):
+        alike = [one for one in known if one.messages == messages]
+        spread = Spread(*map(fmean, zip(*(one.crossed.spread for one in alike if one.crossed), strict=True)))
+        seeds = max(one.seeds for one in alike)
+        points = [
+            f"with {n} seeds {100 * smallest_difference(spread, n, messages, alpha):.1f}"
+            for n in (seeds, FEWEST_SEEDS, 2 * FEWEST_SEEDS)
+            if n >= seeds
+        ]
+        if wanted is not None:
+            needed = seeds_needed(spread, wanted / 100, messages, alpha)
+            points.append(f"for {wanted:g} points {needed} seeds" if needed else f"{wanted:g} points with none")
+        said.append(f"on {messages:,} messages {', '.join(dict.fromkeys(points))}")
+    power = "Power: the difference in points that p (seeds too) would find in 80% of studies with so much spread: "
+    return [power + "; ".join(said) + "."] if said else []
+
+
+def caption(found: Sequence[Comparison | None]) -> str:
+    """How many differences are decided, seen and not seen, for figures; empty where nothing is compared."""
+    counted = Counter(one.verdict for one in found if one is not None)
+    said = ", ".join(f"{counted[verdict]} {verdict}" for verdict in VERDICTS if counted[verdict])
+    return f"differences from the reference: {said}" if said else ""
 
 
 def reference_note(rows: Sequence[Row], references: Sequence[Row | None]) -> list[str]:

@@ -27,8 +27,9 @@ LATEX = {
     **{sign: f"{{{sign}}}" for sign in "[*"},  # which mean something after the end of a row
 }
 
-# what a page has no room for; the other forms have it
+# what a page and a terminal have no room for; the other forms have it
 NOT_ON_PAPER = ("runs", "validation_accuracy", "validation_loss", "peak_memory_bytes")
+NOT_IN_TERMINAL = ("validation_loss", "peak_memory_bytes", "p_holm", "p_crossed_holm")
 
 
 def markdown(table: Table) -> str:
@@ -99,7 +100,7 @@ def terminal(table: Table) -> "rich.table.Table":
     from rich.table import Table as Rich
     from rich.text import Text
 
-    columns = [column for column in table.columns if column.heading]
+    columns = [column for column in table.columns if column.heading and column.name not in NOT_IN_TERMINAL]
     made = Rich(title=Text(table.name), caption=Text("\n".join(table.notes)), caption_justify="left")
     for column in columns:
         made.add_column(Text(column.heading), justify="left" if column.is_text else "right")

@@ -99,8 +99,17 @@ class Row:
         return float(self.right.mean())
 
     @cached_property
+    def groups(self) -> "NDArray[np.int64] | None":
+        """The number of each test message's group of near-duplicates; None where no run recorded it."""
+        import numpy as np
+
+        named = ([line.get("group") for line in run.predictions] for run in self.runs)
+        known = next((names for names in named if None not in names), None)
+        return None if known is None else np.unique(known, return_inverse=True)[1].astype(np.int64)
+
+    @cached_property
     def interval(self) -> Interval:
-        return accuracy_interval(self.right)
+        return accuracy_interval(self.right, self.groups)
 
     def mean(self, *path: str) -> float | None:
         """The mean over seeds of the number at a place in result.json; None where a run has none."""

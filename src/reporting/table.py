@@ -11,16 +11,20 @@ from src.reporting.rows import Row
 
 @dataclass(frozen=True)
 class Table:
-    """A study's name, its question, its columns, and what must be known to read them."""
+    """A study's name, its question, its columns, what must be known to read them, and what figures say of them."""
 
     name: str
     question: str
     columns: list[Column]
     notes: list[str]
+    caption: str = ""
 
 
-def table(name: str, question: str, rows: Sequence[Row], references: Sequence[Row | None]) -> Table:
-    """The table of a study; `references` are the rows that each of its rows is compared with (comparisons.py)."""
+def table(
+    name: str, question: str, rows: Sequence[Row], references: Sequence[Row | None], wanted: float | None = None
+) -> Table:
+    """The table of a study; `references` are the rows that each of its rows is compared with (comparisons.py), `wanted`
+    the difference in points that it is to see."""
     comparisons = compared(rows, references)
     found = [
         *columns.varying_columns(rows),
@@ -31,10 +35,11 @@ def table(name: str, question: str, rows: Sequence[Row], references: Sequence[Ro
     ]
     said = [
         *notes.legend(comparisons),
+        *notes.power_note(comparisons, wanted),
         *notes.reference_note(rows, references),
         *notes.caveats(rows),
         *notes.replaced_note(rows),
         *notes.hardware_note(rows),
         *notes.missing_note(rows),
     ]
-    return Table(name, " ".join(question.split()), found, said)
+    return Table(name, " ".join(question.split()), found, said, notes.caption(comparisons))

@@ -173,14 +173,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write(run: Path, result: dict[str, Any], texts: list[str], test: "Predictions") -> None:
-    """Write predictions.csv (row, sha256 of the text, label, predicted, p of each class), then result.json."""
+    """Write predictions.csv (row, sha256 of the text, number of its group of near-duplicates, label, predicted, p of
+    each class), then result.json."""
+    from src.data.near_duplicates import near_duplicates
+    from src.data.splits import normalise
+
     labels = result["data"]["labels"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["row", "text_sha256", "label", "predicted", *(f"p_{label}" for label in labels)])
+    writer.writerow(["row", "text_sha256", "group", "label", "predicted", *(f"p_{label}" for label in labels)])
+    groups = near_duplicates([normalise(text) for text in texts]).tolist()
     for row, (text, true, predicted, p) in enumerate(prediction_rows(texts, labels, test)):
-        names = [hashlib.sha256(text.encode()).hexdigest(), spreadsheet_cell(true), spreadsheet_cell(predicted)]
-        writer.writerow([row, *names, *(f"{x:.6g}" for x in p)])
+        sha256, names = hashlib.sha256(text.encode()).hexdigest(), map(spreadsheet_cell, (true, predicted))
+        writer.writerow([row, sha256, groups[row], *names, *(f"{x:.6g}" for x in p)])
     write_text(run / "predictions.csv", out.getvalue())
     write_text(run / "result.json", json.dumps(without_nan(result), indent=2, allow_nan=False) + "\n")
 

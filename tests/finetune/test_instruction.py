@@ -353,8 +353,8 @@ def test_an_instruct_model_learns_sixteen_messages_by_heart(home: Path) -> None:
     prompt = "Is it spam?\n\nText:\nclaim your free cash now\n\nAnswer:"
     assert write(run.folder.name, prompt, 5, f"{home}/runs") == " yes"
     rows = (run.folder / "predictions.csv").read_text().splitlines()
-    assert rows[0] == "row,text_sha256,label,predicted,p_ham,p_spam"
-    probabilities = [list(map(float, row.split(",")[4:])) for row in rows[1:]]
+    assert rows[0] == "row,text_sha256,group,label,predicted,p_ham,p_spam"
+    probabilities = [list(map(float, row.split(",")[5:])) for row in rows[1:]]
     assert all(sum(p) == pytest.approx(1, abs=1e-5) for p in probabilities)
 
 
@@ -470,9 +470,9 @@ def test_metrics_of_a_mix_are_those_of_each_task_and_their_mean(home: Path) -> N
         assert metrics[name] == pytest.approx((by_task["mail"][name] + by_task["topic"][name]) / 2, nan_ok=True)
     rows = [row.split(",") for row in (run.folder / "predictions.csv").read_text().splitlines()[1:]]
     for name, values in by_task.items():
-        own = [row for row in rows if row[2].startswith(f"{name}/")]
-        assert all(row[3].startswith(f"{name}/") for row in own)
-        assert values["accuracy"] == pytest.approx(sum(row[2] == row[3] for row in own) / len(own))
+        own = [row for row in rows if row[3].startswith(f"{name}/")]
+        assert all(row[4].startswith(f"{name}/") for row in own)
+        assert values["accuracy"] == pytest.approx(sum(row[3] == row[4] for row in own) / len(own))
 
     measured, sizes = evaluate(run.folder.name, f"{home}/runs")
     assert {part: measured[part] for part in run.result["metrics"]} == run.result["metrics"]

@@ -475,7 +475,7 @@ def test_rows_are_compared_with_the_first_and_corrected_together(found: list[row
     assert [one.difference for one in shown if one] == pytest.approx([0.2, 0.215])
     assert [one.corrected for one in shown if one] == pytest.approx(compare.holm(p))
     assert texts(made(found), "difference") == ["reference", "+20.00 ± 0.00", "+21.50 ± 0.00", "-"]
-    assert texts(made(found), "p") == ["-", "<0.001", "<0.001", "-"]
+    assert texts(made(found), "p (messages)") == ["-", "<0.001", "<0.001", "-"]
 
 
 def test_a_difference_has_its_deviation_over_the_seeds_that_both_rows_have(tmp_path: Path) -> None:
@@ -499,12 +499,66 @@ def test_rows_that_the_named_reference_does_not_cover_are_compared_with_none(tmp
     assert differences.references(found, "pooling=first") == [found[1], found[1], None, None]
 
 
-def test_a_difference_within_noise_is_marked(found: list[rows.Row]) -> None:
+def test_a_difference_that_three_seeds_show_is_seen_and_not_decided(found: list[rows.Row]) -> None:
     shown = made(found, "trainable=last_block")
     against = differences.compared(found, differences.references(found, "last_block"))
-    assert [one and one.within_noise for one in against] == [False, None, True, None]
-    assert texts(shown, "difference") == ["-20.00 ± 0.00", "reference", "≈ +1.50 ± 0.00", "-"]
-    assert texts(shown, "p")[2] == f"{against[2].corrected:.3f}"  # type: ignore[union-attr]
+    assert texts(shown, "verdict") == ["seen", "-", "not seen", "-"]
+    assert texts(shown, "difference") == ["-20.00 ± 0.00", "reference", "+1.50 ± 0.00", "-"]
+    one = against[2]
+    assert one is not None
+    assert one.crossed is not None
+    assert texts(shown, "p (messages)")[2] == f"{one.corrected:.3f}"
+    assert texts(shown, "p (seeds too)")[2] == f"{one.crossed_corrected:.3f}"
+    low, high = one.crossed.interval
+    assert texts(shown, "difference 95%")[2] == f"{100 * low:+.1f} to {100 * high:+.1f}"
+    assert shown.caption == "differences from the reference: 1 seen, 1 not seen"
+    assert all(one.note.endswith(shown.caption) for one in charts.charts(found, shown.caption)[:2])
+
+
+@pytest.mark.parametrize(
+    ("seeds", "corrected", "crossed", "verdict"),
+    [
+        (5, 0.01, 0.01, "decided"),
+        (4, 0.01, 0.01, "seen"),
+        (10, 0.01, 0.06, "seen"),
+        (1, 0.01, None, "seen"),
+        (10, 0.06, 0.01, "not seen"),
+    ],
+)
+def test_a_difference_is_decided_where_both_tests_agree_on_five_seeds(
+    seeds: int, corrected: float, crossed: float | None, verdict: str
+) -> None:
+    one = differences.Comparison("last", 0.02, 0.01, 0.001, corrected, seeds, 300, None, crossed)
+    assert one.verdict == verdict
+
+
+def test_near_twins_count_as_one_message_where_runs_recorded_them(tmp_path: Path) -> None:
+    path = write_study(tmp_path, "twins", {"task.pooling": ["last", "first"], "seed": [1, 2]})
+    texts = [f"{letter * 9} {' '.join(letter * 9)} {word}" for letter in "abcdef" for word in "wxyz"]
+    for point in study.trials(study.read(path)):
+        right = np.repeat(answers(6, 5 if point.values["task.pooling"] == "last" else 2), 4)
+        run = write_run(tmp_path, point, right.tolist())
+        said = torch.tensor(np.where(right, 0, 1))
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        logits = torch.nn.functional.one_hot(said, 2).float().log_softmax(-1)
+        run_dir.write(run, result, texts, Predictions(logits, torch.zeros(24, dtype=torch.long)))
+    found = rows.read(study.read(path), tmp_path / "runs")
+    last, first = found
+    assert last.groups is not None
+    assert last.groups.tolist() == np.repeat(np.arange(6), 4).tolist()
+    _, one = differences.compared(found, [last, last])
+    assert one is not None
+    assert (
+        one.p == compare.paired_p(first.right[:, ::4], last.right[:, ::4]) > compare.paired_p(first.right, last.right)
+    )
+    assert last.interval.low < compare.accuracy_interval(last.right).low
+
+
+def test_the_power_of_a_study_stands_under_its_table(found: list[rows.Row]) -> None:
+    shown = table.table("depth", "How deep?", found, differences.references(found), wanted=30)
+    (note,) = (note for note in shown.notes if note.startswith("Power:"))
+    points = r"with 3 seeds \d+\.\d, with 5 seeds \d+\.\d, with 10 seeds \d+\.\d, for 30 points 5 seeds"
+    assert re.search(f"on 100 messages {points}", note)
 
 
 def test_one_run_a_row_gives_wilsons_interval_and_mcnemars_test(tmp_path: Path) -> None:
@@ -530,7 +584,7 @@ def test_rows_on_different_data_are_compared_within_their_data(tmp_path: Path) -
     found = rows.read(study.read(path), tmp_path / "runs")
     shown = made(found)
     assert texts(shown, "difference") == ["reference", "-33.33", "reference", "-33.33"]
-    assert shown.notes[2] == (
+    assert shown.notes[-2] == (
         "A row is compared with the one marked as reference that was tested on the same messages, with the same "
         "padding."
     )
@@ -554,7 +608,7 @@ def test_ways_are_compared_where_they_were_trained_on_the_same_part_of_the_messa
     assert against == [found[0]] * 4 + [found[4]] * 4
     shown = differences.compared(found, against)
     assert [one and round(100 * one.difference) for one in shown] == [None, 5, 10, 15, None, 5, 10, 15]
-    assert made(found).notes[2].endswith("that was tested on the same messages, with the same fraction.")
+    assert made(found).notes[-2].endswith("that was tested on the same messages, with the same fraction.")
 
 
 def test_a_reference_may_name_a_row_for_each_of_the_other_settings(tmp_path: Path) -> None:
@@ -564,7 +618,7 @@ def test_a_reference_may_name_a_row_for_each_of_the_other_settings(tmp_path: Pat
     assert differences.references(found, "trainable=all,fraction=1.0") == [found[i] for i in (4, 4, 6, 6) * 2]
     assert differences.references(found, "fraction=1.0, first, lora") == [found[7]] * 8
     notes = made(found, "pooling=first").notes
-    assert notes[2].endswith("that was tested on the same messages, with the same fraction and trainable.")
+    assert notes[-2].endswith("that was tested on the same messages, with the same fraction and trainable.")
 
 
 def test_one_model_of_several_tasks_is_compared_with_that_of_one_task_on_its_messages(tmp_path: Path) -> None:
@@ -669,7 +723,7 @@ def test_csv_gives_the_numbers_back(found: list[rows.Row]) -> None:
     assert [line["task.trainable"] for line in lines] == ["last_layer", "last_block", "all", "lora"]
     assert [float(line["test_accuracy"]) for line in lines[:3]] == [row.accuracy for row in found[:3]]
     assert (float(lines[1]["test_low"]), float(lines[1]["test_high"])) == pytest.approx(found[1].interval, rel=1e-11)
-    assert (lines[1]["runs"], lines[1]["wanted"], lines[1]["within_noise"]) == ("3", "3", "false")
+    assert (lines[1]["runs"], lines[1]["wanted"], lines[1]["verdict"]) == ("3", "3", "seen")
     assert {lines[3][name] for name in ("test_accuracy", "difference", "p_holm", "train_flops")} == {""}
 
 
@@ -931,7 +985,7 @@ def test_the_page_escapes_texts_and_keeps_them(written: str) -> None:
 def test_the_page_holds_every_cell_with_the_number_it_sorts_by(found: list[rows.Row], written: str) -> None:
     values = [value for tag, name, value in Seen(written).attributes if (tag, name) == ("td", "data-value")]
     columns = [column for column in made(found).columns if column.heading]
-    expected = [column.values[i] for i in range(4) for column in columns]
+    expected = [(column.order or column.values)[i] for i in range(4) for column in columns]
     assert [json.loads(value or "") for value in values[: len(expected)]] == expected
     drawn = [value for tag, name, value in Seen(written).attributes if (tag, name) == ("figure", "data-kind")]
     assert drawn == [one.kind for one in charts.charts(found)]
@@ -1001,7 +1055,7 @@ def test_the_command_writes_tables_and_figures_and_prints_the_table(home: Path, 
     assert out.count("written: ") == 3 + 12
     text = (home / "experiments/tables/depth.md").read_text(encoding="utf-8")
     assert "| all | 2 of 3 | 81.50 ± 0.71 |" in text
-    assert "≈ +1.50" in text
+    assert "| not seen |" in text
     out = report(str(home / "experiments/depth.yaml"), f"runs={home / 'runs'}", "reference=last_block", "format=md")
     assert out.count("written: ") == 1
     assert (home / "experiments/tables/depth.md").read_text(encoding="utf-8") == text
@@ -1042,6 +1096,7 @@ def test_without_a_study_all_are_reported_and_one_page_holds_them(
         (["a.yaml", "b.yaml", "reference=x"], "reference="),
         ([], "no study"),
         (["colour=red"], "colour=red"),
+        (["a.yaml", "difference=0"], "difference=0"),
         (["none.yaml"], "none.yaml"),
     ],
 )

@@ -192,7 +192,7 @@ def test_result_json_says_what_was_run(run: Run, home: Path) -> None:
 
 def test_predictions_csv_has_a_row_for_each_test_message(run: Run) -> None:
     rows, test = predictions(run.folder), run.data.examples["test"]
-    assert list(rows[0]) == ["row", "text_sha256", "label", "predicted", "p_ham", "p_spam"]
+    assert list(rows[0]) == ["row", "text_sha256", "group", "label", "predicted", "p_ham", "p_spam"]
     assert [row["row"] for row in rows] == [str(i) for i in range(12)]
     assert [row["text_sha256"] for row in rows] == [hashlib.sha256(e.text.encode()).hexdigest() for e in test]
     assert [row["label"] for row in rows] == [e.label for e in test]
