@@ -42,7 +42,7 @@ def column(name: str, heading: str, values: Sequence[T | None], show: Callable[[
     return Column(name, heading, [*values], [MISSING if value is None else show(value) for value in values])
 
 
-def map_optional(items: Sequence[S | None], get: Callable[[S], T]) -> list[T | None]:
+def map_optional(items: Sequence[S | None], get: Callable[[S], T | None]) -> list[T | None]:
     """What `get` says of each item, None of None."""
     return [None if item is None else get(item) for item in items]
 
@@ -128,7 +128,7 @@ def comparison_columns(rows: Sequence[Row], found: list[Comparison | None]) -> l
         return f"{100 * one.difference:+.2f}{spread}"
 
     texts = [difference(row, one) for row, one in zip(rows, found, strict=True)]
-    crossed = [one and one.crossed for one in found]
+    crossed = map_optional(found, lambda one: one.crossed)
     intervals = map_optional(crossed, lambda one: one.interval)
     verdicts = map_optional(found, lambda one: one.verdict)
     return [
@@ -140,7 +140,7 @@ def comparison_columns(rows: Sequence[Row], found: list[Comparison | None]) -> l
         column("p", "", map_optional(found, lambda one: one.p)),
         column("p_holm", "p (messages)", map_optional(found, lambda one: one.corrected), probability),
         column("p_crossed", "", map_optional(crossed, lambda one: one.p)),
-        column("p_crossed_holm", "p (seeds too)", [one and one.crossed_corrected for one in found], probability),
+        column("p_crossed_holm", "p (seeds too)", map_optional(found, lambda one: one.crossed_corrected), probability),
         column("verdict", "verdict", verdicts)._replace(order=map_optional(verdicts, VERDICTS.index)),
     ]
 

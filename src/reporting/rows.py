@@ -103,9 +103,11 @@ class Row:
         """The number of each test message's group of near-duplicates; None where no run recorded it."""
         import numpy as np
 
-        named = ([line.get("group") for line in run.predictions] for run in self.runs)
-        known = next((names for names in named if None not in names), None)
-        return None if known is None else np.unique(known, return_inverse=True)[1].astype(np.int64)
+        recorded = [run for run in self.runs if all("group" in line for line in run.predictions)]
+        if not recorded:
+            return None
+        names = [line["group"] for line in recorded[0].predictions]
+        return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
     @cached_property
     def interval(self) -> Interval:
