@@ -1,10 +1,11 @@
-"""python -m src.eval run=<id> [format=json] [runs=runs] [key=value ...]
+"""python -m src.eval run=<id> [format=json] [runs=runs] [calibrated=true] [key=value ...]
 
 Measures a finished run again, on every split it knows. Further key=value pairs change the run's settings first:
   data=table data.path=mine.csv        measures it on all of another file's messages, of the same classes; with
                                        data.text_column= and data.label_column= (data.encoding=, data.separator=,
                                        data.empty=) as in training; they may hold one class alone
   trainer.precision=bf16-mixed         in another precision
+calibrated=true measures probabilities that were scaled on validation. A run's own threshold stays in force.
 """
 
 import json
@@ -31,14 +32,17 @@ class Options:
     run: str
     runs: Place = "runs"
     format: Literal["table", "json"] = "table"
+    calibrated: bool = False
 
 
 def evaluate(
-    run: str, runs: str = "runs", changes: list[str] | None = None
+    run: str, runs: str = "runs", changes: list[str] | None = None, calibrated: bool = False
 ) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     """Metrics and sizes by split of a finished run; where `changes` name other data, of all of that as one split."""
     from src.config import build
     from src.config.trainer import build_trainer, check_trainer, whole
+    from src.evaluation import calibration
+    from src.evaluation.decisions import as_recorded
     from src.evaluation.metrics import measure_splits, predict
 
     folder = run_dir.find(runs, run)
@@ -55,7 +59,13 @@ def evaluate(
     data.encode_for(model.prompts, model.reads_padding, model.gpt.config.context_length)
     data.read_as(trained_on["labels"], trained_on["max_length"], trained_on["width"])
     trainer = build_trainer(cfg, logger=False, enable_checkpointing=False)
-    predictions = {part: predict(trainer, model, data.evaluation_loader(part)) for part in data.splits}
+    result = run_dir.load_result(folder)
+    temperature = calibration.recorded(result) if calibrated else None
+    predictions = {
+        part: as_recorded(predict(trainer, model, data.evaluation_loader(part)), result) for part in data.splits
+    }
+    if temperature is not None:
+        predictions = {part: calibration.scaled(one, temperature) for part, one in predictions.items()}
     sizes = {part: len(p.labels) for part, p in predictions.items()}
     metrics, by_task = measure_splits(predictions, model.classes_by_question)
     if by_task:
@@ -96,10 +106,11 @@ def change(cfg: "DictConfig", changes: list[str]) -> bool:
 
 def main() -> None:
     """Measure and print."""
-    own = {"run", "runs", "format", "-h", "--help"}
+    own = {"run", "runs", "format", "calibrated", "-h", "--help"}
     mine = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in own]
     given = options(Options, mine, __doc__ or "")
-    metrics, sizes = evaluate(given.run, given.runs, [argument for argument in sys.argv[1:] if argument not in mine])
+    changes = [argument for argument in sys.argv[1:] if argument not in mine]
+    metrics, sizes = evaluate(given.run, given.runs, changes, given.calibrated)
     if given.format == "json":
         print(json.dumps(run_dir.without_nan(metrics), indent=2))
         return

@@ -9,6 +9,8 @@ python -m src.predict run=<id> prompt="..."         what an instruct run writes 
 Prints label, probability and message (control characters as \\t, \\n, ...); format=jsonl: one JSON object a message,
 with the probability of every class; labels_only=true: the label alone. What cannot be read goes to stderr with its
 line, and the rest is answered: exit status 1, or 2 where nothing could be.
+Of two classes, threshold=<probability> is that from which on the positive one is the answer, in place of the run's own;
+calibrated=true gives probabilities that were scaled on validation (temperature scaling).
 Further options: runs=<folder of the run folders>; task=<which question>, for a run on data=mix; encoding= and
 separator= of a table. Messages are padded as in training; with data.padding=batch and a pooling that reads padding,
 what is predicted for a message depends on those beside it, so that such a run reads all before it answers.
@@ -22,7 +24,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge, Le
 
 from src.config.command_line import one_sentence
 from src.config.options import AtLeast1, Place, options
@@ -52,11 +56,13 @@ class Options:
     task: str | None = None
     prompt: str | None = None
     new_tokens: AtLeast1 = 40
+    threshold: Annotated[float, Ge(0), Le(1)] | None = None
+    calibrated: bool = False
 
 
 def check(given: Options) -> None:
     """Raises InputError for options that do not fit together."""
-    excluded = {"prompt": ("text", "file", "text_column", "to", "task"), "text": ("file", "text_column")}
+    excluded = {"prompt": ("text", "file", "text_column", "to", "task", "threshold"), "text": ("file", "text_column")}
     for name, others in excluded.items():
         if clash := [other for other in others if None not in (getattr(given, name), getattr(given, other))]:
             raise InputError(f"{name}= and {clash[0]}= exclude each other: give one of them")
@@ -88,17 +94,27 @@ def read(given: Options) -> inputs.Input:
     return inputs.json_lines(sys.stdin.buffer, "stdin", given.text_column)
 
 
-def load(run: str, runs: str, task: str | None = None) -> "Predictor":
-    """A finished run. Raises InputError for what is none, or was not fine-tuned."""
+def load(
+    run: str, runs: str, task: str | None = None, threshold: float | None = None, calibrated: bool = False
+) -> "Predictor":
+    """A finished run, with a threshold beside its own, and calibrated. Raises InputError for what is none, or was not
+    fine-tuned."""
     from src.serving.predictor import Predictor  # after the options were read, as torch takes its time
 
-    return Predictor.load(runs, run, task)
+    return Predictor.load(runs, run, task, threshold, calibrated)
 
 
-def predict_texts(run: str, texts: list[str], runs: str = "runs", task: str | None = None) -> Iterator[dict[str, Any]]:
+def predict_texts(
+    run: str,
+    texts: list[str],
+    runs: str = "runs",
+    task: str | None = None,
+    threshold: float | None = None,
+    calibrated: bool = False,
+) -> Iterator[dict[str, Any]]:
     """{"text", "label", "probability", "probabilities"} of each text by a finished run, in their order; of a run that
     writes its answers also "said", the label that it wrote, or null."""
-    yield from load(run, runs, task).answers(texts)
+    yield from load(run, runs, task, threshold, calibrated).answers(texts)
 
 
 def write(run: str, prompt: str, new_tokens: int, runs: str = "runs") -> str:
@@ -129,7 +145,7 @@ def main() -> None:
     check_to(given.to, source.table if given.format == "text" else None)
     for note in source.notes:
         print(f"{source.name}: {note}", file=sys.stderr)
-    predictor = load(given.run, given.runs, given.task)
+    predictor = load(given.run, given.runs, given.task, given.threshold, given.calibrated)
     ascii = given.to is None and codecs.lookup(sys.stdout.encoding).name != "utf-8"
     form = Form(given.format, given.labels_only, ascii)
     bar_shown = sys.stderr.isatty() and (given.to is not None or not sys.stdout.isatty())

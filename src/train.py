@@ -60,6 +60,7 @@ def fine_tune(cfg: DictConfig, longer: int | None, on: dict[str, Any] | None, he
         partial_flag,
         whole,
     )
+    from src.evaluation.decisions import decide, positive_class
     from src.evaluation.metrics import predict
     from src.finetune.cost import Cost, forget_peak_memory
     from src.finetune.history import Curve
@@ -92,7 +93,7 @@ def fine_tune(cfg: DictConfig, longer: int | None, on: dict[str, Any] | None, he
     folder = begin_folder(processes, probe, source if longer is None else None, create, "train", held)
     logger = build_loggers(cfg, folder, remove_on_failure=source is None) if processes.first else []
     cost, curve = Cost(started), Curve()
-    callbacks = [cost, curve, *own_callbacks(cfg, folder), *given_callbacks]
+    callbacks = [cost, curve, *own_callbacks(cfg, folder, positive_class(cfg.positive, data.labels)), *given_callbacks]
     trainer = build_trainer(cfg, callbacks, logger=logger, default_root_dir=folder)
     measurer = trainer
     if partial:  # what it was trained on in part is measured whole
@@ -105,9 +106,10 @@ def fine_tune(cfg: DictConfig, longer: int | None, on: dict[str, Any] | None, he
 
         build.load_best(model, folder)
         predictions = {part: predict(measurer, model, data.evaluation_loader(part)) for part in data.splits}
+        predictions, decided = decide(predictions, data.labels, cfg.positive, cfg.threshold)
 
         device = trainer.strategy.root_device
-        result = summarize(cfg, folder, data, model, predictions, trainer) | forgetting.facts()
+        result = summarize(cfg, folder, data, model, predictions, trainer) | decided | forgetting.facts()
         spent = cost.summary(device, cache.seconds, cache.flops.get("train", 0)) | cache.facts()
         result |= {"curve": curve.points, "cost": spent, **({"partial": True} if partial else {})}
         if processes.first:
@@ -143,6 +145,7 @@ def summarize(
     trainer: "L.Trainer",
 ) -> dict[str, Any]:
     """The content of result.json but for its cost."""
+    from src.evaluation import calibration
     from src.evaluation.metrics import measure_splits
     from src.runs import run_dir
 
@@ -164,6 +167,7 @@ def summarize(
         },
         "metrics": metrics,
         **({"tasks": by_task} if by_task else {}),
+        "calibration": calibration.summary(predictions, metrics, model.classes_by_question),
         "environment": run_dir.environment(trainer.strategy.root_device, trainer.precision),
     }
 

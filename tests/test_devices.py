@@ -150,6 +150,7 @@ CASES = {
     "instruct": ["task=instruct"],
     "instruct-off": ["task=instruct", "cache=off", "data.padding=batch"],
     "instruct-head": ["task=instruct", "task.trainable=last_layer"],
+    "weights": ["task.class_weights=[1,3]", "monitor=validation/average_precision", "threshold=f1"],
     "mix": MIX,
 }
 

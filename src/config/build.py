@@ -19,11 +19,13 @@ from src.data.datamodule import TextData
 from src.data.prompts import questions_of
 from src.data.tokenizer import END_OF_TEXT
 from src.errors import InputError
+from src.evaluation import decisions
 from src.finetune.base import FineTuner
 from src.finetune.checkpointing import read_checkpoint
 from src.finetune.feature_cache import FeatureCache
 from src.finetune.feature_store import FeatureStore
 from src.finetune.instruction import InstructionTuner
+from src.finetune.monitoring import AVERAGE_PRECISION, MONITORS
 from src.gpt import lora, weights
 from src.gpt.model import GPT, GPTConfig
 from src.pretraining.token_stream import in_order, pack
@@ -38,6 +40,8 @@ def check_config(cfg: DictConfig) -> None:
         raise InputError(f"seed={cfg.seed} must lie between 0 and {2**32 - 1}")
     if not re.fullmatch(r"(train|validation|test)/\w+", cfg.get("optimized_metric", "validation/accuracy")):
         raise InputError(f"optimized_metric={cfg.optimized_metric} must be a split and a metric: validation/accuracy")
+    if "monitor" in cfg and cfg.monitor not in MONITORS:
+        raise InputError(f"monitor={cfg.monitor} is unknown: use {', '.join(MONITORS)}")
     if cfg.get("patience") is not None and cfg.patience < 1:
         raise InputError(f"patience={cfg.patience} must be at least 1, or null")
 
@@ -121,8 +125,22 @@ def data_and_task(cfg: DictConfig) -> tuple[TextData, FineTuner]:
     """The texts and the model, made for each other: its prompts around them, its GPT's context length."""
     data = build_data(cfg)
     task = build_task(cfg, data.labels)
+    check_decisions(cfg, data, task)
     data.encode_for(task.prompts, task.reads_padding, task.gpt.config.context_length)
+    task.weigh(data.splits["train"].labels)
     return data, task
+
+
+def check_decisions(cfg: DictConfig, data: TextData, task: FineTuner) -> None:
+    """Raises InputError for a threshold, a positive class, or something to monitor that these data do not allow."""
+    decisions.check(cfg.threshold, cfg.positive, data.labels, len(task.questions))
+    ranks = cfg.monitor == AVERAGE_PRECISION
+    if ranks and len(task.questions) > 1:
+        raise InputError(f"monitor={cfg.monitor} is for one question, and a mixture asks several: use another")
+    present = {example.label for example in data.all_examples["validation"]}
+    if (ranks or cfg.threshold) and (lacking := [label for label in data.labels if label not in present]):
+        asked = f"monitor={cfg.monitor}" if ranks else f"threshold={cfg.threshold}"
+        raise InputError(f"{asked}: validation has no message of class {lacking[0]}, as it would need; leave it out")
 
 
 def held_out_windows(cfg: DictConfig) -> list[Tensor]:

@@ -70,6 +70,9 @@ class TrainSchema(Common):
     task: dict[str, Any] = field(default_factory=dict)
     cache: dict[str, Any] = field(default_factory=dict)
     held_out: HeldOutSection = field(default_factory=HeldOutSection)
+    monitor: str = MISSING
+    positive: str | None = MISSING
+    threshold: str | None = MISSING
     patience: int | None = MISSING
     optimized_metric: str = MISSING
 

@@ -17,6 +17,7 @@ from src.config import ddp
 from src.config.instantiate import build, check, find
 from src.errors import InputError
 from src.finetune.checkpointing import AtomicCheckpointIO, EpochCheckpoint, ResumableEarlyStopping
+from src.finetune.monitoring import AVERAGE_PRECISION, MONITORS, RankingMonitor
 from src.runs import loggers, progress, run_dir
 
 # Lightning's arguments that leave out examples of a split, or end a training before its epochs are over
@@ -95,10 +96,13 @@ def build_callbacks(cfg: DictConfig) -> list[Callback]:
     return [build(f"callbacks.{name}", settings) for name, settings in run_dir.plain(cfg.callbacks).items()]
 
 
-def own_callbacks(cfg: DictConfig, run: Path) -> list[Callback]:
-    """Best checkpoint on validation loss, last one for resuming, and early stopping where it is asked for."""
-    stop = [ResumableEarlyStopping("validation/loss", patience=cfg.patience)] if cfg.patience else []
-    return [*stop, EpochCheckpoint(run / "checkpoints")]
+def own_callbacks(cfg: DictConfig, run: Path, positive: int = -1) -> list[Callback]:
+    """Best checkpoint by what is monitored, last one for resuming, and early stopping where it is asked for;
+    `positive` is the class that average precision looks for."""
+    monitor, mode = cfg.monitor, MONITORS[cfg.monitor]
+    ranking = [RankingMonitor(positive)] if monitor == AVERAGE_PRECISION else []
+    stop = [ResumableEarlyStopping(monitor, patience=cfg.patience, mode=mode)] if cfg.patience else []
+    return [*ranking, *stop, EpochCheckpoint(run / "checkpoints", monitor, mode)]
 
 
 def logger_arguments(target: Any, run: Path, cfg: DictConfig) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """Class probabilities and labels of a whole split -> its metrics, with torchmetrics.
 
 accuracy, f1 (macro, over all classes: 0 for one without messages and answers), mcc (Matthews), auroc (macro, one
-against the rest, by log-odds), ece (top-label calibration error in 15 bins), loss (mean negative
-log-likelihood in nats). Of answers that were written: generated_accuracy, in which a text that is no answer counts as
-wrong, and valid_rate, the share of those that are one.
+against the rest, by log-odds), average_precision and recall_at_p99, the highest recall with a precision of 0.99 or
+more, by log-odds too (of two classes those of the positive one, else macro), ece (top-label calibration error in 15
+bins), loss (mean negative log-likelihood in nats). Of answers that were written: generated_accuracy, in which a text
+that is no answer counts as wrong, and valid_rate, the share of those that are one.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -28,11 +29,17 @@ def perplexity(loss: float) -> float:
 
 class Predictions(NamedTuple):
     """log_probabilities (N, K) in fp32 and labels (N,) of a split, in the split's order; of a model that writes its
-    answers also what it `said` (N,), a class number or -1 for no answer."""
+    answers also what it `said` (N,), a class number or -1 for no answer.
+
+    positive    of two classes the one that is looked for: 0, 1 or -1, the last
+    threshold   the log-odds from which on it is predicted; None: where it is the more probable one
+    """
 
     log_probabilities: Tensor
     labels: Tensor
     said: Tensor | None = None
+    positive: int = -1
+    threshold: float | None = None
 
     def of(self, classes: list[int]) -> "Predictions":
         """Those of the messages whose label is among `classes`, over these classes alone."""
@@ -40,15 +47,29 @@ class Predictions(NamedTuple):
         number[classes] = torch.arange(len(classes))
         rows = number[self.labels] >= 0
         said = None if self.said is None else number[self.said[rows]]
-        return Predictions(self.log_probabilities[rows][:, classes], number[self.labels[rows]], said)
+        own = self._replace(
+            log_probabilities=self.log_probabilities[rows][:, classes], labels=number[self.labels[rows]]
+        )
+        return own._replace(said=said)
 
     @property
     def probabilities(self) -> Tensor:
         return self.log_probabilities.exp()
 
     @property
+    def log_odds(self) -> Tensor:
+        """Of each class against the rest, (N, K) in fp64: fp32 has no probabilities between 1 - 6e-8 and 1, where a
+        trained model's lie."""
+        log_p = self.log_probabilities.double()
+        rest = [log_p[:, [j for j in range(log_p.shape[1]) if j != c]].logsumexp(1) for c in range(log_p.shape[1])]
+        return log_p - torch.stack(rest, 1)
+
+    @property
     def predicted(self) -> Tensor:
-        return self.log_probabilities.argmax(-1)
+        if self.threshold is None:
+            return self.log_probabilities.argmax(-1)
+        is_positive = self.log_odds[:, self.positive] >= self.threshold
+        return torch.where(is_positive, self.positive % 2, 1 - self.positive % 2)
 
 
 def predict(trainer: L.Trainer, model: L.LightningModule, loader: Any) -> Predictions:
@@ -75,6 +96,8 @@ def measure(predictions: Predictions) -> dict[str, float]:
         "f1": tm.multiclass_f1_score(predictions.predicted, labels, k, average="none").mean(),
         "mcc": matthews(confusion(predictions)),
         "auroc": tm.multiclass_auroc(ranks(predictions), labels, k) if ranked else torch.tensor(torch.nan),
+        "average_precision": average_precision(predictions),
+        "recall_at_p99": recall_at(0.99, predictions),
         # a probability of exactly 1, which fp32 softmax gives, would get a bin of its own
         "ece": tm.multiclass_calibration_error(probabilities.clamp(max=1 - 1e-7), labels, k, n_bins=15),
         "loss": torch.nn.functional.nll_loss(predictions.log_probabilities, labels),
@@ -86,13 +109,41 @@ def measure(predictions: Predictions) -> dict[str, float]:
 
 
 def ranks(predictions: Predictions) -> Tensor:
-    """Each class's log-odds against the rest (N, K) as ranks in [0, 1]: fp32 has no probabilities between 1 - 6e-8 and
-    1, where a trained model's lie, and torchmetrics takes what is no probability through a softmax."""
-    log_p = predictions.log_probabilities.double()
-    k = log_p.shape[1]
-    rest = torch.stack([log_p[:, [j for j in range(k) if j != c]].logsumexp(1) for c in range(k)], 1)
-    values, rank = (log_p - rest).unique(return_inverse=True)
+    """Each class's log-odds (N, K) as ranks in [0, 1]: torchmetrics takes what is no probability through a softmax."""
+    values, rank = predictions.log_odds.unique(return_inverse=True)
     return rank.double() / max(1, len(values) - 1)
+
+
+def average_precision(predictions: Predictions) -> Tensor:
+    """That of the positive class, or of more than two the mean over them; nan without messages of one."""
+    return ranking(predictions, tm.binary_average_precision)
+
+
+def recall_at(precision: float, predictions: Predictions) -> Tensor:
+    """The highest recall with at least this precision, of the same classes; 0 where no threshold has it."""
+
+    def highest(scores: Tensor, is_class: Tensor) -> Tensor:
+        _, reached, recall = precision_recall(scores, is_class)
+        return (recall * (reached >= precision)).max()
+
+    return ranking(predictions, highest)
+
+
+def precision_recall(scores: Tensor, is_class: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each score (T,), in ascending order: itself, and precision and recall where it is the threshold. In fp64, so
+    that 7 of 10 are 0.7."""
+    values, place = scores.unique(return_inverse=True)
+    right, all_of_it = (torch.bincount(place, w).flip(0).cumsum(0).flip(0) for w in (is_class.double(), None))
+    return values, right / all_of_it, right / is_class.sum()
+
+
+def ranking(predictions: Predictions, metric: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """A metric of ranks (N,) and whether each message is of the class (N,), as above."""
+    scores, k = ranks(predictions), predictions.log_probabilities.shape[1]
+    if predictions.log_probabilities.isnan().any() or len(predictions.labels.unique()) < k:
+        return torch.tensor(torch.nan)
+    classes = [predictions.positive % 2] if k == 2 else range(k)
+    return torch.stack([metric(scores[:, c], (predictions.labels == c).long()) for c in classes]).mean()
 
 
 Metrics = dict[str, dict[str, float]]

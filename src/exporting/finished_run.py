@@ -98,8 +98,8 @@ class FinishedRun:
         classes = self.question(task)[1]
         labels, own = [self.data["labels"][number] for number in classes], predictions.of(classes)
         said = [] if own.said is None else own.said.tolist()
-        for i, (text, p) in enumerate(zip(texts, own.probabilities.tolist(), strict=True)):
-            best = max(range(len(p)), key=p.__getitem__)
+        rows = zip(texts, own.predicted.tolist(), own.probabilities.tolist(), strict=True)
+        for i, (text, best, p) in enumerate(rows):
             written = {"said": labels[said[i]] if said[i] >= 0 else None} if said else {}
             probabilities = dict(zip(labels, p, strict=True))
             yield {

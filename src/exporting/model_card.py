@@ -61,6 +61,8 @@ def card(run: FinishedRun, repo: str | None, onnx: bool) -> ModelCard:
         rows=rows,
         intervals="; ".join(interval(*row) for row in tested(result)),
         calibration=", ".join(f"{metrics['ece']:.3f} on {name}" for name, metrics, _ in tested(result)),
+        threshold=result.get("threshold"),
+        temperature=result.get("calibration", {}).get("temperature"),
         cost=cost(result),
     )
 

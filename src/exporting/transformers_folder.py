@@ -29,7 +29,7 @@ def write(run: FinishedRun, folder: Path) -> None:
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), END_OF_TEXT)
     tensors = gpt2_tensors(run.model.gpt)
     changes = _language_model(run, tensors) if run.writes else _classifier(run, tensors)
-    config = gpt2_config(run.model.gpt.config) | special | {"dtype": "float32"} | changes
+    config = gpt2_config(run.model.gpt.config) | special | {"dtype": "float32"} | changes | decision(run)
     _dump(folder / "config.json", config)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors writes for the owner alone
@@ -39,6 +39,14 @@ def write(run: FinishedRun, folder: Path) -> None:
         _dump(folder / "generation_config.json", {**special, "do_sample": False, "max_new_tokens": answer_tokens(run)})
     limit = run.model.gpt.config.context_length if run.writes else run.data["max_length"]
     tokenizer_files.write(folder, limit, Prompt() if run.writes else run.prompt)
+
+
+def decision(run: FinishedRun) -> dict[str, Any]:
+    """The threshold that the run chose, as config.json has it: that of the probability of the class `positive_id`."""
+    if not (chosen := run.result.get("threshold")):
+        return {}
+    positive = run.data["labels"].index(run.result["positive"])
+    return {"positive_id": positive, "threshold": chosen["probability"]}
 
 
 def answer_tokens(run: FinishedRun) -> int:

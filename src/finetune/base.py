@@ -12,6 +12,7 @@ from src.data.prompts import Prompt, Question, Task
 from src.errors import InputError
 from src.finetune import freezing as strategies
 from src.finetune.checkpointing import check_tensors
+from src.finetune.class_weights import ClassWeights, check_class_weights, class_weight
 from src.finetune.feature_store import Features
 from src.finetune.frozen import check_frozen_norms, frozen_norms
 from src.finetune.optim import OptimizerFactory, SchedulerFactory, adamw, warmup_schedule
@@ -31,6 +32,7 @@ class FineTuner(TrainingSteps):
     lora              the rank and scaling of the adapters, for trainable="lora"
     optimizer, scheduler    factories (see optim.py)
     frozen_precision  of the blocks below the first trained one: run (that of the Trainer) or bf16
+    class_weights     of a message's loss by its class: none, balanced, which `weigh` counts, or a number for each
     features          part -> what these blocks have made of its messages (feature_cache.py); empty: made in each step
     Checkpoints hold the trained parameters only, and the norms of the frozen ones, which are the GPT's that the run
     started from.
@@ -46,9 +48,11 @@ class FineTuner(TrainingSteps):
         optimizer: OptimizerFactory = adamw,
         scheduler: SchedulerFactory = warmup_schedule,
         frozen_precision: FrozenPrecision = "run",
+        class_weights: ClassWeights = "none",
     ) -> None:
         super().__init__(optimizer, scheduler)
-        self.frozen_precision = frozen_precision
+        self.frozen_precision, self.class_weights = frozen_precision, class_weights
+        check_class_weights(class_weights, questions)
         self.features: dict[str, Features] = {}
         self.answer_rows = 0  # rows of a message that `compute_features` has besides its own
         self.gpt, self.head, self.questions = gpt, head, list(questions)
@@ -149,6 +153,10 @@ class FineTuner(TrainingSteps):
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         known = self.features.get(batch.part)
         return batch._replace(features=known.of(batch)) if known else batch
+
+    def weigh(self, labels: Sequence[int]) -> None:
+        """Give classes their weights in the loss, from the labels of the training messages."""
+        self.class_weight = class_weight(self.class_weights, labels, len(self.questions[0].labels))
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, but for what lies below the first trained block: a frozen prefix has no dropout either."""

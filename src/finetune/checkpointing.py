@@ -4,7 +4,7 @@ import os
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -98,19 +98,20 @@ class ResumableEarlyStopping(EarlyStopping):
 
 
 class EpochCheckpoint(Checkpoint):
-    """Of fine-tuning: after each epoch writes best.ckpt (the parameters alone) if its validation loss is the lowest so
-    far, then last.ckpt.
+    """Of fine-tuning: after each epoch writes best.ckpt (the parameters alone) if what is monitored is the best so far,
+    the first of equals, then last.ckpt.
 
-    Lightning's own forgets the lowest loss of a run whose folder was moved.
+    Lightning's own forgets the best value of a run whose folder was moved.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.lowest = folder, float("inf")
+    def __init__(self, folder: Path, monitor: str = "validation/loss", mode: Literal["min", "max"] = "min") -> None:
+        self.folder, self.monitor, self.sign = folder, monitor, 1 if mode == "min" else -1
+        self.lowest: float | None = None  # of the monitored value times the sign
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loss = trainer.callback_metrics.get("validation/loss")  # there is none with trainer.limit_val_batches=0
-        if loss is None or loss < self.lowest:
-            self.lowest = self.lowest if loss is None else loss.item()
+        value = trainer.callback_metrics.get(self.monitor)  # there is none with trainer.limit_val_batches=0
+        if value is None or self.lowest is None or self.sign * value < self.lowest:
+            self.lowest = self.lowest if value is None else self.sign * value.item()
             trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=True)
         trainer.save_checkpoint(self.folder / "last.ckpt")
 

@@ -16,6 +16,7 @@ from src.data.batching import Batch, of_counted
 from src.data.prompts import Question, make_task
 from src.errors import InputError
 from src.finetune.base import FineTuner, FrozenPrecision
+from src.finetune.class_weights import ClassWeights
 from src.finetune.optim import OptimizerFactory, SchedulerFactory, adamw, warmup_schedule
 from src.finetune.pooling import POOLINGS, pooling_index
 from src.gpt.lora import LoRA
@@ -23,7 +24,7 @@ from src.gpt.model import GPT
 
 
 class Classifier(FineTuner):
-    """A GPT with a linear head over K classes; trainable, lora, optimizer, scheduler, frozen_precision as in FineTuner.
+    """A GPT with a linear head over K classes; the arguments that are not listed here are FineTuner's.
 
     pooling         which hidden state the head reads (see pooling.py)
     head            linear: random weights; answers: the language model's own output rows for the first token of each
@@ -46,6 +47,7 @@ class Classifier(FineTuner):
         scheduler: SchedulerFactory = warmup_schedule,
         ignore_index: int = -100,
         frozen_precision: FrozenPrecision = "run",
+        class_weights: ClassWeights = "none",
     ) -> None:
         if pooling not in POOLINGS:
             raise InputError(f"task.pooling={pooling} is unknown: use {', '.join(POOLINGS)}")
@@ -54,7 +56,7 @@ class Classifier(FineTuner):
         layer = nn.Linear(gpt.config.n_embd, len(questions[0].labels))
         if head == "answers":
             self._copy_answers(layer, gpt, make_task(questions[0], template).answers)
-        super().__init__(gpt, questions, layer, trainable, lora, optimizer, scheduler, frozen_precision)
+        super().__init__(gpt, questions, layer, trainable, lora, optimizer, scheduler, frozen_precision, class_weights)
         self.pooling, self.ignore_index = pooling, ignore_index
         if prompt == "instruction":
             self.tasks = [make_task(questions[0], template)]
@@ -97,8 +99,8 @@ class Classifier(FineTuner):
         loss = self.cross_entropy(logits, batch.label, batch, self.ignore_index)
         return loss, logits.detach().argmax(-1) == batch.label
 
-    def targets(self, label: Tensor) -> Tensor:
-        return (label != self.ignore_index).sum()
+    def targets_of(self, label: Tensor) -> Tensor:
+        return label != self.ignore_index
 
     def predict_step(self, batch: Batch, batch_index: int, dataloader_index: int = 0) -> list[Tensor]:
         logits = self(batch.ids, batch.length, self.cached_features(batch)).float()

@@ -17,6 +17,7 @@ from src.data.prompts import Question, make_task, parse
 from src.data.tokenizer import END_OF_TEXT, decode
 from src.errors import InputError
 from src.finetune.base import FineTuner, FrozenPrecision
+from src.finetune.class_weights import ClassWeights
 from src.finetune.optim import OptimizerFactory, SchedulerFactory, adamw, warmup_schedule
 from src.gpt.generation import Blocks, Decoder
 from src.gpt.lora import LoRA
@@ -45,6 +46,7 @@ class InstructionTuner(FineTuner):
         optimizer: OptimizerFactory = adamw,
         scheduler: SchedulerFactory = warmup_schedule,
         frozen_precision: FrozenPrecision = "run",
+        class_weights: ClassWeights = "none",
     ) -> None:
         if not gpt.config.causal:
             raise InputError("task=instruct needs gpt.causal=true: without the mask a prompt would read its answer")
@@ -53,7 +55,7 @@ class InstructionTuner(FineTuner):
             head = nn.Linear(gpt.config.n_embd, gpt.config.vocab_size, bias=False)
             with torch.no_grad():
                 head.weight.copy_(gpt.token_embedding.weight)
-        super().__init__(gpt, questions, head, trainable, lora, optimizer, scheduler, frozen_precision)
+        super().__init__(gpt, questions, head, trainable, lora, optimizer, scheduler, frozen_precision, class_weights)
         self.tasks = tasks = [make_task(question, template) for question in questions]
         self.prompts = [task.prompt for task in tasks]
         answers = {number: ids for task in tasks for number, ids in zip(task.classes, task.answers, strict=True)}
@@ -164,8 +166,8 @@ class InstructionTuner(FineTuner):
         written = (logits.detach().argmax(-1) == targets) | (targets == IGNORE_INDEX)
         return loss, written.all(1)
 
-    def targets(self, label: Tensor) -> Tensor:
-        return (self.answers[label] != IGNORE_INDEX).sum()
+    def targets_of(self, label: Tensor) -> Tensor:
+        return (self.answers[label] != IGNORE_INDEX).sum(-1)
 
     def predict_step(self, batch: Batch, batch_index: int, dataloader_index: int = 0) -> list[Tensor]:
         answer = self.score_and_generate if batch.features is None else self.score_and_generate_cached

@@ -25,6 +25,7 @@ class TrainingSteps(L.LightningModule):
         super().__init__()
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed = torch.initial_seed()  # what the run was seeded with
+        self.class_weight: Tensor | None = None  # (K,); no buffer, which a Trainer may round to its precision
         self.means = nn.ModuleDict(
             {f"{phase}_{name}": Mean() for phase in ("train", "validation") for name in ("accuracy", "loss")}
         )
@@ -34,16 +35,29 @@ class TrainingSteps(L.LightningModule):
         """The loss of a batch, and whether each message (B,) would be answered rightly."""
         raise NotImplementedError
 
-    def targets(self, label: Tensor) -> Tensor:
-        """How many targets the loss of a batch with these labels is the mean of: its weight in the loss of an epoch,
-        which so depends on no batch size."""
+    def targets_of(self, label: Tensor) -> Tensor:
+        """How many targets each message of these labels (B,) has."""
         raise NotImplementedError
 
+    def targets(self, label: Tensor) -> Tensor:
+        """How many targets the loss of a batch with these labels is the mean of, each counted by the weight of its
+        class: its weight in the loss of an epoch, which so depends on no batch size."""
+        n = self.targets_of(label)
+        return n.sum() if self.class_weight is None else (n * self.class_weight.to(n.device)[label]).sum()
+
     def cross_entropy(self, logits: Tensor, targets: Tensor, batch: Batch, ignored: int) -> Tensor:
-        """Mean over the targets of a batch; of a rank's share, its part of the mean over the whole batch."""
-        if batch.whole is None:
+        """Mean over the targets of a batch, each with the weight of its class; of a rank's share, its part of the mean
+        over the whole batch."""
+        if batch.whole is None and self.class_weight is None:
             return F.cross_entropy(logits, targets, ignore_index=ignored)
-        summed = F.cross_entropy(logits, targets, ignore_index=ignored, reduction="sum")
+        if self.class_weight is None:
+            summed = F.cross_entropy(logits, targets, ignore_index=ignored, reduction="sum")
+        else:
+            losses = F.cross_entropy(logits, targets, ignore_index=ignored, reduction="none")
+            of_message = losses.view(len(batch.label), -1).sum(1)
+            summed = (of_message * self.class_weight.to(losses.device)[batch.label]).sum()
+        if batch.whole is None:
+            return summed / self.targets(batch.label)
         return summed * (batch.counted != 0) / self.targets(batch.whole)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:  # dropout, which survives a resume

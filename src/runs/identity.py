@@ -23,6 +23,13 @@ from src.runs.devices import on_one_device
 # where a run is kept and reported and what it reads back, not what it computes
 NOT_IN_HASH = ("name", "runs", "resume", "logger", "cache", "optimized_metric")
 NOT_THE_DATA = ("cache", "num_workers")  # where data are kept and how they are loaded, not what they are
+# settings that earlier runs did not have, with the values that leave a run what it was
+AS_BEFORE: dict[str, Any] = {
+    "monitor": "validation/loss",
+    "positive": None,
+    "threshold": None,
+    "task.class_weights": "none",
+}
 
 Settings = Mapping[str, Any]
 Place = tuple[str, ...]  # keys from the top of a config
@@ -61,7 +68,16 @@ def settings(cfg: Settings) -> dict[str, Any]:
     for name in ("data", "held_out", "corpus"):
         if name in kept:
             kept[name] = without_places(kept[name])
-    return kept
+    return without_defaults(kept)
+
+
+def without_defaults(settings: Settings, above: str = "") -> dict[str, Any]:
+    """Settings but for those of AS_BEFORE with these values: a run that names them is the same as one without."""
+    return {
+        key: without_defaults(value, f"{above}{key}.") if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if (name := f"{above}{key}") not in AS_BEFORE or value != AS_BEFORE[name]
+    }
 
 
 def without_places(section: Settings) -> dict[str, Any]:

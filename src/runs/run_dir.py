@@ -119,7 +119,8 @@ def read_config(run: Path) -> dict[str, Any]:
     needed = {"seed"} if isinstance(content, dict) and "corpus" in content else {"seed", "gpt", "data", "task"}
     if not isinstance(content, dict) or not content.keys() >= needed:
         raise InputError(f"{path} is damaged: it holds no settings of a run; bring it back, or leave {run.name} alone")
-    return legacy.todays(content)
+    absent = {key: value for key, value in identity.AS_BEFORE.items() if "." not in key and "task" in content}
+    return absent | legacy.todays(content)
 
 
 def load_result(run: Path) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from src.config.trainer import build_trainer, whole
 from src.data.prompts import Prompt
 from src.data.tokenizer import END_OF_TEXT, decode, encode
 from src.errors import InputError
-from src.evaluation.metrics import in_order
+from src.evaluation import calibration
+from src.evaluation.decisions import as_recorded, log_odds
+from src.evaluation.metrics import Predictions, in_order
 from src.exporting.finished_run import FinishedRun
 from src.gpt.generation import Decoder
 from src.runs import run_dir
@@ -22,19 +24,32 @@ LONGEST_TOKEN = 128  # of GPT-2's vocabulary, in bytes
 
 class Predictor:
     """What a finished run says of texts: one with several questions is asked `task`. `cut` counts the texts that were
-    too long to be read whole."""
+    too long to be read whole.
+
+    threshold    the probability, as it is given, from which on the positive class is the answer; None: the run's own
+    calibrated   with probabilities scaled by the run's temperature
+    """
 
     @classmethod
-    def load(cls, runs: str, run: str, task: str | None = None) -> "Predictor":
+    def load(
+        cls, runs: str, run: str, task: str | None = None, threshold: float | None = None, calibrated: bool = False
+    ) -> "Predictor":
         """That of a run by its id or folder. Raises InputError for what is no finished run of fine-tuning."""
         run_dir.trained_on(run_dir.find(runs, run))
-        return cls(FinishedRun.load(runs, run, merged=False), task)
+        return cls(FinishedRun.load(runs, run, merged=False), task, threshold, calibrated)
 
-    def __init__(self, run: FinishedRun, task: str | None = None) -> None:
+    def __init__(
+        self, run: FinishedRun, task: str | None = None, threshold: float | None = None, calibrated: bool = False
+    ) -> None:
         trainer = build_trainer(whole(run.cfg), logger=False, enable_checkpointing=False)
         self.run, self.task, self.cut = run, task, 0
         self._precision, self._device = trainer.precision_plugin, trainer.strategy.root_device
         self._to_device = trainer.strategy.batch_to_device
+        self.threshold, self.temperature = threshold, calibration.recorded(run.result) if calibrated else 1.0
+        if threshold is not None and len(self.labels) != 2:
+            raise InputError(
+                f"threshold={threshold} is for two classes, and run {self.id} has {', '.join(self.labels)}"
+            )
         self.model: Any = self._precision.convert_module(run.model).to(self._device)
 
     @property
@@ -78,7 +93,14 @@ class Predictor:
         with self._computing():
             batches = self.run.batches(ids, self.task)
             outputs = [self.model.predict_step(self._to_device(batch), i) for i, batch in enumerate(batches)]
-        return list(self.run.answers(texts, in_order(outputs), self.task))
+        return list(self.run.answers(texts, self._decided(in_order(outputs)), self.task))
+
+    def _decided(self, predictions: Predictions) -> Predictions:
+        """Predictions with the probabilities and by the threshold that are asked for."""
+        found = as_recorded(predictions, self.run.result)
+        if self.temperature != 1:
+            found = calibration.scaled(found, self.temperature)
+        return found if self.threshold is None else found._replace(threshold=log_odds(self.threshold))
 
     def written_answers(self, texts: list[str]) -> list[str]:
         """What is written after the prompt around each text, word for word, as far as the longest answer goes."""

@@ -163,6 +163,7 @@ def build_parts(cfg: DictConfig, built: dict[str, Any]) -> None:
     narrow = cfg.copy()
     narrow.gpt.n_embd, narrow.gpt.weights = cfg.gpt.n_head, "random"
     model = build.build_task(narrow, data.labels)
+    build.check_decisions(cfg, data, model)
     around = [cfg.data, [[*prompt.before, -1, *prompt.after, -1, prompt.reserve] for prompt in model.prompts]]
     once(built, ["tokens", *around, model.reads_padding, cfg.gpt.context_length], partial(encode, data, model))
 

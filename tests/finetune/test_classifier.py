@@ -495,17 +495,28 @@ def measured_by_sklearn(predictions: Predictions) -> dict[str, float]:
     k = probabilities.shape[1]
     scores = probabilities[:, 1] if k == 2 else probabilities
     complete = len(set(labels)) == k
+
+    def each_class(score: Callable[..., float]) -> float:
+        return float(np.mean([score(labels == c, probabilities[:, c]) for c in ([1] if k == 2 else range(k))]))
+
+    def recall_at_p99(is_class: Any, score: Any) -> float:
+        precision, recall, _ = sklearn_metrics.precision_recall_curve(is_class, score)
+        return float(recall[precision >= 0.99].max())
+
     return {
         "accuracy": sklearn_metrics.accuracy_score(labels, predicted),
         "f1": sklearn_metrics.f1_score(labels, predicted, labels=range(k), average="macro", zero_division=0),
         "mcc": sklearn_metrics.matthews_corrcoef(labels, predicted),
         "auroc": sklearn_metrics.roc_auc_score(labels, scores, multi_class="ovr") if complete else math.nan,
+        "average_precision": each_class(sklearn_metrics.average_precision_score) if complete else math.nan,
+        "recall_at_p99": each_class(recall_at_p99) if complete else math.nan,
         "loss": sklearn_metrics.log_loss(labels, probabilities.astype(float), labels=range(k)),
     }
 
 
 def without_ece(metrics: dict[str, float]) -> dict[str, float]:
-    assert list(metrics) == ["accuracy", "f1", "mcc", "auroc", "ece", "loss"]
+    ranked = ["auroc", "average_precision", "recall_at_p99"]
+    assert list(metrics) == ["accuracy", "f1", "mcc", *ranked, "ece", "loss"]
     return {name: value for name, value in metrics.items() if name != "ece"}
 
 

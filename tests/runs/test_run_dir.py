@@ -319,8 +319,9 @@ def trained_epochs(capsys: pytest.CaptureFixture[str]) -> list[int]:
         (2, (*LEARNS, "scheduler=cosine", "scheduler.warmup_ratio=0.3", "data.padding=batch")),
         (1, ("task.trainable=lora", "gpt.dropout=0.1", "trainer.accumulate_grad_batches=4")),
         pytest.param(2, (*LEARNS, "gpt.dropout=0.3"), marks=pytest.mark.slow),
+        (2, (*LEARNS, "monitor=validation/accuracy", "patience=2")),
     ],
-    ids=["second_epoch", "first_epoch", "schedule_batch", "lora_dropout_accumulate", "dropout_later"],
+    ids=["second_epoch", "first_epoch", "schedule_batch", "lora_dropout_accumulate", "dropout_later", "monitor"],
 )
 def test_a_resumed_run_equals_a_straight_one(
     home: Path,
@@ -347,7 +348,7 @@ def test_a_resumed_run_equals_a_straight_one(
     assert resumed.folder == folder
     assert trained_epochs(capsys) == list(range(epoch + 1, 4))
     assert (folder / "predictions.csv").read_bytes() == (straight.folder / "predictions.csv").read_bytes()
-    unchanged = ("config_hash", "data", "gpt", "task", "metrics")
+    unchanged = ("config_hash", "data", "gpt", "task", "metrics", "curve")
     assert [resumed.result[key] for key in unchanged] == [straight.result[key] for key in unchanged]
     for cost in ("train_tokens", "train_flops"):
         assert resumed.result["cost"][cost] == straight.result["cost"][cost]
@@ -1214,6 +1215,12 @@ def test_a_log_file_holds_a_line_now_and_then(
         ("data.path=???", "data.path"),
         ("trainer.precision=8-foo", "8-foo"),
         ("seed=-1", "seed=-1"),
+        ("monitor=validation/f1", "monitor=validation/f1"),
+        ("threshold=0.9", "threshold=0.9"),
+        ("threshold=recall", "threshold=recall"),
+        ("positive=eggs", "positive=eggs"),
+        ("task.class_weights=[1,2,3]", "task.class_weights"),
+        ("task.class_weights=even", "task.class_weights=even"),
         ("patience=soon", "patience=soon"),
         ("patience=-1", "patience=-1"),
         ("data.batch_size=abc", "data.batch_size=abc"),
