@@ -83,7 +83,7 @@ def in_order(outputs: Iterable[Any]) -> Predictions:
     """What predict_step gave for each batch -> predictions in the order of the rows."""
     row, logits, label, *said = (torch.cat(part) for part in zip(*outputs, strict=True))
     order = row.argsort()
-    return Predictions(logits[order].float().log_softmax(-1), label[order], *(part[order] for part in said))
+    return Predictions(logits[order].float().log_softmax(-1), label[order], said[0][order] if said else None)
 
 
 def measure(predictions: Predictions) -> dict[str, float]:

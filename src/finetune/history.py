@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-QUANTITIES = (
-    *("train_loss", "validation_loss", "train_accuracy", "validation_accuracy"),
-    "validation_average_precision",  # where it is monitored
-)
+QUANTITIES = ("train_loss", "validation_loss", "train_accuracy", "validation_accuracy")
+RANKED = "validation_average_precision"  # where it is monitored
 
 
 class Mean(Metric):
@@ -46,7 +44,9 @@ class Curve(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         logged = trainer.callback_metrics  # without some of them where debugging flags leave out an epoch's end
-        values = {name: logged[key].item() for name in QUANTITIES if (key := name.replace("_", "/", 1)) in logged}
+        values = {
+            name: logged[key].item() for name in (*QUANTITIES, RANKED) if (key := name.replace("_", "/", 1)) in logged
+        }
         self.points.append({"epoch": trainer.current_epoch + 1, **values})
 
     def state_dict(self) -> dict[str, Any]:
