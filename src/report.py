@@ -19,7 +19,7 @@ from src.config.options import Place, options
 from src.errors import InputError
 
 if TYPE_CHECKING:
-    from src.reporting.charts import Chart
+    from src.reporting.chart import Chart
     from src.reporting.table import Table
 
 FORMATS = ("md", "tex", "csv", "figures", "html")
@@ -55,7 +55,14 @@ def report(path: Path, formats: list[str], given: Options) -> "tuple[Table, list
             f"stands in {path.parent} is left as it is; run them with python -m src.sweep {path}"
         )
         return None
-    made = table(path.stem, asked.description, found, references(found, given.reference), given.difference)
+    made = table(
+        path.stem,
+        asked.description,
+        found,
+        references(found, given.reference),
+        given.difference,
+        metric=asked.metric.name,
+    )
     drawn = charts(found, made.caption)
     written = [*write_tables(made, path.parent / "tables", formats)]
     if "figures" in formats:

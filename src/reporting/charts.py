@@ -3,68 +3,18 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from statistics import fmean
 
+from src.reporting.chart import Chart, Matrix, Panel, Series
+from src.reporting.probability_charts import precision_recall, reliability
 from src.reporting.rows import PART, Row, Run, brief, namer, shown
 
-# of Okabe and Ito's colours, which all eyes tell apart; their yellow is too pale for lines
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-BINS = 15
 DATA = "data"
 ACCURACY = "test accuracy (%)"
 MEAN = "mean over seeds, and its 95% interval over test messages and seeds"
 BEYOND = ("all", "lora")
 DEPTHS = {"last_layer": 0, "last_block": 1, "last_two_blocks": 2}
-
-
-@dataclass(frozen=True)
-class Series:
-    """Points with the name that a legend gives them; low and high are the ends of their bars or the edges of a band."""
-
-    name: str
-    style: int  # colour, marker and line by number: the same number looks the same everywhere
-    x: list[float]
-    y: list[float]
-    low: list[float] = field(default_factory=list)
-    high: list[float] = field(default_factory=list)
-    shift: float = 0.0  # how far it is drawn beside x, so that bars do not hide one another; on a log axis a share of x
-    sizes: list[float] = field(default_factory=list)  # shares of all messages, shown by the size of a point
-    joined: int = 0  # how many of the points, from the first, a line joins
-    band: bool = False
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """Counts of messages: row the true label, column the predicted one."""
-
-    labels: list[str]
-    counts: list[list[int]]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes: series, or a confusion matrix."""
-
-    title: str
-    series: list[Series] = field(default_factory=list)
-    matrix: Matrix | None = None
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One figure; `note` says what is drawn. `ticks` are (place, label) on the x axis where numbers would say less."""
-
-    kind: str
-    title: str
-    x_label: str
-    y_label: str
-    panels: list[Panel]
-    note: str = ""
-    log_x: bool = False
-    own_scales: bool = False  # whether each panel has its own, where they show different data
-    ticks: list[tuple[float, str]] = field(default_factory=list)
-    diagonal: bool = False
 
 
 def charts(rows: Sequence[Row], caption: str = "") -> list[Chart]:
@@ -78,6 +28,7 @@ def charts(rows: Sequence[Row], caption: str = "") -> list[Chart]:
         curves(rows, "loss", 1),
         curves(rows, "accuracy", 100),
         reliability(rows),
+        precision_recall(rows),
         confusion(rows),
     ]
     return [
@@ -194,40 +145,6 @@ def curve(kept: Sequence[list[dict[str, float]]], part: str, quantity: str, unit
         joined=len(epochs),
         band=True,
     )
-
-
-def reliability(rows: Sequence[Row]) -> Chart | None:
-    """Accuracy against confidence in 15 bins, of all seeds together, a panel a row."""
-    panels = []
-    for row in rows:
-        if any(run.confidence is None for run in row.runs):
-            continue
-        series = bins([p for run in row.runs for p in run.confidence or []], [r for run in row.runs for r in run.right])
-        panels.append(Panel(f"{row.label}\nECE {calibration_error(series):.3f}", [series]))
-    if not panels:
-        return None
-    return Chart("reliability", "Reliability", "confidence", "accuracy", panels, "all seeds together", diagonal=True)
-
-
-def bins(confidence: Sequence[float], right: Sequence[bool]) -> Series:
-    """Mean confidence and accuracy of the messages of each bin that has any."""
-    held: dict[int, list[tuple[float, bool]]] = {}
-    for p, is_right in zip(confidence, right, strict=True):
-        held.setdefault(min(int(p * BINS), BINS - 1), []).append((p, is_right))
-    full = [held[i] for i in sorted(held)]
-    return Series(
-        "",
-        0,
-        [sum(p for p, _ in one) / len(one) for one in full],
-        [sum(is_right for _, is_right in one) / len(one) for one in full],
-        sizes=[len(one) / len(right) for one in full],
-        joined=len(full),
-    )
-
-
-def calibration_error(drawn: Series) -> float:
-    """How far accuracy is from confidence, over the messages of all bins that are drawn."""
-    return sum(size * abs(x - y) for size, x, y in zip(drawn.sizes, drawn.x, drawn.y, strict=True))
 
 
 def confusion(rows: Sequence[Row]) -> Chart | None:

@@ -6,7 +6,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from src.files import whole_file
-from src.reporting.charts import COLOURS, Chart, Matrix, Panel, Series
+from src.reporting.chart import COLOURS, Chart, Matrix, Panel, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.reporting import figures
-from src.reporting.charts import Chart
+from src.reporting.chart import Chart
 from src.reporting.columns import Column
 from src.reporting.table import Table
 

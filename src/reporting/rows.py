@@ -57,6 +57,16 @@ class Run:
         given = [line.get(f"p_{line['predicted']}") for line in self.predictions]
         return None if None in given or "" in given else [float(p) for p in given if p]
 
+    @cached_property
+    def calibrated(self) -> list[float] | None:
+        """The same after temperature scaling; None of a run without a temperature."""
+        temperature = reach(self.result, ("calibration", "temperature"))
+        if temperature is None or self.confidence is None:
+            return None
+        columns = [f"p_{label}" for label in self.result["data"]["labels"]]
+        scaled = [sum(float(line[p]) ** (1 / temperature) for p in columns) for line in self.predictions]
+        return [p ** (1 / temperature) / whole for p, whole in zip(self.confidence, scaled, strict=True)]
+
 
 @dataclass(eq=False)
 class Row:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from src.reporting import columns, notes
 from src.reporting.columns import Column
 from src.reporting.comparisons import compared
+from src.reporting.probability_columns import probability_columns, probability_notes
 from src.reporting.rows import Row
 
 
@@ -21,14 +22,21 @@ class Table:
 
 
 def table(
-    name: str, question: str, rows: Sequence[Row], references: Sequence[Row | None], wanted: float | None = None
+    name: str,
+    question: str,
+    rows: Sequence[Row],
+    references: Sequence[Row | None],
+    wanted: float | None = None,
+    *,
+    metric: str = "",
 ) -> Table:
     """The table of a study; `references` are the rows that each of its rows is compared with (comparisons.py), `wanted`
-    the difference in points that it is to see."""
+    the difference in points that it is to see, `metric` the number that it is about."""
     comparisons = compared(rows, references)
     found = [
         *columns.varying_columns(rows),
         *columns.accuracy_columns(rows),
+        *probability_columns(rows, metric),
         *columns.comparison_columns(rows, comparisons),
         *columns.cost_columns(rows),
         *columns.published_columns(rows),
@@ -36,6 +44,7 @@ def table(
     said = [
         *notes.legend(comparisons),
         *notes.power_note(comparisons, wanted),
+        *probability_notes(metric),
         *notes.reference_note(rows, references),
         *notes.caveats(rows),
         *notes.replaced_note(rows),

@@ -34,7 +34,8 @@ from src.errors import InputError
 from src.evaluation import statistics as compare
 from src.evaluation.metrics import Predictions
 from src.finetune.history import QUANTITIES, Curve
-from src.reporting import charts, figures, finished, published, render, rows, table
+from src.reporting import chart as chart_data
+from src.reporting import charts, figures, finished, probability_charts, published, render, rows, table
 from src.reporting import comparisons as differences
 from src.reporting import html as page
 from src.runs import identity, run_dir
@@ -768,7 +769,7 @@ def test_latex_compiles(strange: table.Table, tmp_path: Path) -> None:
 # ---- charts
 
 
-def chart(found: list[rows.Row], kind: str) -> charts.Chart:
+def chart(found: list[rows.Row], kind: str) -> chart_data.Chart:
     return next(one for one in charts.charts(found) if one.kind == kind)
 
 
@@ -838,12 +839,12 @@ def test_the_gaps_of_the_reliability_diagram_are_the_calibration_error() -> None
     rng = np.random.default_rng(5)
     p = rng.dirichlet([1, 1, 1], 500).astype(np.float32)
     label = rng.integers(0, 3, 500)
-    bins = charts.bins(p.max(1).tolist(), (p.argmax(1) == label).tolist())
+    bins = probability_charts.bins(p.max(1).tolist(), (p.argmax(1) == label).tolist())
     gap = sum(size * abs(x - y) for size, x, y in zip(bins.sizes, bins.x, bins.y, strict=True))
     expected = tm.multiclass_calibration_error(torch.tensor(p), torch.tensor(label), 3, n_bins=15)
     assert gap == pytest.approx(expected.item(), abs=1e-6)
     assert sum(bins.sizes) == pytest.approx(1)
-    assert charts.bins([1.0, 1.0], [True, False]).x == [1.0]
+    assert probability_charts.bins([1.0, 1.0], [True, False]).x == [1.0]
 
 
 def test_the_calibration_error_of_a_reliability_chart_is_that_of_its_bins(tmp_path: Path) -> None:
@@ -870,7 +871,7 @@ def test_the_confusion_matrix_is_scikit_learns(tmp_path: Path) -> None:
     lines = row.runs[0].predictions
     expected = confusion_matrix([x["label"] for x in lines], [x["predicted"] for x in lines], labels=labels)
     drawn = chart([row], "confusion").panels[0].matrix
-    assert drawn == charts.Matrix(labels, expected.tolist())
+    assert drawn == chart_data.Matrix(labels, expected.tolist())
 
 
 def test_cost_has_a_point_for_each_row_that_was_trained(found: list[rows.Row]) -> None:
@@ -894,8 +895,10 @@ def test_a_figure_has_the_same_bytes_each_time_and_no_date(found: list[rows.Row]
 
 
 def test_a_figure_shows_every_series_and_tells_them_apart() -> None:
-    series = [charts.Series(f"row {i}", i, [1.0 + i], [50.0 + i], [40.0], [90.0]) for i in range(20)]
-    drawn = figures.draw(charts.Chart("cost", "Cost", "TFLOP", "accuracy", [charts.Panel("", series)], log_x=True))
+    series = [chart_data.Series(f"row {i}", i, [1.0 + i], [50.0 + i], [40.0], [90.0]) for i in range(20)]
+    drawn = figures.draw(
+        chart_data.Chart("cost", "Cost", "TFLOP", "accuracy", [chart_data.Panel("", series)], log_x=True)
+    )
     (axes,), (legend,) = drawn.axes, drawn.legends
     assert [text.get_text() for text in legend.get_texts()] == [one.name for one in series]
     looks = {(bars.lines[0].get_color(), bars.lines[0].get_marker()) for bars in axes.containers}  # type: ignore[attr-defined]
@@ -906,7 +909,7 @@ def test_a_figure_shows_every_series_and_tells_them_apart() -> None:
 
 def test_small_panels_share_their_axes_and_none_is_lost(found: list[rows.Row]) -> None:
     one = chart(found, "curves-loss")
-    five = charts.Chart(one.kind, one.title, one.x_label, one.y_label, (one.panels * 2)[:5])
+    five = chart_data.Chart(one.kind, one.title, one.x_label, one.y_label, (one.panels * 2)[:5])
     drawn = figures.draw(five)
     shown = [axes for axes in drawn.axes if axes.get_visible()]
     assert [axes.get_title() for axes in shown] == [panel.title for panel in five.panels]
@@ -915,11 +918,11 @@ def test_small_panels_share_their_axes_and_none_is_lost(found: list[rows.Row]) -
 
 def test_titles_of_small_panels_do_not_run_into_each_other() -> None:
     labels = [f"last_real_token, padding=longest, part {i}" for i in range(9)]
-    point = [charts.Series("", 0, [0.2, 0.9], [0.3, 0.8], sizes=[0.5, 0.5], joined=2)]
-    panels = [charts.Panel(f"{label}\nECE 0.100", point) for label in labels]
+    point = [chart_data.Series("", 0, [0.2, 0.9], [0.3, 0.8], sizes=[0.5, 0.5], joined=2)]
+    panels = [chart_data.Panel(f"{label}\nECE 0.100", point) for label in labels]
     with rc_context(figures.STYLE):
         drawn = figures.draw(
-            charts.Chart("reliability", "Reliability", "confidence", "accuracy", panels, diagonal=True)
+            chart_data.Chart("reliability", "Reliability", "confidence", "accuracy", panels, diagonal=True)
         )
         FigureCanvasAgg(drawn).draw()
     boxes = [axes.title.get_window_extent() for axes in drawn.axes if axes.get_visible()]
@@ -927,8 +930,10 @@ def test_titles_of_small_panels_do_not_run_into_each_other() -> None:
 
 
 def test_charts_with_more_panels_than_a_printed_page_holds_are_for_the_browser(tmp_path: Path) -> None:
-    panel = charts.Panel("", [charts.Series("", 0, [1.0], [1.0], [1.0], [1.0])])
-    many, few = (charts.Chart(kind, "", "", "", [panel] * n) for kind, n in (("many", entry.PANELS + 1), ("few", 2)))
+    panel = chart_data.Panel("", [chart_data.Series("", 0, [1.0], [1.0], [1.0], [1.0])])
+    many, few = (
+        chart_data.Chart(kind, "", "", "", [panel] * n) for kind, n in (("many", entry.PANELS + 1), ("few", 2))
+    )
     assert {path.name for path in entry.write_figures("study", [many, few], tmp_path)} == {
         "study-few.png",
         "study-few.pdf",
@@ -974,8 +979,12 @@ def test_the_page_escapes_texts_and_keeps_them(written: str) -> None:
     assert STRANGE not in written
     assert STRANGE in Seen(written).texts
     hostile = "</script><script>alert(1)</script>"
-    drawn = charts.Chart(
-        "cost", hostile, "x", "y", [charts.Panel(hostile, [charts.Series(hostile, 0, [1.0], [2.0], [1.0], [3.0])])]
+    drawn = chart_data.Chart(
+        "cost",
+        hostile,
+        "x",
+        "y",
+        [chart_data.Panel(hostile, [chart_data.Series(hostile, 0, [1.0], [2.0], [1.0], [3.0])])],
     )
     text = page.page([(table.Table(hostile, hostile, [], [hostile]), [drawn])])
     assert "<script>alert" not in text
