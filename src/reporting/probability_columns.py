@@ -61,8 +61,8 @@ def probability_notes(metric: str) -> list[str]:
     if shown is RANKING:
         return [
             "Average precision, and the highest recall with a precision of 99% or more: of the rare class on test, "
-            "over all thresholds. threshold: of its probability, chosen on validation for the row's aim; precision, recall "
-            "and F1 of the rare class by it on test. Accuracies are by it too."
+            "over all thresholds. threshold: of its probability, chosen on validation for the row's aim; precision, "
+            "recall and F1 of the rare class by it on test. Accuracies are by it too."
         ]
     if shown is CALIBRATION:
         return [
