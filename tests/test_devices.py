@@ -147,6 +147,7 @@ CASES = {
     "lora": ["task.trainable=lora", "trainer.gradient_clip_val=0.1"],
     "batch": ["data.padding=batch"],
     "real": ["task.pooling=last_nonpad", "data.padding=batch"],
+    "stages": ["task.trainable=all", "task.head_epochs=1", "task.layer_decay=0.5", "trainer.max_epochs=3"],
     "instruct": ["task=instruct"],
     "instruct-off": ["task=instruct", "cache=off", "data.padding=batch"],
     "instruct-head": ["task=instruct", "task.trainable=last_layer"],

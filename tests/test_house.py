@@ -107,6 +107,8 @@ def test_a_value_given_on_the_command_line_wins_over_an_experiment() -> None:
         "alpha": 4,
         "scaling": "alpha",
         "init": "rank",
+        "target": "all",
+        "dora": False,
     }
 
 

@@ -24,6 +24,7 @@ from src.finetune.base import FineTuner
 from src.finetune.checkpointing import read_checkpoint
 from src.finetune.feature_cache import FeatureCache
 from src.finetune.feature_store import FeatureStore
+from src.finetune.freezing import IN_STAGES
 from src.finetune.instruction import InstructionTuner
 from src.finetune.monitoring import AVERAGE_PRECISION, MONITORS
 from src.gpt import lora, weights
@@ -118,7 +119,19 @@ def build_task(cfg: DictConfig, labels: Sequence[str]) -> FineTuner:
     task = build("task", run_dir.plain(cfg.task), gpt=build_gpt(cfg), questions=questions, **factories)
     if not isinstance(task, FineTuner):
         raise InputError(f"task._target_={cfg.task._target_} is no subclass of src.finetune.base.FineTuner")
+    call("optimizer", task.optimizer, task.optimizer_parameters())  # some optimizers take no groups
+    check_epochs(cfg, task)
     return task
+
+
+def check_epochs(cfg: DictConfig, task: FineTuner) -> None:
+    """Raises InputError for a training that ends before all that it is to train has been unfrozen."""
+    last, epochs = task.stages[-1].first_epoch, cfg.trainer.get("max_epochs")
+    if epochs is not None and 0 <= epochs <= last:
+        given = [f"task.{key}={cfg.task[key]}" for key in IN_STAGES if cfg.task.get(key)]
+        raise InputError(
+            f"{' '.join(given)}: the last parameters are unfrozen after epoch {last}, and trainer.max_epochs={epochs}"
+        )
 
 
 def data_and_task(cfg: DictConfig) -> tuple[TextData, FineTuner]:

@@ -17,6 +17,7 @@ from src.config import ddp
 from src.config.instantiate import build, check, find
 from src.errors import InputError
 from src.finetune.checkpointing import AtomicCheckpointIO, EpochCheckpoint, ResumableEarlyStopping
+from src.finetune.freezing import IN_STAGES
 from src.finetune.monitoring import AVERAGE_PRECISION, MONITORS, RankingMonitor
 from src.runs import loggers, progress, run_dir
 
@@ -44,13 +45,15 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback] | None = None, **gi
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen blocks
     warnings.filterwarnings("ignore", ".*on_before_batch_transfer.*")  # where features come in
     warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated.*")  # by torch 2.13, but not before
+    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # for the stages before the last
     warnings.filterwarnings("ignore", ".*(treespec, LeafSpec).*")  # Lightning's own, with torch 2.13
     given |= {"callbacks": [*(callbacks or []), *progress.shown()], "enable_model_summary": False}
     given |= {"enable_progress_bar": sys.stderr.isatty(), "plugins": [AtomicCheckpointIO()]}
     made = build("trainer", {**run_dir.plain(cfg.trainer), "_target_": "lightning.Trainer"}, **given)
     if not isinstance(made, L.Trainer):
         raise InputError("trainer: its arguments are those of lightning.Trainer")
-    return ddp.checked(made, run_dir.plain(cfg.trainer) | given)
+    task = cfg.get("task", {})
+    return ddp.checked(made, run_dir.plain(cfg.trainer) | given, any(task.get(key) for key in IN_STAGES))
 
 
 def check_least(cfg: DictConfig, **other: int) -> None:

@@ -14,6 +14,7 @@ from src.finetune import freezing as strategies
 from src.finetune.checkpointing import check_tensors
 from src.finetune.class_weights import ClassWeights, check_class_weights, class_weight
 from src.finetune.feature_store import Features
+from src.finetune.freezing import Stage
 from src.finetune.frozen import check_frozen_norms, frozen_norms
 from src.finetune.optim import OptimizerFactory, SchedulerFactory, adamw, warmup_schedule
 from src.finetune.steps import TrainingSteps
@@ -33,7 +34,9 @@ class FineTuner(TrainingSteps):
     optimizer, scheduler    factories (see optim.py)
     frozen_precision  of the blocks below the first trained one: run (that of the Trainer) or bf16
     class_weights     of a message's loss by its class: none, balanced, which `weigh` counts, or a number for each
-    features          part -> what these blocks have made of its messages (feature_cache.py); empty: made in each step
+    head_epochs, gradual_unfreezing    the stages of training (see freezing.py)
+    layer_decay       the learning rate of a block is that of the block above times this, of the last block that of the
+                      head and the final norm: discriminative rates (Howard and Ruder 2018), as in ELECTRA
     Checkpoints hold the trained parameters only, and the norms of the frozen ones, which are the GPT's that the run
     started from.
     """
@@ -49,11 +52,13 @@ class FineTuner(TrainingSteps):
         scheduler: SchedulerFactory = warmup_schedule,
         frozen_precision: FrozenPrecision = "run",
         class_weights: ClassWeights = "none",
+        head_epochs: int = 0,
+        gradual_unfreezing: int = 0,
+        layer_decay: float = 1.0,
     ) -> None:
         super().__init__(optimizer, scheduler)
-        self.frozen_precision, self.class_weights = frozen_precision, class_weights
+        self.frozen_precision, self.class_weights, self.layer_decay = frozen_precision, class_weights, layer_decay
         check_class_weights(class_weights, questions)
-        self.features: dict[str, Features] = {}
         self.answer_rows = 0  # rows of a message that `compute_features` has besides its own
         self.gpt, self.head, self.questions = gpt, head, list(questions)
         self.tasks = list[Task]()  # the questions as tokens, of a way that prompts
@@ -61,12 +66,45 @@ class FineTuner(TrainingSteps):
         self.strict_loading = False  # a checkpoint holds the trained parameters alone, which on_load_checkpoint checks
         if trainable == "lora":
             inject(self, lora or LoRA())
-        names = [name for name, _ in self.named_parameters()]
-        self.trained = strategies.trainable_names(names, trainable, gpt.config.n_layer)
-        self.first_trainable = strategies.first_trainable_block(self.trained, gpt.config.n_layer)
-        strategies.freeze_all_but(self, self.trained)
+        names, n_layer = [name for name, _ in self.named_parameters()], gpt.config.n_layer
+        self.trained = strategies.trainable_names(names, trainable, n_layer)  # sooner or later
+        strategies.check_stages(trainable, self.trained, n_layer, head_epochs, gradual_unfreezing, layer_decay)
+        self.stages = strategies.stages(self.trained, n_layer, head_epochs, gradual_unfreezing)
+        self.begin(self.stages[-1])
         self.frozen_norms = frozen_norms(self, self.trained)  # now: a Trainer may round the weights to its precision
-        self.train()  # Lightning takes the modes as they are
+
+    def begin(self, stage: Stage) -> None:
+        """Train what a stage does, in its modes: Lightning takes them as they are."""
+        self.stage = stage
+        strategies.freeze_all_but(self, stage.trained)
+        self.train()
+
+    def on_train_epoch_start(self) -> None:
+        self.begin(max((s for s in self.stages if s.first_epoch <= self.current_epoch), key=lambda s: s.first_epoch))
+
+    def on_fit_end(self) -> None:
+        self.begin(self.stages[-1])
+
+    @property
+    def first_trainable(self) -> int:
+        """The first block that is trained in this stage."""
+        return self.stage.first_trainable
+
+    @property
+    def features(self) -> dict[str, Features]:
+        """Part -> what the blocks below it have made of its messages."""
+        return self.stage.features
+
+    def optimizer_parameters(self) -> list[Any]:
+        """All that is ever trained: what has no gradient yet is left alone by an optimizer, its decay and its moments.
+        With layer_decay, in groups of one depth."""
+        trained = [(name, p) for name, p in self.named_parameters() if name in self.trained]
+        if self.layer_decay == 1:
+            return [p for _, p in trained]
+        groups = dict[int, list[nn.Parameter]]()
+        for name, parameter in trained:
+            groups.setdefault(strategies.depth(name, self.gpt.config.n_layer), []).append(parameter)
+        return [{"params": groups[depth], "lr_ratio": self.layer_decay**depth} for depth in sorted(groups)]
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What `forward` is given for a batch in training."""

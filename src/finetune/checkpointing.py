@@ -91,7 +91,12 @@ def check_tensors(found: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
 
 
 class ResumableEarlyStopping(EarlyStopping):
-    """Lightning's EarlyStopping, of which a run that had stopped and is resumed does not train another epoch."""
+    """Lightning's EarlyStopping, of which a run that had stopped and is resumed does not train another epoch. It counts
+    from the last stage of a FineTuner's training: what is to come would not be what the stages before did not reach."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if pl_module.stage is pl_module.stages[-1]:
+            super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience

@@ -48,6 +48,9 @@ class Classifier(FineTuner):
         ignore_index: int = -100,
         frozen_precision: FrozenPrecision = "run",
         class_weights: ClassWeights = "none",
+        head_epochs: int = 0,
+        gradual_unfreezing: int = 0,
+        layer_decay: float = 1.0,
     ) -> None:
         if pooling not in POOLINGS:
             raise InputError(f"task.pooling={pooling} is unknown: use {', '.join(POOLINGS)}")
@@ -56,7 +59,8 @@ class Classifier(FineTuner):
         layer = nn.Linear(gpt.config.n_embd, len(questions[0].labels))
         if head == "answers":
             self._copy_answers(layer, gpt, make_task(questions[0], template).answers)
-        super().__init__(gpt, questions, layer, trainable, lora, optimizer, scheduler, frozen_precision, class_weights)
+        how = trainable, lora, optimizer, scheduler, frozen_precision, class_weights
+        super().__init__(gpt, questions, layer, *how, head_epochs, gradual_unfreezing, layer_decay)
         self.pooling, self.ignore_index = pooling, ignore_index
         if prompt == "instruction":
             self.tasks = [make_task(questions[0], template)]

@@ -71,7 +71,7 @@ class Cost(L.Callback):
         self.train_seconds = self.validation_seconds = 0.0
         self.train_flops = self.train_tokens = 0
         self._own = [0, 0]  # operations and tokens of this rank's share of the epoch
-        self._flops: Flops | None = None
+        self._flops: dict[int, Flops] = {}  # of each stage
         self._since = 0.0
         self.began = self.ready = self.first_step = self.fitted = began
 
@@ -83,9 +83,9 @@ class Cost(L.Callback):
     ) -> None:
         assert isinstance(module, FineTuner)
         ids, length = module.inputs(batch)
-        self._flops = self._flops or Flops(module)
+        count = self._flops.setdefault(module.stage.first_epoch, Flops(module))
         # made for the first batch alone, from which all others are counted
-        operations = self._flops.of(ids, length, None if self._flops.points else module.cached_features(batch))
+        operations = count.of(ids, length, None if count.points else module.cached_features(batch))
         if batch.counted != 0:
             self._own = [self._own[0] + operations, self._own[1] + ids.numel()]
 

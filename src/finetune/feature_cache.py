@@ -35,8 +35,9 @@ class FeatureCache:
     """Where features are kept: kind disk, memory or off, and bytes at most. `prepare` fills the rest:
 
     seconds   what it took
-    reused    the parts that were read back from disk
-    flops     of the frozen blocks, once a message of each part, also where they were read back
+    reused    the parts that were read back from disk, in each stage of training
+    flops     of the frozen blocks, once a message of each part and stage, also where they were read back
+    left, room    bytes that features may still take: of memory, and of a GPU's
     """
 
     kind: str
@@ -47,42 +48,51 @@ class FeatureCache:
     flops: dict[str, int] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
     writable: bool = True
+    left: float = 0.0
+    room: float = 0.0
 
     def prepare(self, tuner: "FineTuner", parts: Mapping[str, Messages], trainer: L.Trainer) -> None:
-        """Give `tuner` the features of every part, where its frozen blocks are a constant function of a message."""
+        """Give each stage of `tuner` the features of every part, where its frozen blocks are a constant function of a
+        message: before training, what later stages train lies there as it does until they begin."""
         started = perf_counter()
-        if self.kind == "off" or tuner.first_trainable == 0:
-            return
-        frozen, taken, room = FrozenBlocks(tuner), 0, free_bytes(tuner, trainer.strategy.root_device)
+        self.left, self.room = self.max_bytes, free_bytes(tuner, trainer.strategy.root_device)
+        for stage in tuner.stages:
+            tuner.begin(stage)
+            if self.kind != "off" and stage.first_trainable > 0:
+                self._prepare_stage(tuner, parts, trainer)
+        if any(stage.features for stage in tuner.stages):
+            self.seconds = perf_counter() - started
+
+    def _prepare_stage(self, tuner: "FineTuner", parts: Mapping[str, Messages], trainer: L.Trainer) -> None:
+        frozen = FrozenBlocks(tuner)
         for part, messages in parts.items():
             if messages.padding == "batch" and (tuner.is_linear_probe or not tuner.gpt.config.causal):
                 return  # what becomes of a message, or where it is read, depends on those beside it
-            if taken + (size := _bytes_of(tuner, messages)) > self.max_bytes:
+            if (size := _bytes_of(tuner, messages)) > self.left:
                 self._warn(
                     f"the features of {part} take {size / 1e9:.1f} GB, more than cache.max_gb leaves: frozen blocks "
                     "are computed in every epoch"
                 )
                 continue
-            taken += size
+            self.left -= size
             found = self._features(frozen, part, messages, trainer)
-            if found.bytes <= room:
-                room -= found.bytes
+            if found.bytes <= self.room:
+                self.room -= found.bytes
                 found = found.to(trainer.strategy.root_device)
             tuner.features[part] = found
-        self.seconds = perf_counter() - started
 
     def _features(self, frozen: "FrozenBlocks", part: str, messages: Messages, trainer: L.Trainer) -> Features:
         whole, frozen.ragged = messages, messages.padding in ("free", "none")
         if messages.padding == "batch":  # under a causal mask a row as wide as the longest holds all narrower ones
             whole = Messages(messages.ids, messages.labels, max(map(len, messages.ids)), part=part)
         batches = [whole[rows] for rows in packed_batches(whole, frozen.tuner.answer_rows)]
-        key = ranks.gathered(key_of(frozen.tuner, batches, trainer, frozen.ragged))[0]  # of all, if devices differ
+        key = ranks.gathered(key_of(frozen, batches, trainer))[0]  # of all, if devices differ
         if found := self._cached_features(key):
             self.reused.append(part)
         else:
             found = self._computed_features(frozen, batches, trainer, key, {"flops": frozen.operations(whole)})
         rows, facts = found
-        self.flops[part] = facts["flops"]
+        self.flops[part] = self.flops.get(part, 0) + facts["flops"]
         return Features(rows, sliced=messages.padding == "batch")
 
     def _cached_features(self, key: str) -> tuple[Rows, dict[str, Any]] | None:
@@ -149,11 +159,12 @@ class FeatureCache:
 
 
 class FrozenBlocks(L.LightningModule):
-    """What a FineTuner has below its first trained block. ragged: padding does not count."""
+    """What a FineTuner has below the first trained block of its stage. ragged: padding does not count."""
 
     def __init__(self, tuner: "FineTuner") -> None:
         super().__init__()
         self.tuner, self.ragged = tuner, False
+        self.sha256 = frozen_sha256(tuner, tuner.stage.trained)
         self.count = Flops(self)
         self.add: AddRows
 
@@ -194,17 +205,17 @@ def free_bytes(tuner: "FineTuner", device: torch.device) -> float:
     return (torch.cuda.mem_get_info(device)[0] - needed + on_device * sum(size.values())) / 2
 
 
-def key_of(tuner: "FineTuner", batches: Sequence[Batch], trainer: L.Trainer, ragged: bool) -> str:
+def key_of(frozen: FrozenBlocks, batches: Sequence[Batch], trainer: L.Trainer) -> str:
     """A hash of all that features depend on: weights, messages, arithmetic, and the version of what is made of them."""
-    config, device = tuner.gpt.config, trainer.strategy.root_device  # the model comes there later
+    tuner, device = frozen.tuner, trainer.strategy.root_device  # the model comes there later
     facts = {
         "version": VERSION,
-        "weights": frozen_sha256(tuner, tuner.trained),
+        "weights": frozen.sha256,
         "k": tuner.first_trainable,
-        "n_head": config.n_head,
-        "causal": config.causal,
+        "n_head": tuner.gpt.config.n_head,
+        "causal": tuner.gpt.config.causal,
         "reads": tuner.feature_key,
-        "ragged": ragged,
+        "ragged": frozen.ragged,
         "precision": [str(trainer.precision), tuner.frozen_precision],
         "matmul": torch.get_float32_matmul_precision(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -31,8 +31,9 @@ class InstructionTuner(FineTuner):
     """A GPT that answers questions about a text; the arguments that are not listed here are FineTuner's.
 
     template    what is put around instruction and text (see prompts.py)
-    The output layer is the token embedding, tied. trainable=all trains it in both places; last_block, <n>_blocks and
-    lora leave it as it is; last_layer trains a copy of it, the counterpart of a new head, and the embedding stays.
+    The output layer is the token embedding, tied. trainable=all trains it in both places; last_layer trains a copy of
+    it, the counterpart of a new head, and the embedding stays; all else leaves it as it is, and has no head to begin
+    with (head_epochs).
     Raises InputError for a GPT without a causal mask: its prompt would read the answer.
     """
 
@@ -47,6 +48,8 @@ class InstructionTuner(FineTuner):
         scheduler: SchedulerFactory = warmup_schedule,
         frozen_precision: FrozenPrecision = "run",
         class_weights: ClassWeights = "none",
+        gradual_unfreezing: int = 0,
+        layer_decay: float = 1.0,
     ) -> None:
         if not gpt.config.causal:
             raise InputError("task=instruct needs gpt.causal=true: without the mask a prompt would read its answer")
@@ -55,7 +58,8 @@ class InstructionTuner(FineTuner):
             head = nn.Linear(gpt.config.n_embd, gpt.config.vocab_size, bias=False)
             with torch.no_grad():
                 head.weight.copy_(gpt.token_embedding.weight)
-        super().__init__(gpt, questions, head, trainable, lora, optimizer, scheduler, frozen_precision, class_weights)
+        how = trainable, lora, optimizer, scheduler, frozen_precision, class_weights
+        super().__init__(gpt, questions, head, *how, 0, gradual_unfreezing, layer_decay)
         self.tasks = tasks = [make_task(question, template) for question in questions]
         self.prompts = [task.prompt for task in tasks]
         answers = {number: ids for task in tasks for number, ids in zip(task.classes, task.answers, strict=True)}

@@ -88,8 +88,10 @@ class MuonAdamW(Optimizer):
 def configure(
     parameters: Any, optimizer: OptimizerFactory, scheduler: SchedulerFactory, progress: Callable[[], float]
 ) -> dict[str, Any]:
-    """What a LightningModule's configure_optimizers returns."""
+    """What a LightningModule's configure_optimizers returns. A group's `lr_ratio` is a factor on its learning rate."""
     made = optimizer(parameters)
+    for group in made.param_groups:
+        group["lr"] *= group.get("lr_ratio", 1.0)
     follows = "progress" in inspect.signature(scheduler).parameters
     schedule = scheduler(made, progress=progress) if follows else scheduler(made)
     interval = "epoch" if isinstance(schedule, ReduceLROnPlateau) else "step"

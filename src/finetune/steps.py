@@ -108,8 +108,11 @@ class TrainingSteps(L.LightningModule):
             )
 
     def configure_optimizers(self) -> Any:
-        trained = [p for p in self.parameters() if p.requires_grad]
-        return configure(trained, self.optimizer, self.scheduler, self._progress)
+        return configure(self.optimizer_parameters(), self.optimizer, self.scheduler, self._progress)
+
+    def optimizer_parameters(self) -> list[Any]:
+        """Parameters, or groups of them."""
+        raise NotImplementedError
 
     def _progress(self) -> float:
         return self.trainer.global_step / max(1, self.trainer.estimated_stepping_batches)

@@ -1,6 +1,6 @@
 """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): surgery on an instance, and back.
 
-`inject` turns every nn.Linear below a module into a LoRALinear, `merge` turns them back, into plain ones.
+`inject` turns nn.Linears below a module into LoRALinears, `merge` turns them back, into plain ones.
 A LoRALinear keeps the names `weight` and `bias`, so that no key is ever remapped.
 """
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from src.errors import InputError
 
+TARGETS = {"all": "", "blocks": "blocks.", "attention": "attention.", "qkv": "attention.qkv", "mlp": "mlp."}
+
 
 @dataclass(frozen=True)
 class LoRA:
@@ -21,14 +23,17 @@ class LoRA:
     scaling is "alpha" (the update is scaled by alpha, as the book's appendix E does) or "alpha_over_rank" (as in the
     paper and in peft). init is what A starts from: "in_features", uniform up to 1/sqrt(in_features), as in peft, or
     "rank", up to 1/sqrt(rank), as in the book, whose A is stored the other way round, so that the same call of
-    kaiming_uniform_ takes the rank for the fan: for GPT-2 small and rank 16, 7 times as large. Raises InputError for
-    values that cannot be.
+    kaiming_uniform_ takes the rank for the fan: for GPT-2 small and rank 16, 7 times as large. target is which layers
+    get adapters, by TARGETS; dora adapts the direction of each row of a layer and trains its length beside it (Liu et
+    al. 2024, arXiv 2402.09353). Raises InputError for values that cannot be.
     """
 
     rank: int = 16
     alpha: float = 16.0
     scaling: str = "alpha"
     init: str = "in_features"
+    target: str = "all"
+    dora: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -39,6 +44,8 @@ class LoRA:
             raise InputError(f"task.lora.scaling={self.scaling} is unknown: use alpha or alpha_over_rank")
         if self.init not in ("in_features", "rank"):
             raise InputError(f"task.lora.init={self.init} is unknown: use in_features or rank")
+        if self.target not in TARGETS:
+            raise InputError(f"task.lora.target={self.target} is unknown: use {', '.join(TARGETS)}")
 
     @property
     def scale(self) -> float:
@@ -46,7 +53,11 @@ class LoRA:
 
 
 class LoRALinear(nn.Linear):
-    """y = x W^T + b + scale * (x A^T) B^T with A (rank, in) random and B (out, rank) zero: at the start, W alone."""
+    """y = x V^T + b with V = W + scale * B A, A (rank, in) random and B (out, rank) zero: at the start, W alone.
+
+    With dora each row of V has a trained magnitude, at the start that of W's; in the gradient its own length is a
+    constant, as in the paper's section 4.3.
+    """
 
     def __init__(self, linear: nn.Linear, lora: LoRA) -> None:
         nn.Module.__init__(self)
@@ -54,28 +65,42 @@ class LoRALinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self.lora_A = nn.Parameter(linear.weight.new_empty(lora.rank, linear.in_features))
         self.lora_B = nn.Parameter(linear.weight.new_zeros(linear.out_features, lora.rank))
+        length = nn.Parameter(torch.linalg.vector_norm(linear.weight.detach(), dim=1)) if lora.dora else None  # (out,)
+        self.register_parameter("lora_magnitude", length)
         self.scale = lora.scale
         A = self.lora_A.detach()
         nn.init.kaiming_uniform_(A.t() if lora.init == "rank" else A, a=math.sqrt(5))  # up to 1/sqrt of the last size
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + self.scale * F.linear(F.linear(x, self.lora_A), self.lora_B)
+        update = self.scale * F.linear(F.linear(x, self.lora_A), self.lora_B)
+        if self.lora_magnitude is None:
+            return super().forward(x) + update
+        y = (F.linear(x, self.weight) + update) * (self.lora_magnitude / self._adapted()[1])
+        return y if self.bias is None else y + self.bias
+
+    @torch.no_grad()
+    def _adapted(self) -> tuple[Tensor, Tensor]:
+        """V (out, in), and the length of each of its rows (out,)."""
+        V = self.weight + self.scale * self.lora_B @ self.lora_A
+        return V, torch.linalg.vector_norm(V, dim=1)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """A plain nn.Linear of the same function, to fp32 rounding."""
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        linear.weight = nn.Parameter(self.weight + self.scale * self.lora_B @ self.lora_A)
+        V, length = self._adapted()
+        linear.weight = nn.Parameter(V if self.lora_magnitude is None else V * (self.lora_magnitude / length)[:, None])
         linear.bias = self.bias
         return linear
 
 
 def inject(module: nn.Module, lora: LoRA) -> None:
-    """Replace every nn.Linear below `module`, in place. The book adapts query, key and value apart, each with its own
-    pair of factors; here, as in peft, the fused projection of the three has one pair."""
-    for parent in list(module.modules()):
+    """Replace the nn.Linears below `module` that are a target, in place. The book adapts query, key and value apart,
+    each with its own pair of factors; here, as in peft, the fused projection of the three has one pair."""
+    for path, parent in list(module.named_modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear) and not isinstance(child, LoRALinear):
+            is_target = TARGETS[lora.target] in f"{path}.{name}"
+            if is_target and isinstance(child, nn.Linear) and not isinstance(child, LoRALinear):
                 setattr(parent, name, LoRALinear(child, lora))
 
 

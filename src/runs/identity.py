@@ -29,6 +29,11 @@ AS_BEFORE: dict[str, Any] = {
     "positive": None,
     "threshold": None,
     "task.class_weights": "none",
+    "task.head_epochs": 0,
+    "task.gradual_unfreezing": 0,
+    "task.layer_decay": 1.0,
+    "task.lora.target": "all",
+    "task.lora.dora": False,
 }
 
 Settings = Mapping[str, Any]

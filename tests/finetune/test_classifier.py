@@ -63,8 +63,12 @@ TRAINED = {  # of a GPT of four blocks
     "3_blocks": HEAD | FINAL_NORM | BLOCK[3] | BLOCK[2] | BLOCK[1],
     "all": HEAD | FINAL_NORM | BLOCK[3] | BLOCK[2] | BLOCK[1] | BLOCK[0] | EMBEDDINGS,
     "lora": HEAD | FACTORS | {"head.lora_A", "head.lora_B"},
+    "block_3": HEAD | FINAL_NORM | BLOCK[3],
+    "block_1": HEAD | FINAL_NORM | BLOCK[1],
+    "norms": HEAD | FINAL_NORM | {name for block in BLOCK for name in block if ".norm" in name},
+    "bitfit": HEAD | {"gpt.final_norm.bias"} | {name for block in BLOCK for name in block if name.endswith(".bias")},
 }
-FIRST_TRAINABLE = {"last_layer": 4, "last_block": 3, "last_two_blocks": 2, "3_blocks": 1, "all": 0, "lora": 0}
+FIRST_TRAINABLE = {"last_layer": 4, "last_block": 3, "last_two_blocks": 2, "3_blocks": 1, "block_3": 3, "block_1": 1}
 
 
 def classifier(
@@ -145,7 +149,8 @@ def test_where_an_embedding_is_trained_so_is_every_block() -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "n_layer"), [("last_blok", 4), ("last_block", 0), ("5_blocks", 4), ("0_blocks", 4)]
+    ("strategy", "n_layer"),
+    [("last_blok", 4), ("last_block", 0), ("5_blocks", 4), ("0_blocks", 4), ("block_4", 4), ("block_-1", 4)],
 )
 def test_a_strategy_that_cannot_be_is_refused(strategy: str, n_layer: int) -> None:
     assert f"task.trainable={strategy}" in sentence(lambda: trainable_names(HEAD, strategy, n_layer))
@@ -157,7 +162,7 @@ def test_a_strategy_that_cannot_be_is_refused(strategy: str, n_layer: int) -> No
 @pytest.mark.parametrize("strategy", TRAINED)
 def test_frozen_parameters_do_not_move_by_a_bit_and_every_trained_one_does(strategy: str) -> None:
     model = classifier(strategy)
-    assert (model.trained, model.first_trainable) == (TRAINED[strategy], FIRST_TRAINABLE[strategy])
+    assert (model.trained, model.first_trainable) == (TRAINED[strategy], FIRST_TRAINABLE.get(strategy, 0))
     before = weights(model)
     fit(model, messages(), max_steps=3)
     after = weights(model)

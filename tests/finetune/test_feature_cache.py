@@ -39,7 +39,7 @@ from src.evaluation.metrics import Predictions, predict
 from src.finetune.base import FineTuner
 from src.finetune.classifier import Classifier
 from src.finetune.cost import Cost, Flops, count_flops
-from src.finetune.feature_cache import FeatureCache, free_bytes, key_of
+from src.finetune.feature_cache import FeatureCache, FrozenBlocks, free_bytes, key_of
 from src.finetune.feature_store import CHECKSUM, HEADER, DamagedError, FeatureStore, Rows
 from src.finetune.instruction import InstructionTuner
 from src.gpt.model import GPT, GPTConfig
@@ -231,6 +231,32 @@ def test_an_instructed_model_learns_the_same_from_features(strategy: str, paddin
     assert losses_apart(found, expected) < 1e-6
     assert predictions_apart(found, expected) < 2e-5  # a whole answer's is about -33, whose last bit is 4e-6
     assert set(tuner.features) == set(parts)
+
+
+def test_stages_learn_the_same_from_features(tmp_path: Path) -> None:
+    """Of the head phase those of a run that trains the head alone, which such a run reads back."""
+    parts, stages = split("free"), {"pooling": "last_nonpad", "head_epochs": 3, "gradual_unfreezing": 2}
+    expected = outcome(classifier("last_two_blocks", **stages), parts)
+    tuner = classifier("last_two_blocks", **stages)
+    found = outcome(tuner, parts, cache_in(tmp_path))
+    assert max(expected.losses) - min(expected.losses) > 0.05
+    assert losses_apart(found, expected) < 1e-6
+    assert predictions_apart(found, expected) < 1e-6
+    assert [(stage.first_trainable, set(stage.features)) for stage in tuner.stages] == [
+        (k, set(parts)) for k in (6, 5, 4)
+    ]
+    alone = cache_in(tmp_path)
+    alone.prepare(classifier("last_layer", pooling="last_nonpad"), parts, quiet_trainer())
+    assert alone.reused == [*parts]
+
+
+@pytest.mark.slow
+def test_an_instructed_model_learns_the_same_in_stages_from_features(tmp_path: Path) -> None:
+    parts = split("free", 5)
+    expected = outcome(instruct("last_two_blocks", gradual_unfreezing=3), parts)
+    found = outcome(instruct("last_two_blocks", gradual_unfreezing=3), parts, cache_in(tmp_path))
+    assert losses_apart(found, expected) < 1e-6
+    assert predictions_apart(found, expected) < 2e-5
 
 
 def eager() -> GPT:
@@ -574,7 +600,7 @@ def test_the_answers_count_for_an_instructed_model(strategy: str, tmp_path: Path
 def test_device_arithmetic_and_versions_count(monkeypatch: pytest.MonkeyPatch) -> None:
     def key(device: str) -> str:
         trainer: Any = SimpleNamespace(precision="32-true", strategy=SimpleNamespace(root_device=torch.device(device)))
-        return key_of(classifier(), [changed()[[0, 1]]], trainer, False)
+        return key_of(FrozenBlocks(classifier()), [changed()[[0, 1]]], trainer)
 
     keys = [key("cpu")]
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H200")

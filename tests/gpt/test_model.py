@@ -72,13 +72,14 @@ def assert_same_weights(ours: nn.Module, theirs: nn.Module) -> None:
 
 
 def with_random_factors(module: nn.Module, lora: LoRA) -> nn.Module:
-    """`module` with adapters whose two factors are both away from zero, as after training."""
+    """`module` with adapters whose factors are away from zero, and magnitudes from those of its rows, as after
+    training."""
     inject(module, lora)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if "lora_" in name:
-                parameter.normal_(0.0, 0.1, generator=generator)
+                parameter.normal_(1.0 if "magnitude" in name else 0.0, 0.1, generator=generator)
     return module
 
 
@@ -698,10 +699,11 @@ def test_when_the_hub_fails_the_way_by_hand_is_told(fails, cause, hub, content, 
 
 
 @torch.no_grad()
-def test_injected_adapters_change_nothing_bit_for_bit():
+@pytest.mark.parametrize("dora", [False, True])
+def test_injected_adapters_change_nothing(dora):
     gpt, ids = scattered(), some_ids(2, 12)
     before = gpt(ids)
-    inject(gpt, LoRA(rank=4))
+    inject(gpt, LoRA(rank=4, dora=dora))
     assert torch.equal(gpt(ids), before)
 
 
@@ -718,6 +720,22 @@ def test_inject_replaces_every_linear_and_keeps_its_parameters():
     assert {name for name, module in gpt.named_modules() if isinstance(module, LoRALinear)} == linears
     assert after["blocks.0.attention.qkv.lora_A"].shape == (4, 24)
     assert after["blocks.0.attention.qkv.lora_B"].shape == (72, 4)
+
+
+@pytest.mark.parametrize(
+    ("target", "layers"),
+    [
+        ("blocks", ["attention.qkv", "attention.out", "mlp.up", "mlp.down"]),
+        ("attention", ["attention.qkv", "attention.out"]),
+        ("qkv", ["attention.qkv"]),
+        ("mlp", ["mlp.up", "mlp.down"]),
+    ],
+)
+def test_only_the_targets_get_adapters(target, layers):
+    model = nn.ModuleDict({"gpt": GPT(CONFIG), "head": nn.Linear(24, 2)})
+    inject(model, LoRA(rank=2, target=target))
+    found = {name for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    assert found == {f"gpt.blocks.{i}.{layer}" for i in range(CONFIG.n_layer) for layer in layers}
 
 
 def test_factors_start_as_in_peft():
@@ -741,10 +759,10 @@ def test_factors_of_rows_11_and_12_start_as_in_the_book(experiment):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("scaling", ["alpha", "alpha_over_rank"])
-def test_merged_equals_unmerged_and_is_a_plain_gpt_again(scaling, tmp_path):
+@pytest.mark.parametrize(("scaling", "dora"), [("alpha", False), ("alpha_over_rank", False), ("alpha", True)])
+def test_merged_equals_unmerged_and_is_a_plain_gpt_again(scaling, dora, tmp_path):
     plain, ids = scattered(), some_ids(2, 12)
-    adapted = with_random_factors(scattered(), LoRA(rank=4, alpha=2.0, scaling=scaling))
+    adapted = with_random_factors(scattered(), LoRA(rank=4, alpha=2.0, scaling=scaling, dora=dora))
     unmerged = adapted(ids)
     assert (unmerged - plain(ids)).abs().max() > 0.1
     merge(adapted)
@@ -756,27 +774,32 @@ def test_merged_equals_unmerged_and_is_a_plain_gpt_again(scaling, tmp_path):
 
 
 @torch.no_grad()
-def test_a_linear_without_bias_is_adapted_and_merged():
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_linear_without_bias_is_adapted_and_merged(dora):
     layers, x = nn.Sequential(nn.Linear(24, 5, bias=False)), torch.eye(24)
     weight = layers[0].weight.clone()
-    with_random_factors(layers, LoRA(rank=2, alpha=3.0))
+    with_random_factors(layers, LoRA(rank=2, alpha=3.0, dora=dora))
     expected = (weight + 3.0 * layers[0].lora_B @ layers[0].lora_A).t()
+    if dora:
+        expected = layers[0].lora_magnitude * expected / expected.norm(dim=0)
     torch.testing.assert_close(layers(x), expected, rtol=0, atol=1e-6)
     merge(layers)
     assert layers[0].bias is None
     torch.testing.assert_close(layers(x), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize(("scaling", "pefts_alpha"), [("alpha_over_rank", 3), ("alpha", 3 * 4)])
-def test_outputs_and_gradients_equal_those_of_peft(scaling, pefts_alpha):
+def test_outputs_and_gradients_equal_those_of_peft(scaling, pefts_alpha, dora):
     ours = Block(CONFIG).eval()
     scatter(ours)
     theirs = copy.deepcopy(ours)
-    with_random_factors(ours, LoRA(rank=4, alpha=3.0, scaling=scaling))
-    targets = ["qkv", "out", "up", "down"]
-    peft.inject_adapter_in_model(peft.LoraConfig(r=4, lora_alpha=pefts_alpha, target_modules=targets), theirs)
+    with_random_factors(ours, LoRA(rank=4, alpha=3.0, scaling=scaling, dora=dora))
+    config = peft.LoraConfig(r=4, lora_alpha=pefts_alpha, target_modules=["qkv", "out", "up", "down"], use_dora=dora)
+    peft.inject_adapter_in_model(config, theirs)
     factors = {name: parameter for name, parameter in ours.named_parameters() if "lora_" in name}
-    same = {name: theirs.get_parameter(f"{name}.default.weight") for name in factors}
+    pefts = {name: name.replace("magnitude", "magnitude_vector") for name in factors}
+    same = {name: theirs.get_parameter(f"{pefts[name]}.default.weight") for name in factors}
     with torch.no_grad():
         for name, parameter in factors.items():
             same[name].copy_(parameter)
@@ -790,7 +813,7 @@ def test_outputs_and_gradients_equal_those_of_peft(scaling, pefts_alpha):
         torch.testing.assert_close(parameter.grad, same[name].grad, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(("key", "value"), [("rank", 0), ("scaling", "rank"), ("init", "book")])
+@pytest.mark.parametrize(("key", "value"), [("rank", 0), ("scaling", "rank"), ("init", "book"), ("target", "heads")])
 def test_adapters_that_cannot_be_are_refused(key, value):
     with pytest.raises(InputError, match=f"task.lora.{key}={value}"):
         LoRA(**{key: value})

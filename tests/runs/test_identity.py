@@ -146,6 +146,15 @@ def test_settings_of_today_are_left_as_they_are() -> None:
     assert legacy.todays(cfg) == cfg
 
 
+@pytest.mark.parametrize(
+    "given", ["task.head_epochs=1", "task.layer_decay=0.5", "task.lora.target=mlp", "task.lora.dora=true"]
+)
+def test_a_setting_that_came_later_makes_another_run_where_it_is_not_as_before(given: str) -> None:
+    key, usual = given.partition("=")[0], identity.config_hash(composed())
+    assert identity.config_hash(composed(f"{key}={json.dumps(identity.AS_BEFORE[key])}")) == usual
+    assert identity.config_hash(composed(given)) != usual
+
+
 def test_what_json_cannot_hold_becomes_null() -> None:
     nan, infinite = float("nan"), float("inf")
     found = run_dir.without_nan({"a": [1.0, nan, {"b": (infinite, -infinite)}]})

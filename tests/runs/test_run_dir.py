@@ -65,6 +65,10 @@ WORDS = {
     "spam": "free prize win cash urgent call now claim",
     "news": "vote rain bank",
 }
+STAGES = (
+    *("task.trainable=2_blocks", "task.head_epochs=1", "task.gradual_unfreezing=1", "task.layer_decay=0.5"),
+    *("optimizer.lr=1e-2", "gpt.dropout=0.1", "scheduler=cosine"),
+)
 LEARNS = ("task.trainable=all", "optimizer.lr=1e-2")
 
 
@@ -320,8 +324,16 @@ def trained_epochs(capsys: pytest.CaptureFixture[str]) -> list[int]:
         (1, ("task.trainable=lora", "gpt.dropout=0.1", "trainer.accumulate_grad_batches=4")),
         pytest.param(2, (*LEARNS, "gpt.dropout=0.3"), marks=pytest.mark.slow),
         (2, (*LEARNS, "monitor=validation/accuracy", "patience=2")),
+        (1, STAGES),
+        pytest.param(2, STAGES, marks=pytest.mark.slow),
+        pytest.param(
+            1, ("task=instruct", "task.trainable=2_blocks", "task.gradual_unfreezing=2"), marks=pytest.mark.slow
+        ),
     ],
-    ids=["second_epoch", "first_epoch", "schedule_batch", "lora_dropout_accumulate", "dropout_later", "monitor"],
+    ids=[
+        *("second_epoch", "first_epoch", "schedule_batch", "lora_dropout_accumulate", "dropout_later"),
+        *("monitor", "second_stage", "third_stage", "instruct_first_stage"),
+    ],
 )
 def test_a_resumed_run_equals_a_straight_one(
     home: Path,
@@ -1212,6 +1224,13 @@ def test_a_log_file_holds_a_line_now_and_then(
         ("+trainer.foo=1", "limit_train_batches"),
         ("task.trainable=lst", "last_block"),
         ("task.trainable=3_blocks", "task.trainable=3_blocks"),
+        ("task.trainable=block_99", "task.trainable=block_99"),
+        ("task.head_epochs=2", "task.head_epochs=2"),
+        ("task.head_epochs=-1", "task.head_epochs=-1"),
+        ("task.head_epochs=true", "task.head_epochs=True"),
+        ("task.gradual_unfreezing=1", "task.gradual_unfreezing"),
+        ("task.layer_decay=1.5", "task.layer_decay=1.5"),
+        ("task.lora.target=heads", "task.lora.target=heads"),
         ("data.path=???", "data.path"),
         ("trainer.precision=8-foo", "8-foo"),
         ("seed=-1", "seed=-1"),
