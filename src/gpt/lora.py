@@ -65,8 +65,8 @@ class LoRALinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self.lora_A = nn.Parameter(linear.weight.new_empty(lora.rank, linear.in_features))
         self.lora_B = nn.Parameter(linear.weight.new_zeros(linear.out_features, lora.rank))
-        length = nn.Parameter(torch.linalg.vector_norm(linear.weight.detach(), dim=1)) if lora.dora else None  # (out,)
-        self.register_parameter("lora_magnitude", length)
+        length = torch.linalg.vector_norm(linear.weight.detach(), dim=1)  # (out,)
+        self.lora_magnitude: nn.Parameter | None = nn.Parameter(length) if lora.dora else None
         self.scale = lora.scale
         A = self.lora_A.detach()
         nn.init.kaiming_uniform_(A.t() if lora.init == "rank" else A, a=math.sqrt(5))  # up to 1/sqrt of the last size
