@@ -78,6 +78,18 @@ def quality(predictions: Predictions) -> dict[str, float]:
     return {name: metric(said, true).item() for name, metric in metrics.items()}
 
 
+def in_words(result: Mapping[str, Any]) -> str:
+    """The threshold that a run's result.json holds, in a sentence; "" where it has none."""
+    if not (chosen := result.get("threshold")):
+        return ""
+    reached = "" if chosen["met"] else f", of which it reached {chosen['validation']['precision']:.2%}"
+    return (
+        f"{result['positive']} is the answer from a probability of {chosen['probability']:.6g} on: chosen on "
+        f"validation for {chosen['aim']}{reached}; test precision {chosen['test']['precision']:.2%}, recall "
+        f"{chosen['test']['recall']:.2%}"
+    )
+
+
 def log_odds(probability: float) -> float:
     """Those of a probability; infinite at 0 and 1."""
     return torch.tensor(probability, dtype=torch.float64).logit().item()

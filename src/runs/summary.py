@@ -40,12 +40,16 @@ def show(result: dict[str, Any], run: Path) -> None:
     """Print a finished run for a person: split x metrics, what was trained, how long it took, where it is."""
     from rich.console import Console
 
+    from src.evaluation import decisions
+
     task, cost = result["task"], result["cost"]
     console = Console()
     title = f"{result['name']}: gpt={result['gpt']['name']} ({result['gpt']['weights']}), data={result['data']['name']}"
     show_metrics(title, result["metrics"], result["data"]["sizes"])
     if tasks := result.get("tasks"):
         show_metrics("test, by task", tasks["test"], result["data"]["test_sizes"])
+    if threshold := decisions.in_words(result):
+        console.print(threshold, soft_wrap=True, highlight=False, markup=False)
     if language := result.get("language"):
         before, after = (language[when]["perplexity"] for when in ("before", "after"))
         console.print(f"perplexity of the language model on held-out text: {before:.1f} before, {after:.1f} after")

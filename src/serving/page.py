@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from src.data.tokenizer import decode
+from src.evaluation import decisions
 from src.exporting.model_card import cost, interval, tested, what
 from src.serving.predictor import NEW_TOKENS, Predictor
 
@@ -73,6 +74,7 @@ def card(predictor: Predictor) -> dict[str, Any]:
         "labels": predictor.labels,
         "limit": predictor.limit,
         "what": what(run),
+        "threshold": decisions.in_words(result),
         "tested": [interval(*row) for row in tested(result)],
         "cost": cost(result),
     }

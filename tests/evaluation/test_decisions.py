@@ -73,6 +73,8 @@ def test_a_precision_beyond_reach_gives_the_highest_there_is() -> None:
     validation = Predictions(logits.log_softmax(-1), torch.tensor([0, 1, 1, 0]))
     threshold, is_met = decisions.choose(validation, "precision>=0.9")
     assert (threshold, is_met) == (pytest.approx(0.0), False)  # two of three, in the middle between 1 and -1
+    said = decisions.decide({"validation": validation, "test": validation}, LABELS, None, "precision>=0.9")[1]
+    assert "precision>=0.9, of which it reached 66.67%" in decisions.in_words(said)
 
 
 def test_without_an_aim_the_more_probable_class_is_answered() -> None:

@@ -14,8 +14,9 @@ from transformers import AutoConfig
 from src.eval import evaluate
 from src.export import export
 from src.predict import predict_texts
-from src.runs import identity
+from src.runs import identity, summary
 from src.serve import Options, load
+from src.serving.page import Page
 from src.sweeps import study
 from src.train import Run, train
 from tests.sweeps.tiny import SETTINGS, WORDS
@@ -63,7 +64,7 @@ def test_the_epoch_of_the_highest_average_precision_is_kept(run: Run) -> None:
     assert run.result["metrics"]["validation"]["average_precision"] == pytest.approx(values[best], abs=1e-6)
 
 
-def test_a_run_answers_by_the_threshold_that_it_chose(run: Run, home: Path) -> None:
+def test_a_run_answers_by_the_threshold_that_it_chose(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     chosen, rows, texts = run.result["threshold"], lines(run), run.data.texts("test")
     assert run.result["positive"] == "spam"
     assert chosen["probability"] != pytest.approx(0.5, abs=1e-3)
@@ -79,6 +80,10 @@ def test_a_run_answers_by_the_threshold_that_it_chose(run: Run, home: Path) -> N
         assert [one["label"] == "spam" for one in answers] == [one["probabilities"]["spam"] >= given for one in answers]
     served = load(Options(str(run.folder)))["run"]
     assert [one["label"] for one in served.answers(texts)] == expected
+    said = f"spam is the answer from a probability of {chosen['probability']:.6g} on"
+    assert said in Page({"run": served}, None).render()
+    summary.show(run.result, run.folder)
+    assert said in capsys.readouterr().out
 
 
 def test_calibrated_probabilities_are_scaled_and_say_the_same(run: Run) -> None:
