@@ -297,15 +297,15 @@ def test_the_best_epoch_is_the_one_of_the_lowest_validation_loss(
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, cfg: DictConfig, epoch: int, batch: int) -> None:
     """Train until Ctrl-C comes in the middle of an epoch."""
-    step = Classifier.training_step
+    step = TrainingSteps.training_step
 
-    def interrupted(self: Classifier, *batch_and_index: Any) -> Any:
+    def interrupted(self: TrainingSteps, *batch_and_index: Any) -> Any:
         if (self.current_epoch, batch_and_index[1]) == (epoch, batch):
             raise KeyboardInterrupt
         return step(self, *batch_and_index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Classifier, "training_step", interrupted)
+        patch.setattr(TrainingSteps, "training_step", interrupted)
         with pytest.raises((SystemExit, KeyboardInterrupt)):
             train(cfg)
 
@@ -423,6 +423,17 @@ def test_a_run_whose_folder_was_moved_keeps_its_best_epoch(
     assert train(config(home, f"runs={tmp_path / 'new'}", "resume=renamed")).folder == folder
     assert torch.load(folder / "checkpoints/best.ckpt", weights_only=True)["epoch"] == best
     assert (folder / "predictions.csv").read_bytes() == (straight.folder / "predictions.csv").read_bytes()
+
+
+def test_the_best_epoch_may_lie_before_the_rest_is_unfrozen(home: Path, tmp_path: Path) -> None:
+    """The blocks are then those of the start, in the checkpoint, the result, and whatever reads them back."""
+    changes = ("task.trainable=all", "task.head_epochs=2", "optimizer.lr=0.3", "trainer.max_epochs=4")
+    run = train(config(home, *changes, f"runs={tmp_path}"))
+    best = torch.load(run.folder / "checkpoints/best.ckpt", weights_only=True)
+    assert best["epoch"] < 2, "later epochs were to be worse"
+    start = build.build_gpt(config(home)).state_dict()
+    assert all(torch.equal(best["state_dict"][f"gpt.{name}"], weight) for name, weight in start.items())
+    assert evaluate(run.folder.name, str(tmp_path))[0] == run.result["metrics"]
 
 
 MORE = [pytest.param(precision, marks=pytest.mark.slow) for precision in ("32-true", "64-true", "bf16-mixed")]
