@@ -16,7 +16,7 @@ from src.config.command_line import compose
 from src.config.trainer import partial_flag
 from src.errors import InputError
 from src.predict import predict_texts
-from src.report import report
+from src.report import Options, report
 from src.runs import run_dir
 from src.train import main, train
 
@@ -164,7 +164,7 @@ def test_their_parts_train_resume_predict_and_report(theirs: list[str], tmp_path
         "parameters: {seed: {values: [123]}}\n",
         encoding="utf-8",
     )
-    report(study, ["csv"], None, str(tmp_path / "runs"))
+    report(study, ["csv"], Options(runs=str(tmp_path / "runs")))
     assert (tmp_path / "tables" / "mine.csv").read_text().count("\n") == 2
 
 

@@ -239,7 +239,7 @@ def address(file: Path) -> str:
 def test_one_worker_two_and_two_that_were_started_by_hand_give_the_same_table(
     undisturbed: tuple[Path, dict[str, bytes]], messages: Path, tmp_path: Path
 ) -> None:
-    """Two studies; a worker by hand is stopped for a while, and one is killed, which costs nothing but time."""
+    """Two studies; a worker by hand is paused for a minute, and one is killed, which costs nothing but time."""
     first, expected = undisturbed
     given = content(messages, {"task.pooling": ["last", "last_nonpad"], "seed": [1]}, command=None)
     given["command"] = content(messages, {})["command"]
@@ -257,7 +257,7 @@ def test_one_worker_two_and_two_that_were_started_by_hand_give_the_same_table(
         paused = [*workers_of(one)]
         for each in paused:
             each.suspend()
-        time.sleep(20)
+        time.sleep(60)
         for each in paused:
             each.resume()
         for each in workers_of(two):
