@@ -11,7 +11,7 @@ calibrated=true measures probabilities that were scaled on validation. A run's o
 import json
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from src.config.command_line import compose, explain, one_sentence
 from src.config.options import Place, options
@@ -19,7 +19,12 @@ from src.errors import InputError
 from src.runs import devices, identity, run_dir, summary
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from omegaconf import DictConfig
+
+    from src.data.datamodule import TextData
+    from src.evaluation.metrics import Predictions
 
 OTHER_DATA = ("path", "text_column", "label_column", "encoding", "separator", "empty")
 SAME_DATA = ("batch_size", "num_workers")
@@ -40,38 +45,59 @@ def evaluate(
 ) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     """Metrics and sizes by split of a finished run; where `changes` name other data, of all of that as one split."""
     from src.config import build
-    from src.config.trainer import build_trainer, check_trainer, whole
     from src.evaluation import calibration
     from src.evaluation.decisions import as_recorded
-    from src.evaluation.metrics import measure_splits, predict
+    from src.evaluation.metrics import measure_splits
 
     folder = run_dir.find(runs, run)
     trained_on, cfg = run_dir.trained_on(folder), devices.for_use(run_dir.load_config(folder))
     foreign = change(cfg, changes or [])
-    if check_trainer(cfg := whole(cfg)).world_size > 1:
-        raise InputError("trainer.devices: src.eval measures on one device; leave it out")
-    data, model = build.build_data(cfg, whole=foreign), build.restore(folder)
+    data = build.build_data(cfg, whole=foreign)
     if not foreign and data.sha256 != trained_on["sha256"]:
         raise InputError(
             f"the data of run {folder.name} have changed since it was trained, so that what was training may be test "
             "now: bring them back, or give data.path=<the file> to measure it on all messages"
         )
-    data.encode_for(model.prompts, model.reads_padding, model.gpt.config.context_length)
-    data.read_as(trained_on["labels"], trained_on["max_length"], trained_on["width"])
-    trainer = build_trainer(cfg, logger=False, enable_checkpointing=False)
+    answer = answers_of_gpt if identity.has_gpt(cfg) else answers_without_gpt
+    answers, questions = answer(folder, cfg, data, trained_on)
     result = run_dir.load_result(folder)
-    temperature = calibration.recorded(result) if calibrated else None
-    predictions = {
-        part: as_recorded(predict(trainer, model, data.evaluation_loader(part)), result) for part in data.splits
-    }
-    if temperature is not None:
+    predictions = {part: as_recorded(one, result) for part, one in answers.items()}
+    if calibrated:
+        temperature = calibration.recorded(result)
         predictions = {part: calibration.scaled(one, temperature) for part, one in predictions.items()}
     sizes = {part: len(p.labels) for part, p in predictions.items()}
-    metrics, by_task = measure_splits(predictions, model.classes_by_question)
+    metrics, by_task = measure_splits(predictions, questions)
     if by_task:
         metrics |= {f"test, {name}": measured for name, measured in by_task["test"].items()}
         sizes |= {f"test, {name}": trained_on["test_sizes"][name] for name in by_task["test"]}
     return metrics, sizes
+
+
+Answers = tuple[dict[str, "Predictions"], dict[str, list[int]]]  # of each split; the class numbers of each question
+
+
+def answers_of_gpt(folder: "Path", cfg: "DictConfig", data: "TextData", trained_on: dict[str, Any]) -> Answers:
+    """What a fine-tuned GPT says of all splits."""
+    from src.config import build
+    from src.config.trainer import build_trainer, check_trainer, whole
+    from src.evaluation.metrics import predict
+
+    if check_trainer(cfg := whole(cfg)).world_size > 1:
+        raise InputError("trainer.devices: src.eval measures on one device; leave it out")
+    model = build.restore(folder)
+    data.encode_for(model.prompts, model.reads_padding, model.gpt.config.context_length)
+    data.read_as(trained_on["labels"], trained_on["max_length"], trained_on["width"])
+    trainer = build_trainer(cfg, logger=False, enable_checkpointing=False)
+    predictions = {part: predict(trainer, model, data.evaluation_loader(part)) for part in data.splits}
+    return predictions, model.classes_by_question
+
+
+def answers_without_gpt(folder: "Path", cfg: "DictConfig", data: "TextData", trained_on: dict[str, Any]) -> Answers:
+    """What another model says of all splits."""
+    from src.config import baseline
+
+    data.numbers(trained_on["labels"])
+    return baseline.predict_splits(baseline.restore(folder), data), {}
 
 
 def change(cfg: "DictConfig", changes: list[str]) -> bool:
@@ -86,13 +112,14 @@ def change(cfg: "DictConfig", changes: list[str]) -> bool:
     given = {one.partition("=")[0]: one for one in changes}
     if bare := [one for one in changes if "=" not in one]:
         raise InputError(f"{bare[0]!r} is not understood: give {bare[0]}=<value>")
-    known = ["data", *(f"data.{key}" for key in (*OTHER_DATA, *SAME_DATA))]
-    if other := [one for key, one in given.items() if key not in known and not key.startswith("trainer.")]:
+    gpt = identity.has_gpt(cfg)
+    known = ["data", *(f"data.{key}" for key in (*OTHER_DATA, *(SAME_DATA if gpt else ())))]
+    if other := [one for key, one in given.items() if key not in known and not (gpt and key.startswith("trainer."))]:
         raise InputError(
-            f"{other[0]} cannot change a trained run: eval takes {', '.join(known)} and trainer.* settings"
+            f"{other[0]} cannot change a trained run: eval takes {', '.join(known)}{gpt * ' and trainer.* settings'}"
         )
     if "data" in given:
-        kept = {key: cfg.data[key] for key in ("padding", *SAME_DATA)}
+        kept = {key: cfg.data[key] for key in ("padding", *SAME_DATA) if gpt}
         try:
             cfg.data = compose("train", [one for key, one in given.items() if key.startswith("data")]).data
         except (HydraException, OmegaConfBaseException) as error:

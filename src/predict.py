@@ -99,6 +99,12 @@ def load(
 ) -> "Predictor":
     """A finished run, with a threshold beside its own, and calibrated. Raises InputError for what is none, or was not
     fine-tuned."""
+    from src.runs import identity, run_dir
+
+    if not identity.has_gpt(run_dir.read_config(folder := run_dir.find(runs, run))):
+        from src.serving.baseline import BaselinePredictor
+
+        return BaselinePredictor(folder, task, threshold, calibrated)
     from src.serving.predictor import Predictor  # after the options were read, as torch takes its time
 
     return Predictor.load(runs, run, task, threshold, calibrated)

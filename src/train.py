@@ -1,8 +1,9 @@
 """python -m src.train [+experiment=<name>] [key=value ...]
 
-Fine-tunes a GPT to classify messages, by a head or by instruction, and measures it. An interrupted run goes on with
-`resume=<run id>`; with `trainer.max_epochs=<more>` beside it, a new run goes on from the last epoch of that one, and
-with `trainer.devices=<n>` on other devices.
+Fine-tunes a GPT to classify messages, by a head or by instruction, and measures it; or fits a model without a GPT, to
+hold it against: +experiment=tfidf_words. An interrupted run goes on with `resume=<run id>`; with
+`trainer.max_epochs=<more>` beside it, a new run goes on from the last epoch of that one, and with
+`trainer.devices=<n>` on other devices.
 """
 
 import logging
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # heavy imports wait until a run begins: --help and a misspel
     import lightning as L
 
     from src.data.datamodule import TextData
+    from src.evaluation.baselines import TextClassifier
     from src.evaluation.metrics import Predictions
     from src.finetune.base import FineTuner
 
@@ -28,13 +30,14 @@ log = logging.getLogger("src.train")
 
 
 class Run(NamedTuple):
-    """What `train` made: the content of result.json, the run's folder, and the objects behind them."""
+    """What `train` made: the content of result.json, the run's folder, and the objects behind them; a model without a
+    GPT has no trainer."""
 
     result: dict[str, Any]
     folder: "Path"
-    model: "FineTuner"
+    model: "FineTuner | TextClassifier"
     data: "TextData"
-    trainer: "L.Trainer"
+    trainer: "L.Trainer | None"
 
 
 def train(cfg: DictConfig, longer: int | None = None, on: dict[str, Any] | None = None) -> Run:
@@ -43,8 +46,18 @@ def train(cfg: DictConfig, longer: int | None = None, on: dict[str, Any] | None 
     Where cfg.resume names a run, longer is the epochs of a new run that goes on from its last one, and `on` has the
     devices and num_nodes that it goes on with, if others.
     """
+    from src.runs import identity, run_dir
+
+    source = run_dir.find(cfg.runs, cfg.resume) if cfg.resume else None
     with ExitStack() as held:
-        return fine_tune(cfg, longer, on, held)
+        if identity.has_gpt(run_dir.read_config(source) if source else cfg):
+            return fine_tune(cfg, longer, on, held)
+        if longer or on:
+            raise InputError(f"run {cfg.resume} has no GPT, and so neither epochs nor devices: leave trainer.* out")
+        from src.config.fitting import fit_without_gpt
+
+        result, folder, fitted, data = fit_without_gpt(cfg, source, began(), held)
+        return Run(result, folder, fitted, data, None)
 
 
 def fine_tune(cfg: DictConfig, longer: int | None, on: dict[str, Any] | None, held: ExitStack) -> Run:

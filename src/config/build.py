@@ -30,7 +30,7 @@ from src.finetune.monitoring import AVERAGE_PRECISION, MONITORS
 from src.gpt import lora, weights
 from src.gpt.model import GPT, GPTConfig
 from src.pretraining.token_stream import in_order, pack
-from src.runs import run_dir
+from src.runs import identity, run_dir
 
 
 def check_config(cfg: DictConfig) -> None:
@@ -118,7 +118,10 @@ def build_task(cfg: DictConfig, labels: Sequence[str]) -> FineTuner:
     L.seed_everything(cfg.seed, verbose=False)  # the head's and the adapters' first values
     task = build("task", run_dir.plain(cfg.task), gpt=build_gpt(cfg), questions=questions, **factories)
     if not isinstance(task, FineTuner):
-        raise InputError(f"task._target_={cfg.task._target_} is no subclass of src.finetune.base.FineTuner")
+        raise InputError(
+            f"task._target_={cfg.task._target_} is no subclass of src.finetune.base.FineTuner; a model without a GPT "
+            "has a task.param_grid, {} for none"
+        )
     call("optimizer", task.optimizer, task.optimizer_parameters())  # some optimizers take no groups
     check_epochs(cfg, task)
     return task
@@ -189,6 +192,12 @@ def load_best(model: FineTuner, run: Path) -> None:
 
 def restore(run: Path) -> FineTuner:
     """The trained model of a finished run, ready to predict."""
-    restored = build_task(run_dir.load_config(run), run_dir.trained_on(run)["labels"])
+    cfg = run_dir.load_config(run)
+    if not identity.has_gpt(cfg):
+        raise InputError(
+            f"run {run.name} is a {cfg.task._target_.rpartition('.')[2]}, no GPT: src.predict and src.eval use it, and "
+            "there is nothing to export, to serve or to start from"
+        )
+    restored = build_task(cfg, run_dir.trained_on(run)["labels"])
     load_best(restored, run)
     return restored.eval()

@@ -97,9 +97,7 @@ class TextData(L.LightningDataModule):
         self.limit = self.max_length or context_length
         if self.limit > context_length:
             raise InputError(f"data.max_length={self.limit} is more than the GPT's context length, {context_length}")
-        self.examples = dict(self.all_examples)
-        if not self.whole:
-            self.examples["train"] = fraction_of(self.examples["train"], self.fraction, self.seed)
+        self.take_fraction()
         self.ids = {part: encode([example.text for example in examples]) for part, examples in self.examples.items()}
         (self.prompt,) = prompts
         longest = min(self.limit, self.longest())
@@ -107,16 +105,33 @@ class TextData(L.LightningDataModule):
         width = {"longest": longest, "context": context_length}.get(self.padding) if reads_padding else None
         self.read_as(self.labels, longest if self.padding == "longest" else self.limit, width)
 
+    def take_fraction(self) -> None:
+        """Choose the messages that are used."""
+        self.examples = dict(self.all_examples)
+        if not self.whole:
+            self.examples["train"] = fraction_of(self.examples["train"], self.fraction, self.seed)
+
+    def labelled_texts(self) -> dict[str, tuple[list[str], list[int]]]:
+        """Texts and class numbers of each split, for a model that reads the texts themselves."""
+        self.take_fraction()
+        number = self.numbers(self.labels)
+        return {part: (self.texts(part), [number[e.label] for e in self.examples[part]]) for part in self.examples}
+
+    def numbers(self, labels: Sequence[str]) -> dict[str, int]:
+        """Number classes as a trained run did. Raises InputError for a strange class."""
+        if strange := sorted(set(self.corpus.labels) - set(labels)):
+            raise InputError(f"class {strange[0]} is none of the run's classes, {', '.join(labels)}")
+        self.labels = tuple(labels)
+        return {label: i for i, label in enumerate(labels)}
+
     def longest(self) -> int:
         """Tokens of the longest training message, with its prompt."""
         return self.prompt.overhead + max(map(len, next(iter(self.ids.values()))))
 
     def read_as(self, labels: Sequence[str], limit: int, width: int | None) -> None:
         """Number classes, truncate, pad as a trained run did (see `facts`). Raises InputError for a strange class."""
-        number = {label: i for i, label in enumerate(labels)}
-        if strange := sorted(set(self.corpus.labels) - set(labels)):
-            raise InputError(f"class {strange[0]} is none of the run's classes, {', '.join(labels)}")
-        self.labels, self.limit, self.width = tuple(labels), limit, width
+        number = self.numbers(labels)
+        self.limit, self.width = limit, width
         if (room := limit - self.prompt.overhead) < 1:
             raise InputError(
                 f"the prompt and its longest answer are {self.prompt.overhead} tokens long, which leaves no room for "
@@ -137,7 +152,7 @@ class TextData(L.LightningDataModule):
 
     def sizes(self) -> dict[str, int]:
         """Messages in each split."""
-        return {part: len(messages) for part, messages in self.splits.items()}
+        return {part: len(examples) for part, examples in self.examples.items()}
 
     def texts(self, part: str) -> list[str]:
         """The messages of a split."""
@@ -150,6 +165,10 @@ class TextData(L.LightningDataModule):
 
     def facts(self) -> dict[str, Any]:
         """What a run's result says of its data; with it, a message is read at prediction as it was in training."""
+        return {**self.facts_of_texts(), "max_length": self.limit, "width": self.width}
+
+    def facts_of_texts(self) -> dict[str, Any]:
+        """The same, of the texts alone."""
         return {
             "name": self.corpus.name,
             "split": self.split_name,
@@ -158,8 +177,6 @@ class TextData(L.LightningDataModule):
             "dropped": self.dropped,
             "similarity": self.similarity,
             "labels": list(self.labels),
-            "max_length": self.limit,
-            "width": self.width,
         }
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -177,9 +194,19 @@ class TextData(L.LightningDataModule):
 
     def summary(self) -> str:
         """What a user should know of the data before training: sizes, classes, lengths, what was cut."""
-        free_of = f" (no near-duplicates above {self.similarity} in two parts)" if self.similarity else ""
         width = f" to {self.width} tokens" if self.width else ""
-        lines = [f"{self.corpus.name}, split {self.split_name}{free_of}, padding {self.padding}{width}"]
+        lengths = [len(row) for row in self.splits["train"].ids]
+        quantiles = np.percentile(lengths, [5, 50, 95, 100]).round().astype(int)
+        cut = ", ".join(f"{n} of {part}" for part, n in self.truncated.items())
+        return (
+            f"{self.summary_of_texts()}\n  padding {self.padding}{width}; truncated: {cut}\n"
+            "  tokens a training message: 5% {}, median {}, 95% {}, longest {}".format(*quantiles)
+        )
+
+    def summary_of_texts(self) -> str:
+        """The same, of the texts alone."""
+        free_of = f" (no near-duplicates above {self.similarity} in two parts)" if self.similarity else ""
+        lines = [f"{self.corpus.name}, split {self.split_name}{free_of}"]
         lines += [f"  {note}" for note in (*self.corpus.notes, *self.notes)]
         if sum(self.dropped.values()):
             lines.append(
@@ -189,10 +216,7 @@ class TextData(L.LightningDataModule):
         for part, examples in self.examples.items():
             count = Counter(example.label for example in examples)
             classes = ", ".join(f"{label} {count[label]}" for label in self.labels)
-            lines.append(f"  {part:<11}{len(examples):>6} messages: {classes}; {self.truncated[part]} truncated")
-        lengths = [len(row) for row in self.splits["train"].ids]
-        quantiles = np.percentile(lengths, [5, 50, 95, 100]).round().astype(int)
-        lines.append("  tokens a training message: 5% {}, median {}, 95% {}, longest {}".format(*quantiles))
+            lines.append(f"  {part:<11}{len(examples):>6} messages: {classes}")
         return "\n".join(lines)
 
 

@@ -65,6 +65,9 @@ class Mixture(TextData):
         self.examples = {split: [e for p in self.asked(split) for e in parts[p].examples[split]] for split in SPLITS}
         self.splits = {split: self._merge(split) for split in SPLITS}
 
+    def labelled_texts(self) -> dict[str, tuple[list[str], list[int]]]:
+        raise InputError("a mixture of datasets asks several questions, a model without a GPT none: name one dataset")
+
     def asked(self, split: str) -> list[str]:
         """The tasks whose messages a split holds."""
         return [name for name in self.sources if split == "test" or name != self.leave_out]

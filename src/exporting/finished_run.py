@@ -21,6 +21,12 @@ from src.gpt.lora import merge
 from src.runs import devices, run_dir
 
 
+def answer(text: str, labels: list[str], best: int, p: list[float], **written: Any) -> dict[str, Any]:
+    """The label that is predicted for a text, with the probabilities p of all."""
+    probabilities = dict(zip(labels, p, strict=True))
+    return {"text": text, "label": labels[best], "probability": p[best], **written, "probabilities": probabilities}
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """Its settings, its result.json, and its trained model in fp32, whose adapters may be merged into the weights."""
@@ -101,14 +107,7 @@ class FinishedRun:
         rows = zip(texts, own.predicted.tolist(), own.probabilities.tolist(), strict=True)
         for i, (text, best, p) in enumerate(rows):
             written = {"said": labels[said[i]] if said[i] >= 0 else None} if said else {}
-            probabilities = dict(zip(labels, p, strict=True))
-            yield {
-                "text": text,
-                "label": labels[best],
-                "probability": p[best],
-                **written,
-                "probabilities": probabilities,
-            }
+            yield answer(text, labels, best, p, **written)
 
     @property
     def writes(self) -> bool:

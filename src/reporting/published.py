@@ -50,8 +50,10 @@ def published_rows() -> dict[str, Published]:
 def repeated_by(cfg: Any, known: dict[str, Published]) -> Published | None:
     """The published row that a config repeats: the same experiment, GPT, weights, data, task and length of training."""
     row = known.get(cfg.name)
+    if row is None or not identity.has_gpt(cfg):
+        return None
     given = (cfg.gpt.name, cfg.gpt.weights, identity.pinned_data(cfg.data))
-    if row is None or given != (row.gpt, row.weights, UCI_TEXT_SHA256):
+    if given != (row.gpt, row.weights, UCI_TEXT_SHA256):
         return None
     book = study.config(study.Trial({}, (f"+experiment={row.experiment}", f"gpt={row.gpt}", "data=sms_spam")))
     return row if decisive(cfg) == decisive(book) else None

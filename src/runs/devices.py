@@ -67,7 +67,7 @@ def for_use(cfg: DictConfig) -> DictConfig:
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     same = on_one_device({str(key): value for key, value in plain.items()})
-    if same["data"]["padding"] == "none":
+    if same["data"].get("padding") == "none":
         same["data"]["batch_size"] = 1
     made = OmegaConf.create(same)
     OmegaConf.set_struct(made, True)

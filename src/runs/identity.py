@@ -36,6 +36,10 @@ AS_BEFORE: dict[str, Any] = {
     "task.lora.dora": False,
 }
 
+# what a model without a GPT is made from, and of `data` what it does not read
+WITHOUT_GPT = ("name", "seed", "runs", "resume", "data", "task", "logger", "optimized_metric")
+OF_BATCHES = ("padding", "max_length", "batch_size", "num_workers", "instruction", "answers")
+
 Settings = Mapping[str, Any]
 Place = tuple[str, ...]  # keys from the top of a config
 
@@ -47,6 +51,22 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     section = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(section, dict)
     return {str(key): value for key, value in section.items()}
+
+
+def has_gpt(cfg: Settings | DictConfig) -> bool:
+    """Whether a config is that of a GPT: of another model, the task has a grid of constants."""
+    return "param_grid" not in (cfg.get("task") or {})
+
+
+def as_read(cfg: DictConfig) -> DictConfig:
+    """The config without what its run does not read: all of it with a GPT."""
+    if has_gpt(cfg):
+        return cfg
+    read = {key: value for key, value in plain(cfg).items() if key in WITHOUT_GPT}
+    read["data"] = {key: value for key, value in read["data"].items() if key not in OF_BATCHES}
+    made = OmegaConf.create(read)
+    OmegaConf.set_struct(made, True)
+    return made
 
 
 def config_hash(cfg: DictConfig) -> str:

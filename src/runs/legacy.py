@@ -43,7 +43,7 @@ WEIGHTS_BEFORE_RECORDS = "7755868c4c31646cf59baabd3225315311845f93eb59645d3a991b
 
 def todays(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run in today's words; those of today's runs as they are."""
-    if "scheduler" in config or not config.keys() & {"task", "optimizer"}:
+    if "scheduler" in config or "param_grid" in config.get("task", {}) or not config.keys() & {"task", "optimizer"}:
         return config
     new = {key: value for key, value in config.items() if key not in ("task", "data", "optimizer", "candidates", "gpt")}
     new["gpt"] = {key: value for key, value in config["gpt"].items() if key != "finetune"}

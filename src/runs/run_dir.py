@@ -116,11 +116,17 @@ def read_config(run: Path) -> dict[str, Any]:
         content = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    needed = {"seed"} if isinstance(content, dict) and "corpus" in content else {"seed", "gpt", "data", "task"}
-    if not isinstance(content, dict) or not content.keys() >= needed:
+    if not isinstance(content, dict) or not content.keys() >= needed(content):
         raise InputError(f"{path} is damaged: it holds no settings of a run; bring it back, or leave {run.name} alone")
     absent = {key: value for key, value in identity.AS_BEFORE.items() if "." not in key and "task" in content}
     return absent | legacy.todays(content)
+
+
+def needed(config: dict[str, Any]) -> set[str]:
+    """Sections without which a config is none of a run."""
+    if "corpus" in config:
+        return {"seed"}
+    return {"seed", "data", "task", *(["gpt"] if identity.has_gpt(config) else [])}
 
 
 def load_result(run: Path) -> dict[str, Any]:

@@ -42,9 +42,9 @@ def show(result: dict[str, Any], run: Path) -> None:
 
     from src.evaluation import decisions
 
-    task, cost = result["task"], result["cost"]
     console = Console()
-    title = f"{result['name']}: gpt={result['gpt']['name']} ({result['gpt']['weights']}), data={result['data']['name']}"
+    gpt = f"gpt={result['gpt']['name']} ({result['gpt']['weights']})" if "gpt" in result else "no GPT"
+    title = f"{result['name']}: {gpt}, data={result['data']['name']}"
     show_metrics(title, result["metrics"], result["data"]["sizes"])
     if tasks := result.get("tasks"):
         show_metrics("test, by task", tasks["test"], result["data"]["test_sizes"])
@@ -53,13 +53,27 @@ def show(result: dict[str, Any], run: Path) -> None:
     if language := result.get("language"):
         before, after = (language[when]["perplexity"] for when in ("before", "after"))
         console.print(f"perplexity of the language model on held-out text: {before:.1f} before, {after:.1f} after")
+    console.print(spent(result) if "gpt" in result else spent_without_gpt(result))
+    console.print(f"run folder: {run} (result.json, predictions.csv, checkpoints)", soft_wrap=True, highlight=False)
+    console.print(f'use it:     python -m src.predict run={run.name} text="..."', soft_wrap=True, highlight=False)
+
+
+def spent(result: dict[str, Any]) -> str:
+    """What was trained, and what it took."""
+    task, cost = result["task"], result["cost"]
     share = task["trainable_parameters"] / result["gpt"]["parameters"]
-    console.print(
+    return (
         f"trained {task['trainable_parameters']:,} parameters ({task['trainable']}, {share:.1%} of the GPT) in "
         f"{cost['train_seconds']:.1f} s, {cost['train_flops'] / 1e12:.1f} TFLOP; "
         f"set-up {cost['setup_seconds']:.1f} s, frozen blocks {cost['features_seconds']:.1f} s"
         f"{' (read back)' if cost['features_reused'] else ''}, first step after {cost['first_step_seconds']:.1f} s, "
         f"evaluation {cost['evaluate_seconds']:.1f} s"
     )
-    console.print(f"run folder: {run} (result.json, predictions.csv, checkpoints)", soft_wrap=True, highlight=False)
-    console.print(f'use it:     python -m src.predict run={run.name} text="..."', soft_wrap=True, highlight=False)
+
+
+def spent_without_gpt(result: dict[str, Any]) -> str:
+    """What validation chose, and what it took."""
+    constants = ", ".join(f"{key}={value}" for key, value in result["task"]["constants"].items())
+    chosen = f" with {constants}, chosen on validation," if constants else ""
+    seconds = {name: result["cost"][f"{name}_seconds"] for name in ("train", "evaluate")}
+    return f"fitted{chosen} in {seconds['train']:.1f} s; evaluation {seconds['evaluate']:.1f} s"

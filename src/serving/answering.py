@@ -52,7 +52,7 @@ def pieces(
 ) -> Iterator[str | bytes]:
     """What is written, batch by batch."""
     if table is not None and (form.kind == "text" or form.kind == table.kind[1:]):
-        added = outputs.Added(predictor.labels, predictor.run.writes, form.labels_only)
+        added = outputs.Added(predictor.labels, predictor.writes, form.labels_only)
         return outputs.table(batches, table, added, form.ascii)
     if form.kind == "jsonl":
         return outputs.json_lines(batches, form.labels_only, form.ascii)

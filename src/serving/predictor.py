@@ -45,17 +45,26 @@ class Predictor:
         self.run, self.task, self.cut = run, task, 0
         self._precision, self._device = trainer.precision_plugin, trainer.strategy.root_device
         self._to_device = trainer.strategy.batch_to_device
-        self.threshold, self.temperature = threshold, calibration.recorded(run.result) if calibrated else 1.0
+        self._decide_by(run.result, threshold, calibrated)
+        self.model: Any = self._precision.convert_module(run.model).to(self._device)
+
+    def _decide_by(self, result: dict[str, Any], threshold: float | None, calibrated: bool) -> None:
+        self.result = result
+        self.threshold, self.temperature = threshold, calibration.recorded(result) if calibrated else 1.0
         if threshold is not None and len(self.labels) != 2:
             raise InputError(
                 f"threshold={threshold} is for two classes, and run {self.id} has {', '.join(self.labels)}"
             )
-        self.model: Any = self._precision.convert_module(run.model).to(self._device)
 
     @property
     def id(self) -> str:
         """The run's name."""
         return str(self.run.result["id"])
+
+    @property
+    def writes(self) -> bool:
+        """Whether it answers in words."""
+        return self.run.writes
 
     @property
     def labels(self) -> list[str]:
@@ -97,7 +106,7 @@ class Predictor:
 
     def _decided(self, predictions: Predictions) -> Predictions:
         """Predictions with the probabilities and by the threshold that are asked for."""
-        found = as_recorded(predictions, self.run.result)
+        found = as_recorded(predictions, self.result)
         if self.temperature != 1:
             found = calibration.scaled(found, self.temperature)
         return found if self.threshold is None else found._replace(threshold=log_odds(self.threshold))
@@ -119,9 +128,9 @@ class Predictor:
 
     def check_writes(self) -> None:
         """Raises InputError for a run with a head."""
-        if not self.run.writes:
+        if not self.writes:
             raise InputError(
-                f"run {self.id} has a head over fixed labels and can write nothing: prompt= needs an instruct run"
+                f"run {self.id} answers with fixed labels and can write nothing: prompt= needs an instruct run"
             )
 
     def write(self, prompts: list[list[int]], n: int) -> list[str]:

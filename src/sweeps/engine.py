@@ -61,7 +61,7 @@ def do(key: str, trial: Trial, runs: str) -> str:
         if folder is None:
             cfg, begun = study.config(trial), study.begun(key, runs)
             cfg.runs, cfg.resume = runs, begun and begun.name
-            if world_of((run_dir.load_config(begun) if begun else cfg).trainer) > 1:
+            if world_of((run_dir.load_config(begun) if begun else cfg).get("trainer", {})) > 1:
                 by_command([f"resume={begun.name}"] if begun else trial.overrides, runs)
                 folder = study.finished(runs)[key]
             else:

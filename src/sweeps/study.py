@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.config.command_line import compose, explain, override, with_plus
 from src.errors import InputError
-from src.runs import run_dir
+from src.runs import identity, run_dir
 from src.sweeps.spec import Study as Study
 from src.sweeps.spec import read as read
 
@@ -89,6 +89,10 @@ def record(study: Study, runs: str | Path) -> Path:
 def config(trial: Trial) -> DictConfig:
     """The composed config of a run, as src.train would see it. Groups are composed once for all the runs that share
     them, which takes a tenth of a second; values are laid over that, as Hydra does too."""
+    return identity.as_read(_config(trial))
+
+
+def _config(trial: Trial) -> DictConfig:
     values = [part for part in trial.overrides if re.match(r"(?!hydra\.)(seed|[\w.]+\.\w+)=", part)]
     cfg = _composed(tuple(part for part in trial.overrides if part not in values)).copy()
     try:
@@ -122,7 +126,8 @@ def check(trials: Sequence[Trial], done: Collection[str] = ()) -> dict[str, Tria
         try:
             key = run_dir.config_hash(cfg := config(trial))
             build.check_config(cfg)
-            refuse_partial(cfg)
+            if identity.has_gpt(cfg):
+                refuse_partial(cfg)
             if key not in found and key not in done:
                 alike = [part for part in trial.overrides if not part.startswith("seed=")]
                 once(built, alike, partial(build_parts, cfg, built))
@@ -148,8 +153,11 @@ def build_parts(cfg: DictConfig, built: dict[str, Any]) -> None:
     from src.gpt.model import GPTConfig
     from src.gpt.pinned import PUBLISHED
 
-    check_trainer(cfg)
     check_loggers(cfg)
+    if not identity.has_gpt(cfg):
+        build_baseline(cfg, built)
+        return
+    check_trainer(cfg)
     build_callbacks(cfg)
     build.build_cache(cfg)
     gpt = {key: value for key, value in run_dir.plain(cfg.gpt).items() if key not in ("name", "weights")}
@@ -166,6 +174,14 @@ def build_parts(cfg: DictConfig, built: dict[str, Any]) -> None:
     build.check_decisions(cfg, data, model)
     around = [cfg.data, [[*prompt.before, -1, *prompt.after, -1, prompt.reserve] for prompt in model.prompts]]
     once(built, ["tokens", *around, model.reads_padding, cfg.gpt.context_length], partial(encode, data, model))
+
+
+def build_baseline(cfg: DictConfig, built: dict[str, Any]) -> None:
+    """The same, of a model without a GPT."""
+    from src.config import baseline, build
+
+    baseline.check_baseline(cfg)
+    once(built, ["data", cfg.data], lambda: build.build_data(cfg)).labelled_texts()
 
 
 def encode(data: Any, model: Any) -> None:

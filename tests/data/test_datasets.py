@@ -857,7 +857,8 @@ def test_truncation_is_counted_and_reported(counted: Callable[..., TextData]) ->
     summary = data.summary()
     assert "2 of 3 messages of validation stand in training too" in summary
     assert "validation and test are the same messages" in summary
-    assert re.search(r"train +5 messages: ham 3, spam 2; 2 truncated", summary)
+    assert re.search(r"train +5 messages: ham 3, spam 2\n", summary)
+    assert "truncated: 2 of train, 1 of validation, 1 of test" in summary
     assert "5% 1, median 3, 95% 3, longest 3" in summary
 
 
