@@ -103,7 +103,7 @@ class NBSVM:
         return np.log(np.maximum(p, np.finfo(p.dtype).tiny))
 
 
-class _InterpolatedSVM(ClassifierMixin, BaseEstimator):
+class _InterpolatedSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     """The binary classifier of NBSVM, on binary features (N, V)."""
 
     def __init__(self, C: float, beta: float) -> None:  # noqa: N803
