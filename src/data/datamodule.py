@@ -18,7 +18,7 @@ from src.data.batching import Batch, Messages, ShuffledBatches, evaluation_batch
 from src.data.corpus import Corpus
 from src.data.prompts import Prompt
 from src.data.sharding import Shard
-from src.data.splits import Splits, deduplicated, distinct, fraction_of, grouped
+from src.data.splits import Fold, Splits, deduplicated, distinct, fraction_of, grouped
 from src.data.tokenizer import encode
 from src.errors import InputError
 
@@ -30,6 +30,7 @@ class TextData(L.LightningDataModule):
     """Labelled texts as token batches. A subclass reads them: `read` gives a Corpus; `encode_for` makes the batches.
 
     split           grouped | deduplicated (see splits.py); `balance` samples every class down to the smallest one
+    fold            1/5: the first of five folds is test (cross-validation); of split=grouped
     fraction        the stratified part of the training messages that is used, in (0, 1]
     padding         longest: to the longest training message; batch: to the longest of the batch, messages of like
                     length together; context: to the context length; none: batches of one message
@@ -44,6 +45,7 @@ class TextData(L.LightningDataModule):
     SPLITS: ClassVar[tuple[str, ...]] = ("grouped", "deduplicated")
     split: str = "grouped"
     balance: bool = False
+    fold: str | None = None
     fraction: float = 1.0
     padding: Padding = "longest"
     max_length: int | None = None
@@ -68,6 +70,8 @@ class TextData(L.LightningDataModule):
     def _check(self) -> None:
         if self.split not in self.SPLITS:
             raise InputError(f"data.split={self.split} is unknown: use {', '.join(self.SPLITS)}")
+        if self.fold is not None and self.split != "grouped":
+            raise InputError(f"data.fold={self.fold} divides groups of near-duplicates: it needs data.split=grouped")
         if self.batch_size < 1:
             raise InputError(f"data.batch_size={self.batch_size} must be at least 1")
         if self.num_workers < 0:
@@ -83,11 +87,14 @@ class TextData(L.LightningDataModule):
 
     def divide(self) -> Splits:
         """The texts in three parts, by `split`."""
+        fold = Fold.of(self.fold) if self.fold is not None else None
         kept = distinct(self.corpus.examples)
         self.dropped |= {"repeated": kept.repeated, "contradicting": kept.contradicting}
         if self.split == "deduplicated":
             return deduplicated(kept.examples, self.balance)
-        splits, self.similarity = grouped(kept.examples, self.balance)
+        splits, self.similarity = grouped(kept.examples, self.balance, fold)
+        if fold:
+            self.split_name = f"grouped, fold {self.fold}"
         return splits
 
     def encode_for(self, prompts: Sequence[Prompt], reads_padding: bool, context_length: int) -> None:

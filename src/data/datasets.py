@@ -87,6 +87,8 @@ class Table(TextData):
             raise InputError(
                 "data.validation_path and data.test_path go together: give both, or neither for a stratified split"
             )
+        if self.fold is not None:
+            raise InputError("data.fold divides one file: leave data.validation_path and data.test_path out")
         given = [self.corpus, self._read(self.validation_path, 1), self._read(self.test_path, 1)]
         splits, self.notes = given_files(*(corpus.examples for corpus in given))
         self.split_name, self.dropped["empty"] = "given files", sum(corpus.empty for corpus in given)

@@ -40,6 +40,8 @@ class Mixture(TextData):
             raise InputError(f"data.leave_out={self.leave_out} is none of data.sources: {', '.join(self.sources)}")
         if len(self.sources) - (self.leave_out is not None) < 1:
             raise InputError("data.sources needs a dataset that is trained on")
+        if self.fold is not None:
+            raise InputError("data.fold is that of a source: give data.sources.<name>.fold")
         self._share()
         self.labels = tuple(f"{name}/{label}" for name, part in self.sources.items() for label in part.labels)
 

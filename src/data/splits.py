@@ -4,12 +4,14 @@ book           the split of the published table, row for row: that of the additi
                Raschka, "Build a Large Language Model (From Scratch)", which
                shuffle twice; the chapter's own script shuffles once
 deduplicated   no message, up to case, digits and spaces, in two splits; every class in the same shares
-grouped        also no near-duplicates in two splits (see near_duplicates.py), in the same sizes
+grouped        also no near-duplicates in two splits (see near_duplicates.py), in the same sizes; or, with a fold i/k,
+               one of k parts of equal size as test, and of the rest a tenth of all messages as validation
 """
 
 import random
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +22,7 @@ from src.errors import InputError
 
 SHARES = (0.7, 0.1)  # train, validation; the rest is test
 SIMILARITIES = (SIMILARITY, 0.6, 0.7, 0.8, 0.9)
+Classes = dict[str, list[Example]]  # the messages of each class
 SPLIT_SEED = 123  # the book's; splits do not depend on a run's seed, so that all seeds share one test set
 
 
@@ -99,7 +102,22 @@ def deduplicated(examples: list[Example], balance: bool) -> Splits:
     return Splits(*([part[i] for i in rng.permutation(len(part))] for part in parts))
 
 
-def grouped(examples: list[Example], balance: bool) -> tuple[Splits, float]:
+class Fold(NamedTuple):
+    """One of so many folds, by its number from 0 on: messages that are tested by a model which has not seen them."""
+
+    number: int
+    folds: int
+
+    @classmethod
+    def of(cls, text: str) -> "Fold":
+        """The fold that 1/5 names. Raises InputError for what names none."""
+        part = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
+        if not part or not int(part[1]) <= int(part[2]) >= 2:
+            raise InputError(f"data.fold={text} is no fold: use 1/5, 2/5, 3/5, 4/5 and 5/5 for five")
+        return cls(int(part[1]) - 1, int(part[2]))
+
+
+def grouped(examples: list[Example], balance: bool, fold: Fold | None = None) -> tuple[Splits, float]:
     """As `deduplicated`, with each group of near-duplicates in one part, and the similarity above which they are that:
     0.5, or where a class then has too few groups, the first of 0.6, 0.7, 0.8, 0.9 with which it can be split.
 
@@ -108,7 +126,7 @@ def grouped(examples: list[Example], balance: bool) -> tuple[Splits, float]:
     rng = np.random.default_rng(SPLIT_SEED)
     by_class = shuffled_classes(examples, balance, rng)
     for similarity in SIMILARITIES:
-        if parts := assign_groups(by_class, similarity):
+        if parts := in_three(by_class, similarity) if fold is None else in_fold(by_class, similarity, fold):
             return Splits(*([part[i] for i in rng.permutation(len(part))] for part in parts)), similarity
     raise InputError(
         f"the messages of one of the classes {', '.join(by_class)} are near-duplicates of each other, in too few "
@@ -116,19 +134,49 @@ def grouped(examples: list[Example], balance: bool) -> tuple[Splits, float]:
     )
 
 
-def assign_groups(by_class: dict[str, list[Example]], similarity: float) -> list[list[Example]] | None:
-    """The groups of near-duplicates in three parts: from the largest to the smallest, each goes by chance into one of
-    the parts that have room for all of it, so that single messages fill what is left. None where a part would have
-    less than half of its share of a class."""
-    chance = random.Random(SPLIT_SEED)
+def in_three(by_class: Classes, similarity: float) -> list[list[Example]] | None:
+    """train, validation and test in their shares; None where `assign_groups` cannot."""
     sizes = {label: held_out_sizes(len(members)) for label, members in by_class.items()}
     share = {label: (len(by_class[label]) - sum(held_out), *held_out) for label, held_out in sizes.items()}
+    return assign_groups(by_class, share, similarity)
+
+
+def in_fold(by_class: Classes, similarity: float, fold: Fold) -> list[list[Example]] | None:
+    """The same, with a fold as test. The folds are the same for whichever of them is asked. Raises InputError for a
+    class that is too small for them."""
+    for label, members in by_class.items():
+        if len(members) < 2 * fold.folds:
+            raise InputError(
+                f"data.fold: class {label} has {len(members)} distinct messages, {fold.folds} folds need "
+                f"{2 * fold.folds} of each class"
+            )
+    k = fold.folds
+    equal = {label: [(len(members) + i) // k for i in range(k)] for label, members in by_class.items()}
+    if not (folds := assign_groups(by_class, equal, similarity)):
+        return None
+    rest: Classes = {label: [] for label in by_class}
+    for example in (example for i, part in enumerate(folds) if i != fold.number for example in part):
+        rest[example.label].append(example)
+    validation = {label: held_out_sizes(len(members))[0] for label, members in by_class.items()}
+    share = {label: (len(members) - validation[label], validation[label]) for label, members in rest.items()}
+    parts = assign_groups(rest, share, similarity)
+    return parts and [*parts, folds[fold.number]]
+
+
+def assign_groups(
+    by_class: Classes, share: Mapping[str, Sequence[int]], similarity: float
+) -> list[list[Example]] | None:
+    """The groups of near-duplicates in parts which have their `share` of each class: from the largest to the smallest,
+    each goes by chance into one of the parts that have room for all of it, so that single messages fill what is left.
+    None where a part would have less than half of its share of a class."""
+    chance = random.Random(SPLIT_SEED)
     room = {label: list(shares) for label, shares in share.items()}
-    parts: list[list[Example]] = [[], [], []]
+    numbers = range(len(next(iter(share.values()))))
+    parts: list[list[Example]] = [[] for _ in numbers]
     for members in groups_of([example for shuffled in by_class.values() for example in shuffled], similarity):
         count = Counter(example.label for example in members)
-        fits = [part for part in range(3) if all(room[label][part] >= n for label, n in count.items())]
-        weight = [max(0, sum(room[label][part] for label in count)) for part in range(3)]
+        fits = [part for part in numbers if all(room[label][part] >= n for label, n in count.items())]
+        weight = [max(0, sum(room[label][part] for label in count)) for part in numbers]
         part = chance.choices(fits, [weight[part] for part in fits])[0] if fits else weight.index(max(weight))
         parts[part] += members
         for label, n in count.items():

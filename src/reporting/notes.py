@@ -79,6 +79,11 @@ def caveats(rows: Sequence[Row]) -> list[str]:
             "Of several tasks, test, written and valid are over all test messages, those of a task that was left out "
             "included; validation is the mean over the tasks that were taught."
         )
+    if (folds := rows[0].folds) > 1:
+        found.append(
+            f"A seed is tested on {folds} folds, whose training messages overlap: each message counts once, as it was "
+            "answered by the model that had not seen it."
+        )
     known = [row.published for row in rows if row.published]
     if known:
         wrong = "".join(f" Row {one.row}: {one.note}." for one in known if one.note)

@@ -1,6 +1,7 @@
 """A study and the run folders -> its rows: the points that differ in more than the seed, each with its finished runs.
 
-A row without any stays, as missing. How its runs are found: finished.py.
+A row without any stays, as missing. How its runs are found: finished.py. Where a study varies data.fold, a row is over
+all folds of each seed: each message was tested once, by the model of that seed which had not seen it.
 """
 
 from collections import Counter
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PART = "data.fraction"
+FOLD = "data.fold"
 
+Place = tuple[Any, Any]  # seed and fold
 Message = tuple[str, str, int]  # sha256 of the text, label, and how many like it came before
 
 
@@ -70,18 +73,26 @@ class Run:
 
 @dataclass(eq=False)
 class Row:
-    """What varies in it (dotted key -> value, without the seed), how many runs it wants, and those that finished."""
+    """What varies in it (dotted key -> value, without seed and fold), how many runs it wants, and those that finished:
+    seed by seed, each with all of its folds."""
 
     label: str
     values: dict[str, Any]
     wanted: int = 0
     runs: list[Run] = field(default_factory=list)
     published: Published | None = None
+    folds: int = 1
+
+    @property
+    def by_seed(self) -> list[list[Run]]:
+        """The runs of each seed, one a fold."""
+        return [self.runs[i : i + self.folds] for i in range(0, len(self.runs), self.folds)]
 
     @cached_property
     def places(self) -> dict[Message, int]:
         """The test messages that it was measured on, and where each stands; none where nothing has finished."""
-        return {message: i for i, message in enumerate(self.runs[0].messages)} if self.runs else {}
+        tested = (message for run in self.runs[: self.folds] for message in run.messages)
+        return {message: i for i, message in enumerate(tested)}
 
     def covers(self, other: "Row") -> bool:
         """Whether both have finished and this one was tested on every test message of the other."""
@@ -92,7 +103,7 @@ class Row:
         """Seeds x test messages: what was answered rightly."""
         import numpy as np
 
-        return np.array([run.right for run in self.runs], dtype=bool)
+        return np.array([[right for run in runs for right in run.right] for runs in self.by_seed], dtype=bool)
 
     def correct_on(self, other: "Row") -> "NDArray[np.bool_]":
         """`right` on the test messages of a row that this one covers, in their order."""
@@ -100,8 +111,8 @@ class Row:
 
     @property
     def seeds(self) -> list[int]:
-        """The seed of each run."""
-        return [run.result["seed"] for run in self.runs]
+        """Each seed."""
+        return [runs[0].result["seed"] for runs in self.by_seed]
 
     @cached_property
     def accuracy(self) -> float:
@@ -124,13 +135,13 @@ class Row:
         return accuracy_interval(self.right, self.groups)
 
     def mean(self, *path: str) -> float | None:
-        """The mean over seeds of the number at a place in result.json; None where a run has none."""
+        """The mean over seeds and folds of the number at a place in result.json; None where a run has none."""
         found = [reach(run.result, path) for run in self.runs]
         return None if not found or None in found else fmean(value for value in found if value is not None)
 
     def deviation(self, split: str) -> float | None:
         """Standard deviation of a split's accuracy over seeds; None with fewer than two."""
-        values = [run.result["metrics"][split]["accuracy"] for run in self.runs]
+        values = [fmean(run.result["metrics"][split]["accuracy"] for run in runs) for runs in self.by_seed]
         return stdev(values) if len(values) > 1 else None
 
 
@@ -138,24 +149,36 @@ def read(asked: study.Study, runs: str | Path, archive: Path | None = None) -> l
     """The rows of a study in its order, with the runs below `runs`, or else in `archive`, that are theirs.
     Raises InputError for runs of one row that were measured on different test messages."""
     points, known = study.trials(asked, runs), published_rows()
-    name = namer([point.values for point in points], asked.name)
+    folds = list(dict.fromkeys(point.values.get(FOLD) for point in points))
+    varying = [{key: value for key, value in point.values.items() if key != FOLD} for point in points]
+    name = namer(varying, asked.name)
     rows: dict[str, Row] = {}
     wants: dict[str, list[Wanted]] = {}
+    places: dict[str, list[Place]] = {}
     for point, cfg in zip(points, map(study.config, points), strict=True):
-        values = {key: value for key, value in point.values.items() if key != "seed"}
+        values = {key: value for key, value in point.values.items() if key not in ("seed", FOLD)}
         label = name(values)
         if label not in rows:
-            rows[label] = Row(label, values, published=repeated_by(cfg, known))
+            rows[label] = Row(label, values, published=repeated_by(cfg, known), folds=len(folds))
         rows[label].wanted += 1
+        places.setdefault(label, []).append((point.values.get("seed"), point.values.get(FOLD)))
         wants.setdefault(label, []).append(wanted(cfg))
     found = finished(runs, archive)
     shared = Counter(settings for each in wants.values() for settings in {one.settings for one in each})
     for label, row in rows.items():
         is_only = all(shared[one.settings] == 1 for one in wants[label])
-        pairs = zip(wants[label], of_row(wants[label], found, is_only), strict=True)
-        row.runs = [run_of(run, one) for one, run in pairs if run is not None]
+        taken = zip(places[label], wants[label], of_row(wants[label], found, is_only), strict=True)
+        done = [(place, run_of(run, one)) for place, one, run in taken if run is not None]
+        row.runs = [run for _, run in done] if folds == [None] else in_folds(dict(done), folds)
         refuse_other_messages(row, asked.name)
     return list(rows.values())
+
+
+def in_folds(runs: dict[Place, Run], folds: Sequence[Any]) -> list[Run]:
+    """The runs seed by seed, of each one a fold; without the seeds of which one is missing."""
+    seeds = dict.fromkeys(seed for seed, _ in runs)
+    whole = [seed for seed in seeds if all((seed, fold) in runs for fold in folds)]
+    return [runs[seed, fold] for seed in whole for fold in folds]
 
 
 def run_of(run: Finished, row: Wanted) -> Run:
@@ -165,7 +188,7 @@ def run_of(run: Finished, row: Wanted) -> Run:
 
 def refuse_other_messages(row: Row, study: str) -> None:
     """Raises InputError for runs of a row that were measured on different test messages."""
-    if any(run.messages != row.runs[0].messages for run in row.runs):
+    if any(run.messages != same.messages for runs in row.by_seed for run, same in zip(runs, row.runs, strict=False)):
         ids = " and ".join(run.result["id"] for run in row.runs)
         raise InputError(
             f"row {row.label} of {study}: runs {ids} were tested on different messages, so that no mean is "

@@ -109,6 +109,8 @@ def without_places(section: Settings) -> dict[str, Any]:
     """A section of data without where they lie and how they are loaded."""
     known = "path" if pinned_data(section) else None
     kept = {key: value for key, value in section.items() if key not in (*NOT_THE_DATA, known)}
+    if kept.get("fold") is None:  # as of runs that had no folds to choose from
+        kept.pop("fold", None)
     kept |= {key: "a file" for key, value in kept.items() if names_a_path(key) and value is not None}
     if isinstance(sources := kept.get("sources"), dict):
         kept["sources"] = {name: without_places(source) for name, source in sources.items()}
