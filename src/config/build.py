@@ -141,17 +141,17 @@ def data_and_task(cfg: DictConfig) -> tuple[TextData, FineTuner]:
     """The texts and the model, made for each other: its prompts around them, its GPT's context length."""
     data = build_data(cfg)
     task = build_task(cfg, data.labels)
-    check_decisions(cfg, data, task)
+    check_decisions(cfg, data, len(task.questions))
     data.encode_for(task.prompts, task.reads_padding, task.gpt.config.context_length)
     task.weigh(data.splits["train"].labels)
     return data, task
 
 
-def check_decisions(cfg: DictConfig, data: TextData, task: FineTuner) -> None:
+def check_decisions(cfg: DictConfig, data: TextData, questions: int = 1) -> None:
     """Raises InputError for a threshold, a positive class, or something to monitor that these data do not allow."""
-    decisions.check(cfg.threshold, cfg.positive, data.labels, len(task.questions))
-    ranks = cfg.monitor == AVERAGE_PRECISION
-    if ranks and len(task.questions) > 1:
+    decisions.check(cfg.threshold, cfg.positive, data.labels, questions)
+    ranks = cfg.get("monitor") == AVERAGE_PRECISION
+    if ranks and questions > 1:
         raise InputError(f"monitor={cfg.monitor} is for one question, and a mixture asks several: use another")
     if not ranks and not cfg.threshold:
         return

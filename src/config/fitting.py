@@ -13,7 +13,9 @@ from omegaconf import DictConfig
 from src.config import baseline, build
 from src.config.trainer import build_loggers, check_loggers
 from src.data.datamodule import TextData
+from src.evaluation import calibration
 from src.evaluation.baselines import TextClassifier
+from src.evaluation.decisions import decide
 from src.evaluation.metrics import measure_splits
 from src.finetune.cost import forget_peak_memory, peak_memory_bytes
 from src.runs import identity, loggers, run_dir, summary
@@ -38,6 +40,7 @@ def fit_without_gpt(
     check_loggers(cfg)
     data = build.build_data(cfg)
     data.labelled_texts()
+    build.check_decisions(cfg, data)
     log.info("%s\n%s, no GPT", data.summary_of_texts(), cfg.task._target_)
     folder = source or run_dir.create(cfg)
     held.enter_context(run_lock(folder))
@@ -50,7 +53,8 @@ def fit_without_gpt(
         model, constants = baseline.fit(cfg, data)
         fitted = perf_counter()
         baseline.save(folder, data, constants)
-        predictions = baseline.predict_splits(model, data)
+        predictions, decided = decide(baseline.predict_splits(model, data), data.labels, cfg.positive, cfg.threshold)
+        metrics, _ = measure_splits(predictions, {})
         result = {
             "id": folder.name,
             "name": cfg.name,
@@ -59,7 +63,9 @@ def fit_without_gpt(
             "commit": run_dir.commit(),
             "data": data.facts_of_texts(),
             "task": {"name": type(model).__name__, "constants": constants},
-            "metrics": measure_splits(predictions, {})[0],
+            "metrics": metrics,
+            "calibration": calibration.summary(predictions, metrics, {}),
+            **decided,
             "environment": run_dir.environment(CPU, "64-true") | {"scikit-learn": version("scikit-learn")},
             "cost": {
                 "setup_seconds": ready - began,

@@ -18,7 +18,7 @@ from src.data.batching import Batch, Messages, ShuffledBatches, evaluation_batch
 from src.data.corpus import Corpus
 from src.data.prompts import Prompt
 from src.data.sharding import Shard
-from src.data.splits import Fold, Splits, deduplicated, distinct, fraction_of, grouped
+from src.data.splits import Splits, deduplicated, distinct, fraction_of, grouped
 from src.data.tokenizer import encode
 from src.errors import InputError
 
@@ -87,14 +87,12 @@ class TextData(L.LightningDataModule):
 
     def divide(self) -> Splits:
         """The texts in three parts, by `split`."""
-        fold = Fold.of(self.fold) if self.fold is not None else None
         kept = distinct(self.corpus.examples)
         self.dropped |= {"repeated": kept.repeated, "contradicting": kept.contradicting}
         if self.split == "deduplicated":
             return deduplicated(kept.examples, self.balance)
-        splits, self.similarity = grouped(kept.examples, self.balance, fold)
-        if fold:
-            self.split_name = f"grouped, fold {self.fold}"
+        splits, self.similarity = grouped(kept.examples, self.balance, self.fold)
+        self.split_name += f", fold {self.fold}" if self.fold else ""
         return splits
 
     def encode_for(self, prompts: Sequence[Prompt], reads_padding: bool, context_length: int) -> None:
@@ -202,13 +200,11 @@ class TextData(L.LightningDataModule):
     def summary(self) -> str:
         """What a user should know of the data before training: sizes, classes, lengths, what was cut."""
         width = f" to {self.width} tokens" if self.width else ""
-        lengths = [len(row) for row in self.splits["train"].ids]
-        quantiles = np.percentile(lengths, [5, 50, 95, 100]).round().astype(int)
+        lengths = np.percentile([len(row) for row in self.splits["train"].ids], [5, 50, 95, 100]).round().astype(int)
         cut = ", ".join(f"{n} of {part}" for part, n in self.truncated.items())
-        return (
-            f"{self.summary_of_texts()}\n  padding {self.padding}{width}; truncated: {cut}\n"
-            "  tokens a training message: 5% {}, median {}, 95% {}, longest {}".format(*quantiles)
-        )
+        tokens = "5% {}, median {}, 95% {}, longest {}".format(*lengths)
+        batches = f"  padding {self.padding}{width}; truncated: {cut}\n  tokens a training message: {tokens}"
+        return f"{self.summary_of_texts()}\n{batches}"
 
     def summary_of_texts(self) -> str:
         """The same, of the texts alone."""

@@ -12,6 +12,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -117,20 +118,22 @@ class Fold(NamedTuple):
         return cls(int(part[1]) - 1, int(part[2]))
 
 
-def grouped(examples: list[Example], balance: bool, fold: Fold | None = None) -> tuple[Splits, float]:
+def grouped(examples: list[Example], balance: bool, fold: str | None = None) -> tuple[Splits, float]:
     """As `deduplicated`, with each group of near-duplicates in one part, and the similarity above which they are that:
     0.5, or where a class then has too few groups, the first of 0.6, 0.7, 0.8, 0.9 with which it can be split.
 
     Raises InputError where it cannot.
     """
+    divide = in_three if fold is None else partial(in_fold, fold=Fold.of(fold))
     rng = np.random.default_rng(SPLIT_SEED)
     by_class = shuffled_classes(examples, balance, rng)
     for similarity in SIMILARITIES:
-        if parts := in_three(by_class, similarity) if fold is None else in_fold(by_class, similarity, fold):
+        if parts := divide(by_class, similarity):
             return Splits(*([part[i] for i in rng.permutation(len(part))] for part in parts)), similarity
+    instead = "fewer folds" if fold else "data.split=deduplicated, and expect too high an accuracy"
     raise InputError(
         f"the messages of one of the classes {', '.join(by_class)} are near-duplicates of each other, in too few "
-        "groups to be split without cutting one: use data.split=deduplicated, and expect too high an accuracy"
+        f"groups to be split without cutting one: use {instead}"
     )
 
 

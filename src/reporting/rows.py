@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.errors import InputError
 from src.evaluation.statistics import Interval, accuracy_interval
-from src.reporting.finished import Finished, Wanted, finished, of_row, reach, wanted
+from src.reporting.finished import Wanted, finished, of_row, reach, wanted
 from src.reporting.published import Published, published_rows, repeated_by
 from src.sweeps import study
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 PART = "data.fraction"
 FOLD = "data.fold"
 
-Place = tuple[Any, Any]  # seed and fold
 Message = tuple[str, str, int]  # sha256 of the text, label, and how many like it came before
 
 
@@ -124,10 +123,10 @@ class Row:
         """The number of each test message's group of near-duplicates; None where no run recorded it."""
         import numpy as np
 
-        recorded = [run for run in self.runs if all("group" in line for line in run.predictions)]
+        recorded = [runs for runs in self.by_seed if all("group" in line for run in runs for line in run.predictions)]
         if not recorded:
             return None
-        names = [line["group"] for line in recorded[0].predictions]
+        names = [f"{fold} {line['group']}" for fold, run in enumerate(recorded[0]) for line in run.predictions]
         return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
     @cached_property
@@ -150,11 +149,10 @@ def read(asked: study.Study, runs: str | Path, archive: Path | None = None) -> l
     Raises InputError for runs of one row that were measured on different test messages."""
     points, known = study.trials(asked, runs), published_rows()
     folds = list(dict.fromkeys(point.values.get(FOLD) for point in points))
-    varying = [{key: value for key, value in point.values.items() if key != FOLD} for point in points]
-    name = namer(varying, asked.name)
+    name = namer([{k: v for k, v in point.values.items() if k != FOLD} for point in points], asked.name)
     rows: dict[str, Row] = {}
     wants: dict[str, list[Wanted]] = {}
-    places: dict[str, list[Place]] = {}
+    places: dict[str, list[tuple[Any, Any]]] = {}  # seed and fold
     for point, cfg in zip(points, map(study.config, points), strict=True):
         values = {key: value for key, value in point.values.items() if key not in ("seed", FOLD)}
         label = name(values)
@@ -168,22 +166,16 @@ def read(asked: study.Study, runs: str | Path, archive: Path | None = None) -> l
     for label, row in rows.items():
         is_only = all(shared[one.settings] == 1 for one in wants[label])
         taken = zip(places[label], wants[label], of_row(wants[label], found, is_only), strict=True)
-        done = [(place, run_of(run, one)) for place, one, run in taken if run is not None]
+        done = [(at, Run(run.result, run.predictions or [], one.replaced(run))) for at, one, run in taken if run]
         row.runs = [run for _, run in done] if folds == [None] else in_folds(dict(done), folds)
         refuse_other_messages(row, asked.name)
     return list(rows.values())
 
 
-def in_folds(runs: dict[Place, Run], folds: Sequence[Any]) -> list[Run]:
+def in_folds(runs: dict[tuple[Any, Any], Run], folds: Sequence[Any]) -> list[Run]:
     """The runs seed by seed, of each one a fold; without the seeds of which one is missing."""
-    seeds = dict.fromkeys(seed for seed, _ in runs)
-    whole = [seed for seed in seeds if all((seed, fold) in runs for fold in folds)]
+    whole = [seed for seed in dict.fromkeys(seed for seed, _ in runs) if all((seed, fold) in runs for fold in folds)]
     return [runs[seed, fold] for seed in whole for fold in folds]
-
-
-def run_of(run: Finished, row: Wanted) -> Run:
-    """A row's run."""
-    return Run(run.result, run.predictions or [], row.replaced(run))
 
 
 def refuse_other_messages(row: Row, study: str) -> None:

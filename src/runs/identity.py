@@ -37,7 +37,7 @@ AS_BEFORE: dict[str, Any] = {
 }
 
 # what a model without a GPT is made from, and of `data` what it does not read
-WITHOUT_GPT = ("name", "seed", "runs", "resume", "data", "task", "logger", "optimized_metric")
+WITHOUT_GPT = ("name", "seed", "runs", "resume", "data", "task", "logger", "optimized_metric", "positive", "threshold")
 OF_BATCHES = ("padding", "max_length", "batch_size", "num_workers", "instruction", "answers")
 
 Settings = Mapping[str, Any]

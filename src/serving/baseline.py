@@ -18,10 +18,13 @@ class BaselinePredictor(Predictor):
     answers_depend_on_each_other = False
     cut = 0
 
-    def __init__(self, folder: Path, task: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, task: str | None = None, threshold: float | None = None, calibrated: bool = False
+    ) -> None:
         if task is not None:
             raise InputError(f"run {folder.name} has one question: leave task= out")
         self.folder, self.known = folder, run_dir.trained_on(folder)["labels"]
+        self._decide_by(run_dir.load_result(folder), threshold, calibrated)
         self.model = baseline.restore(folder)
 
     @property
@@ -33,5 +36,6 @@ class BaselinePredictor(Predictor):
         return list(self.known)
 
     def answers(self, texts: list[str]) -> list[dict[str, Any]]:
-        found = predict(self.model, Labelled(texts, [0] * len(texts)), len(self.known)).probabilities.tolist()
-        return [answer(text, self.labels, p) for text, p in zip(texts, found, strict=True)]
+        found = self._decided(predict(self.model, Labelled(texts, [0] * len(texts)), len(self.known)))
+        rows = zip(texts, found.predicted.tolist(), found.probabilities.tolist(), strict=True)
+        return [answer(text, self.labels, best, p) for text, best, p in rows]

@@ -171,7 +171,7 @@ def build_parts(cfg: DictConfig, built: dict[str, Any]) -> None:
     narrow = cfg.copy()
     narrow.gpt.n_embd, narrow.gpt.weights = cfg.gpt.n_head, "random"
     model = build.build_task(narrow, data.labels)
-    build.check_decisions(cfg, data, model)
+    build.check_decisions(cfg, data, len(model.questions))
     around = [cfg.data, [[*prompt.before, -1, *prompt.after, -1, prompt.reserve] for prompt in model.prompts]]
     once(built, ["tokens", *around, model.reads_padding, cfg.gpt.context_length], partial(encode, data, model))
 
@@ -181,7 +181,9 @@ def build_baseline(cfg: DictConfig, built: dict[str, Any]) -> None:
     from src.config import baseline, build
 
     baseline.check_baseline(cfg)
-    once(built, ["data", cfg.data], lambda: build.build_data(cfg)).labelled_texts()
+    data = once(built, ["data", cfg.data], lambda: build.build_data(cfg))
+    data.labelled_texts()
+    build.check_decisions(cfg, data)
 
 
 def encode(data: Any, model: Any) -> None:

@@ -12,7 +12,7 @@ from src.data.corpus import Example
 from src.data.datasets import Bundled
 from src.data.mixture import Mixture
 from src.data.near_duplicates import near_duplicates
-from src.data.splits import Fold, grouped, normalise
+from src.data.splits import grouped, normalise
 from src.errors import InputError
 from src.reporting import rows
 from src.reporting.comparisons import references
@@ -41,7 +41,7 @@ def test_folds_hold_each_message_once_with_its_near_duplicates(k: int) -> None:
     group = dict(zip(examples, numbers.tolist(), strict=True))
     tested = list[Example]()
     for i in range(k):
-        splits, similarity = grouped(examples, balance=False, fold=Fold(i, k))
+        splits, similarity = grouped(examples, balance=False, fold=f"{i + 1}/{k}")
         assert similarity == 0.5
         assert sorted(example for part in splits for example in part) == sorted(examples)
         groups = [{group[example] for example in part} for part in splits]
@@ -112,6 +112,7 @@ def test_a_row_is_over_the_folds_of_each_seed(tmp_path: Path) -> None:
     assert both.right.shape == (2, 60)
     assert both.right.sum(1).tolist() == [42, 36]
     assert both.seeds == [1, 2]
+    assert both.groups is None
     assert both.deviation("test") == pytest.approx(2**0.5 * 0.05)
     assert (len(lora.runs), lora.wanted, lora.right.shape) == (3, 6, (1, 60))
     made = table("folds", "", found, references(found))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from scipy.special import log_softmax
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
@@ -140,7 +141,7 @@ def finished(messages: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_its_run_folder_holds_what_any_run_s_does(finished: Any) -> None:
     result = json.loads((finished.folder / "result.json").read_text())
-    assert set(run_dir.read_config(finished.folder)) == set(identity.WITHOUT_GPT)
+    assert set(OmegaConf.load(finished.folder / "config.yaml")) == set(identity.WITHOUT_GPT)
     assert set(result["metrics"]) == set(CLASSES)
     assert result["task"]["constants"].keys() == {"C", "beta"}
     assert result["data"]["sizes"] == {"train": 20, "validation": 4, "test": 10}
@@ -156,7 +157,7 @@ def test_it_is_known_by_what_it_reads(messages: Path, finished: Any) -> None:
     before = finished.result["config_hash"]
     unread = ("gpt=small", "optimizer.lr=1", "trainer.max_epochs=9", "data.padding=batch", "patience=2", "cache=off")
     assert hash_of() == hash_of(*unread) == before == run_dir.recorded(finished.folder)["config_hash"]
-    others = ("seed=7", "data.fraction=1.0", "task.param_grid.beta=[1]", "data.split=grouped")
+    others = ("seed=7", "threshold=f1", "data.fraction=1.0", "task.param_grid.beta=[1]", "data.split=grouped")
     assert len({before, *(hash_of(one) for one in others)}) == 1 + len(others)
 
 
@@ -171,6 +172,17 @@ def test_it_is_measured_and_used_after_its_folder_was_moved(finished: Any, messa
     answers = list(predict_texts(str(moved), texts))
     assert [one["label"] for one in answers] == [predicted for _, _, predicted, _ in lines]
     assert [one["probability"] for one in answers] == pytest.approx([max(p) for *_, p in lines])
+
+
+def test_it_decides_by_a_threshold_and_is_calibrated_like_a_gpt(messages: Path, tmp_path: Path) -> None:
+    given = overrides(messages, tmp_path, "task=majority", "threshold='precision>=0.3'", "positive=ham")
+    run = train(compose("train", given))
+    assert run.result["threshold"]["test"] == pytest.approx({"precision": 0.5, "recall": 1.0, "f1": 2 / 3})
+    assert run.result["calibration"]["temperature"] > 0
+    folder = str(run.folder)
+    assert [one["label"] for one in predict_texts(folder, ["hello"])] == ["ham"]
+    assert [one["label"] for one in predict_texts(folder, ["hello"], threshold=0.9)] == ["spam"]
+    assert evaluate(folder, calibrated=True)[0]["test"]["accuracy"] == 0.5
 
 
 def _predictions(finished: Any) -> Any:
