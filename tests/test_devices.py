@@ -19,7 +19,6 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from src import pretrain as entry
 from src import ranks
 from src.config.command_line import compose
 from src.data.batching import Messages
@@ -27,6 +26,8 @@ from src.data.sharding import Shard
 from src.errors import InputError
 from src.finetune.feature_store import FeatureStore
 from src.gpt.model import GPT
+from src.pretrain import pretrain
+from src.pretraining import held_out
 from src.runs import devices, run_dir
 from src.sweeps import study
 from src.sweeps.engine import do
@@ -84,7 +85,7 @@ def pretraining(home: Path, name: str, *more: str) -> list[str]:
 
 
 def pretrain_one(home: Path, name: str, *more: str) -> None:
-    entry.pretrain(compose("pretrain", pretraining(home, name, *more)))
+    pretrain(compose("pretrain", pretraining(home, name, *more)))
 
 
 def on_two(do: Callable[[], Any]) -> None:
@@ -266,14 +267,14 @@ def test_what_two_devices_do_on_their_own_leaves_them_with_one_model(given: str,
     more = ["max_steps=null"] if "minutes" in given else []
 
     def train_and_compare() -> None:
-        measure = entry.validate
+        measure = held_out.losses_by_source
 
         def compared(gpt: GPT, *rest: Any) -> Any:
             first, second = ranks.gathered(torch.cat([weight.detach().flatten() for weight in gpt.parameters()]))
             assert torch.equal(first, second)
             return measure(gpt, *rest)
 
-        entry.validate = compared
+        held_out.losses_by_source = compared
         pretrain_one(tmp_path, "own", "batch_size=4", "trainer.devices=2", given, *more)
 
     (tmp_path / "messages.tsv").write_bytes((home / "messages.tsv").read_bytes())
