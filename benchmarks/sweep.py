@@ -15,7 +15,7 @@ from time import perf_counter
 from src.config.command_line import one_sentence
 from src.config.options import AtLeast1, options
 from src.sweeps import study
-from src.sweeps.spec import Study
+from src.sweeps.study_file import Study
 
 SETTINGS = (
     "gpt.n_layer=1 gpt.n_head=1 gpt.n_embd=8 gpt.context_length=64 gpt.weights=random trainer.max_epochs=1 "

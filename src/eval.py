@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from src.config.command_line import compose, explain, one_sentence
 from src.config.options import Place, options
 from src.errors import InputError
-from src.runs import devices, identity, run_dir, summary
+from src.runs import devices, identity, printed_table, run_dir
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,7 +141,7 @@ def main() -> None:
     if given.format == "json":
         print(json.dumps(run_dir.without_nan(metrics), indent=2))
         return
-    summary.show_metrics(given.run, metrics, sizes)
+    printed_table.show_metrics(given.run, metrics, sizes)
 
 
 if __name__ == "__main__":

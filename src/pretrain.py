@@ -49,7 +49,7 @@ def train_on_text(cfg: DictConfig, on: dict[str, Any] | None, held: ExitStack) -
     from src.pretraining.throughput import Throughput
     from src.pretraining.token_stream import Windows, pack
     from src.runs import devices, loggers, run_dir
-    from src.runs.beginning import begin_folder, begin_processes
+    from src.runs.begin_run import begin_folder, begin_processes
 
     source = run_dir.find(cfg.runs, cfg.resume) if cfg.resume else None
     if source:

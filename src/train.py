@@ -78,9 +78,9 @@ def fine_tune(cfg: DictConfig, longer: int | None, on: dict[str, Any] | None, he
     from src.finetune.cost import Cost, forget_peak_memory
     from src.finetune.history import Curve
     from src.pretraining.forgetting import Forgetting
-    from src.runs import devices, loggers, run_dir, summary
-    from src.runs.beginning import begin_folder, begin_processes
-    from src.runs.longer import begin_longer, longer_config
+    from src.runs import devices, loggers, printed_table, run_dir
+    from src.runs.begin_run import begin_folder, begin_processes
+    from src.runs.train_longer import begin_longer, longer_config
 
     started = began()
     forget_peak_memory()
@@ -131,7 +131,7 @@ def fine_tune(cfg: DictConfig, longer: int | None, on: dict[str, Any] | None, he
             loggers.log_predictions(logger, list(data.labels), data.texts("test"), predictions["test"])
     finally:
         loggers.close(logger)
-    summary.show(result, folder)
+    printed_table.show(result, folder)
     loggers.show(logger)
     return Run(result, folder, model, data, trainer)
 

@@ -18,7 +18,7 @@ from src.evaluation.baselines import TextClassifier
 from src.evaluation.decisions import decide
 from src.evaluation.metrics import measure_splits
 from src.finetune.cost import forget_peak_memory, peak_memory_bytes
-from src.runs import identity, loggers, run_dir, summary
+from src.runs import identity, loggers, printed_table, run_dir
 from src.runs.lock import run_lock
 from src.runs.progress import say_how_to_resume
 
@@ -79,6 +79,6 @@ def fit_without_gpt(
         loggers.log_predictions(logger, list(data.labels), data.texts("test"), predictions["test"])
     finally:
         loggers.close(logger)
-    summary.show(result, folder)
+    printed_table.show(result, folder)
     loggers.show(logger)
     return result, folder, model, data

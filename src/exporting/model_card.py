@@ -10,7 +10,7 @@ from src.data.prompts import Task
 from src.evaluation.statistics import wilson
 from src.exporting.finished_run import FinishedRun
 from src.exporting.transformers_folder import is_stock
-from src.gpt.pinned import PUBLISHED
+from src.gpt.pinned_weights import PUBLISHED
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 HERE = "path/to/this/folder"

@@ -15,9 +15,9 @@ from src.finetune.checkpointing import check_tensors
 from src.finetune.class_weights import ClassWeights, check_class_weights, class_weight
 from src.finetune.feature_store import Features
 from src.finetune.freezing import Stage
-from src.finetune.frozen import check_frozen_norms, frozen_norms
+from src.finetune.frozen_identity import check_frozen_norms, frozen_norms
 from src.finetune.optim import OptimizerFactory, SchedulerFactory, adamw, warmup_schedule
-from src.finetune.steps import TrainingSteps
+from src.finetune.training_steps import TrainingSteps
 from src.gpt.lora import LoRA, inject
 from src.gpt.model import GPT
 from src.gpt.shared_prefixes import SharedPrefixes

@@ -22,7 +22,7 @@ from src import ranks
 from src.data.batching import Batch, Messages, packed_batches
 from src.finetune.cost import Flops
 from src.finetune.feature_store import VERSION, AddRows, DamagedError, Features, FeatureStore, Rows
-from src.finetune.frozen import frozen_sha256
+from src.finetune.frozen_identity import frozen_sha256
 
 if TYPE_CHECKING:
     from src.finetune.base import FineTuner

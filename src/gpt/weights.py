@@ -19,7 +19,7 @@ from torch import Tensor
 from src.errors import InputError
 from src.files import whole_file, why_no_download
 from src.gpt.model import GPT, GPTConfig
-from src.gpt.pinned import PUBLISHED, SHIPPED
+from src.gpt.pinned_weights import PUBLISHED, SHIPPED
 from src.gpt.weight_files import check_config, named_tensors, tensor_files
 
 OURS_TO_GPT2 = [  # one row a module; Conv1D layers of GPT-2 hold their weight as (in, out)

@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import InputError
-from src.gpt.pinned import PUBLISHED, SHIPPED
+from src.gpt.pinned_weights import PUBLISHED, SHIPPED
 from src.runs.devices import on_one_device
 
 # where a run is kept and reported and what it reads back, not what it computes

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from src.serving import page, requests, words
+from src.serving import page, requests, word_attribution
 from src.serving.predictor import Predictor
 from src.serving.worker import Worker
 
@@ -109,11 +109,11 @@ class Service:
     async def _explained(self, text: str) -> dict[str, dict[str, Any]]:
         """Of each run its answer, which words moved it, and what was written."""
         await self._checked([text])
-        parts = words.pieces(text)
-        answers = await self._answers([text, *words.without_each(parts)])
+        parts = word_attribution.pieces(text)
+        answers = await self._answers([text, *word_attribution.without_each(parts)])
         written = await self._ask(self.writer, self.writer.written_answers, [text]) if self.writer else [None]
         return {
-            option: {**own[0], "pieces": words.moved(parts, own), "written": written[0]}
+            option: {**own[0], "pieces": word_attribution.moved(parts, own), "written": written[0]}
             for option, own in answers.items()
         }
 

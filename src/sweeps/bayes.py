@@ -12,8 +12,8 @@ from typing import Any
 from src.errors import InputError
 from src.runs import run_dir
 from src.sweeps import study as studies
-from src.sweeps.spec import Parameter, Study
 from src.sweeps.study import Trial
+from src.sweeps.study_file import Parameter, Study
 
 
 def rounds(study: Study, runs: str | Path) -> Iterator[dict[str, Trial]]:

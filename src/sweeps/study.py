@@ -27,8 +27,8 @@ from omegaconf.errors import OmegaConfBaseException
 from src.config.command_line import compose, explain, override, with_plus
 from src.errors import InputError
 from src.runs import identity, run_dir
-from src.sweeps.spec import Study as Study
-from src.sweeps.spec import read as read
+from src.sweeps.study_file import Study as Study
+from src.sweeps.study_file import read as read
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def build_parts(cfg: DictConfig, built: dict[str, Any]) -> None:
     from src.config.trainer import build_callbacks, check_loggers, check_trainer
     from src.gpt import weights
     from src.gpt.model import GPTConfig
-    from src.gpt.pinned import PUBLISHED
+    from src.gpt.pinned_weights import PUBLISHED
 
     check_loggers(cfg)
     if not identity.has_gpt(cfg):

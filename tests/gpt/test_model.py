@@ -29,7 +29,7 @@ from src.finetune.classifier import Classifier
 from src.gpt import weights
 from src.gpt.lora import LoRA, LoRALinear, inject, merge
 from src.gpt.model import GPT, Attention, Block, GPTConfig, attend
-from src.gpt.pinned import Published
+from src.gpt.pinned_weights import Published
 from src.gpt.shared_prefixes import SharedPrefixes
 from src.gpt.weight_files import COMPUTED
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from src.eval import evaluate
 from src.export import export
 from src.predict import predict_texts
-from src.runs import identity, summary
+from src.runs import identity, printed_table
 from src.serve import Options, load
 from src.serving.page import Page
 from src.sweeps import study
@@ -82,7 +82,7 @@ def test_a_run_answers_by_the_threshold_that_it_chose(run: Run, capsys: pytest.C
     assert [one["label"] for one in served.answers(texts)] == expected
     said = f"spam is the answer from a probability of {chosen['probability']:.6g} on"
     assert said in Page({"run": served}, None).render()
-    summary.show(run.result, run.folder)
+    printed_table.show(run.result, run.folder)
     assert said in capsys.readouterr().out
 
 

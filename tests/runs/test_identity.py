@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from src.errors import InputError
-from src.gpt.pinned import SHIPPED
+from src.gpt.pinned_weights import SHIPPED
 from src.reporting import render, rows
 from src.reporting.comparisons import references
 from src.reporting.table import table

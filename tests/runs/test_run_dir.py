@@ -45,12 +45,12 @@ from src.files import refusal, whole_file
 from src.finetune.checkpointing import AtomicCheckpointIO
 from src.finetune.classifier import Classifier
 from src.finetune.feature_cache import FrozenBlocks
-from src.finetune.steps import TrainingSteps
+from src.finetune.training_steps import TrainingSteps
 from src.gpt.model import GPT
-from src.gpt.pinned import SHIPPED
+from src.gpt.pinned_weights import SHIPPED
 from src.gpt.weights import export
 from src.predict import predict_texts
-from src.runs import loggers, run_dir, summary
+from src.runs import loggers, printed_table, run_dir
 from src.runs.lock import RunLockedError, run_lock
 from src.sweeps import study
 from src.train import Run, train
@@ -1361,7 +1361,7 @@ def test_the_metrics_table_fits_80_columns_with_full_names(capsys: pytest.Captur
     names = ["accuracy", "f1", "mcc", "auroc", "ece", "loss", "generated_accuracy", "valid_rate"]
     splits = ["train", "validation", "test", *(f"test, {task}" for task in ("spam", "sentiment", "news"))]
     metrics = {split: dict.fromkeys(names, -0.123456) for split in splits}
-    summary.show_metrics("a title", metrics, dict.fromkeys(splits, 12345))
+    printed_table.show_metrics("a title", metrics, dict.fromkeys(splits, 12345))
     said = capsys.readouterr().out
     assert all(len(line) <= 80 for line in said.splitlines())
     assert all(name in said for name in [*names, "messages", "sentiment", "validation", "news"])

@@ -26,7 +26,7 @@ from src.errors import InputError
 from src.predict import predict_texts
 from src.predict import write as written_by_predict
 from src.serve import Options, allowed_hosts, bound, load
-from src.serving import predictor, requests, words
+from src.serving import predictor, requests, word_attribution
 from src.serving.app import OPENAPI, application
 from src.serving.worker import Worker
 from src.sweeps import study
@@ -363,12 +363,12 @@ def test_a_word_is_worth_what_the_log_odds_lose_without_it() -> None:
     def answer(p: float) -> dict[str, Any]:
         return {"label": "spam", "probabilities": {"spam": p, "ham": 1 - p}}
 
-    parts = words.pieces(" free prize\nnow")
-    assert (parts, words.without_each(parts)) == (
+    parts = word_attribution.pieces(" free prize\nnow")
+    assert (parts, word_attribution.without_each(parts)) == (
         [" free ", "prize\n", "now"],
         ["prize\nnow", " free now", " free prize\n"],
     )
-    found = words.moved(parts, [answer(0.5), answer(0.2), answer(0.8), answer(0.5)])
+    found = word_attribution.moved(parts, [answer(0.5), answer(0.2), answer(0.8), answer(0.5)])
     assert [piece.moved for piece in found] == pytest.approx([1.3863, -1.3863, 0], abs=1e-4)
     assert [piece.strength for piece in found] == [4, -4, 0]
 
@@ -376,15 +376,15 @@ def test_a_word_is_worth_what_the_log_odds_lose_without_it() -> None:
 @pytest.mark.parametrize("n", [1, 2, 32, 33, 500])
 def test_pieces_are_few_and_make_up_the_message(n: int) -> None:
     text = "  " + "word\t" * n + "\n"
-    parts = words.pieces(text)
+    parts = word_attribution.pieces(text)
     assert "".join(parts) == text
-    assert len(parts) <= words.MOST
-    assert len(words.without_each(parts)) == (len(parts) if n > 1 else 0)
+    assert len(parts) <= word_attribution.MOST
+    assert len(word_attribution.without_each(parts)) == (len(parts) if n > 1 else 0)
 
 
 def test_a_certain_answer_has_words_too() -> None:
     sure: dict[str, Any] = {"label": "spam", "probabilities": {"spam": 1.0, "ham": 0.0}}
-    assert [piece.strength for piece in words.moved(["a ", "b"], [sure, sure, sure])] == [0, 0]
+    assert [piece.strength for piece in word_attribution.moved(["a ", "b"], [sure, sure, sure])] == [0, 0]
 
 
 # ---- the command line

@@ -10,7 +10,7 @@ import pytest
 from src.errors import InputError
 from src.runs import run_dir
 from src.sweeps import bayes, study
-from src.sweeps.spec import Metric, Study
+from src.sweeps.study_file import Metric, Study
 from tests.sweeps.tiny import content, write
 
 METRIC = {"name": "final/validation/accuracy", "goal": "maximize"}

@@ -8,7 +8,7 @@ import yaml
 
 from src.errors import InputError
 from src.sweeps import study
-from src.sweeps.spec import Metric
+from src.sweeps.study_file import Metric
 from tests.sweeps.tiny import ROOT, write
 
 STUDIES = sorted((ROOT / "experiments").glob("*.yaml"))
