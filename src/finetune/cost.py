@@ -22,6 +22,7 @@ from src.data.batching import Batch
 from src.finetune.base import FineTuner
 
 STATUS = Path("/proc/self/status")  # Linux
+COUNTED = ("train_flops", "ordinary_flops", "every_position_flops", "train_tokens")
 
 
 def count_flops(model: nn.Module, *inputs: Tensor) -> int:
@@ -61,6 +62,24 @@ class Flops:
         return B * (a + s * (b - a) + s * (s - 1) * (c - 2 * b + a) // 2)
 
 
+class OrdinaryTraining(nn.Module):
+    """A FineTuner as it is trained without this project's shortcuts: nothing cached, every block at every token, and
+    logits where an answer is read, or at every position, as most code for language models makes them."""
+
+    def __init__(self, tuner: FineTuner, everywhere: bool) -> None:
+        super().__init__()
+        self.tuner, self.everywhere = tuner, everywhere
+
+    def forward(self, ids: Tensor, length: Tensor) -> Tensor:
+        hidden = self.tuner.gpt(ids)  # (B, T, C)
+        if self.everywhere:
+            return self.tuner.output(hidden.flatten(0, 1)[:, None])  # as B T texts of one token
+        index = self.tuner.pooling_index(length, ids.shape[1])
+        if index is None:
+            return self.tuner.output(self.tuner.pool(hidden, length))
+        return self.tuner.output(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1])))
+
+
 class Cost(L.Callback):
     """Adds up the cost of training; kept in checkpoints, so that a resumed run goes on counting.
 
@@ -69,9 +88,9 @@ class Cost(L.Callback):
 
     def __init__(self, began: float = 0.0) -> None:
         self.train_seconds = self.validation_seconds = 0.0
-        self.train_flops = self.train_tokens = 0
-        self._own = [0, 0]  # operations and tokens of this rank's share of the epoch
-        self._flops: dict[int, Flops] = {}  # of each stage
+        self.spent = dict.fromkeys(COUNTED, 0)
+        self._own = dict.fromkeys(COUNTED, 0)  # of this rank's share of the epoch
+        self._flops: dict[int, tuple[Flops, Flops, Flops]] = {}  # of each stage
         self._since = 0.0
         self.began = self.ready = self.first_step = self.fitted = began
 
@@ -83,11 +102,15 @@ class Cost(L.Callback):
     ) -> None:
         assert isinstance(module, FineTuner)
         ids, length = module.inputs(batch)
-        count = self._flops.setdefault(module.stage.first_epoch, Flops(module))
+        own, *ordinary = self._flops.setdefault(
+            module.stage.first_epoch,
+            (Flops(module), Flops(OrdinaryTraining(module, False)), Flops(OrdinaryTraining(module, True))),
+        )
         # made for the first batch alone, from which all others are counted
-        operations = count.of(ids, length, None if count.points else module.cached_features(batch))
+        operations = own.of(ids, length, None if own.points else module.cached_features(batch))
         if batch.counted != 0:
-            self._own = [self._own[0] + operations, self._own[1] + ids.numel()]
+            counts = operations, *(each.of(ids, length) for each in ordinary), ids.numel()
+            self._own = {name: self._own[name] + n for name, n in zip(COUNTED, counts, strict=True)}
 
     def on_fit_start(self, *_: Any) -> None:
         self.ready = perf_counter()
@@ -109,9 +132,9 @@ class Cost(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.train_seconds += self._lap(module)
-        flops, tokens = (sum(of_ranks) for of_ranks in zip(*ranks.gathered(self._own), strict=True))
-        self.train_flops, self.train_tokens = self.train_flops + flops, self.train_tokens + tokens
-        self._own = [0, 0]
+        of_ranks = ranks.gathered(self._own)
+        self.spent = {name: self.spent[name] + sum(own[name] for own in of_ranks) for name in COUNTED}
+        self._own = dict.fromkeys(COUNTED, 0)
 
     def _lap(self, module: L.LightningModule) -> float:
         if module.device.type == "cuda":
@@ -121,7 +144,8 @@ class Cost(L.Callback):
         return seconds
 
     def summary(self, device: torch.device, features_seconds: float = 0.0, frozen_flops: int = 0) -> dict[str, Any]:
-        """Operations and tokens (with padding) of training, of all ranks; peak memory, that of the rank which used
+        """Operations and tokens (with padding) of training, of all ranks: those of this code, of ordinary training, and
+        of that with logits at every position; peak memory, that of the rank which used
         most; and seconds: from the command to the training without what features took, to the end of the first step,
         of training without validation, of evaluation.
 
@@ -132,13 +156,13 @@ class Cost(L.Callback):
             "first_step_seconds": self.first_step - self.began,
             "evaluate_seconds": self.validation_seconds + perf_counter() - self.fitted,
             "train_seconds": self.train_seconds,
-            "train_flops": self.train_flops + frozen_flops,
-            "train_tokens": self.train_tokens,
+            **self.spent,
+            "train_flops": self.spent["train_flops"] + frozen_flops,
             "peak_memory_bytes": max(ranks.gathered(peak_memory_bytes(device))),
         }
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("train_seconds", "validation_seconds", "train_flops", "train_tokens")
+        names = ("train_seconds", "validation_seconds", "spent")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 MISSING = "-"
+OPERATIONS = {"train_flops": "TFLOP", "ordinary_flops": "ordinary", "every_position_flops": "all logits"}
 
 
 class Column(NamedTuple):
@@ -146,17 +147,23 @@ def comparison_columns(rows: Sequence[Row], found: list[Comparison | None]) -> l
 
 
 def cost_columns(rows: Sequence[Row]) -> list[Column]:
-    """Trained parameters, seconds and operations, means over seeds; and the most memory."""
+    """Trained parameters, seconds and operations, means over seeds; and the most memory. Operations are those of this
+    code, of ordinary training, and of that with logits at every position (see finetune/cost.py)."""
 
     def count(n: float) -> str:
         return f"{n / 1e6:.2f} M" if n >= 1e4 else f"{n:,.0f}"
 
-    seconds, operations = ([row.mean("cost", name) for row in rows] for name in ("train_seconds", "train_flops"))
+    seconds = [row.mean("cost", "train_seconds") for row in rows]
+    operations = {name: [row.mean("cost", name) for row in rows] for name in OPERATIONS}
     memory = per_row(rows, lambda row: max(run.result["cost"]["peak_memory_bytes"] for run in row.runs))
     return [
         column("trainable_parameters", "trained", [row.mean("task", "trainable_parameters") for row in rows], count),
         column("train_seconds", "seconds", seconds, "{:,.0f}".format),
-        column("train_flops", "TFLOP", operations, lambda flops: f"{flops / 1e12:,.1f}"),
+        *(
+            column(name, heading, operations[name], lambda flops: f"{flops / 1e12:,.1f}")
+            for name, heading in OPERATIONS.items()
+            if name == "train_flops" or any(value is not None for value in operations[name])  # older runs have one
+        ),
         column("peak_memory_bytes", "GB", memory, lambda most: f"{most / 1e9:.1f}"),
     ]
 

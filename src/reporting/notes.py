@@ -109,6 +109,17 @@ def replaced_note(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def cost_note(rows: Sequence[Row]) -> list[str]:
+    """What the counts of operations mean."""
+    said = "TFLOP: operations of training, frozen blocks included, as this code does it."
+    if any("ordinary_flops" in run.result["cost"] for row in rows for run in row.runs):
+        said += (
+            " ordinary: with every block at every token, nothing cached, logits where an answer is read. all logits: "
+            "the same with logits at every position."
+        )
+    return [said]
+
+
 def hardware_note(rows: Sequence[Row]) -> list[str]:
     """On what the seconds were measured."""
     found = {(e["device"], e["torch"]) for row in rows for run in row.runs for e in [run.result["environment"]]}

@@ -48,6 +48,7 @@ def table(
         *notes.reference_note(rows, references),
         *notes.caveats(rows),
         *notes.replaced_note(rows),
+        *notes.cost_note(rows),
         *notes.hardware_note(rows),
         *notes.missing_note(rows),
     ]

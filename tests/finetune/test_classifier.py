@@ -27,7 +27,7 @@ from src.data.prompts import Question
 from src.errors import InputError
 from src.evaluation.metrics import Predictions, confusion, measure, perplexity, predict
 from src.finetune.classifier import Classifier
-from src.finetune.cost import Cost, Flops, count_flops, forget_peak_memory, peak_memory_bytes
+from src.finetune.cost import Cost, Flops, OrdinaryTraining, count_flops, forget_peak_memory, peak_memory_bytes
 from src.finetune.freezing import first_trainable_block, trainable_names
 from src.finetune.optim import clip, lr_multiplier, warmup_schedule
 from src.finetune.pooling import pooling_index
@@ -650,14 +650,32 @@ def test_flops_equal_a_hand_count_of_the_matrix_products(strategy: str) -> None:
     assert count_flops(classifier(strategy), batch.ids, batch.length) == flops_by_hand(strategy, B=3, T=12)
 
 
+def ordinary_by_hand(strategy: str, B: int, T: int, positions: int, K: int = 2) -> int:  # noqa: N803
+    """Every block at every token, and the head at so many positions of a text."""
+    C, live = CONFIG.n_embd, CONFIG.n_layer - FIRST_TRAINABLE[strategy]
+    block, head = 2 * B * T * 12 * C * C + 4 * B * T * T * C, 2 * B * positions * C * K
+    return CONFIG.n_layer * block + head + (2 * (live * block + head) if live else head)
+
+
+@pytest.mark.parametrize("strategy", ["last_layer", "last_block", "all"])
+@pytest.mark.parametrize(("everywhere", "positions"), [(False, 1), (True, 12)])
+def test_flops_of_ordinary_training_equal_a_hand_count(strategy: str, everywhere: bool, positions: int) -> None:
+    model, batch = OrdinaryTraining(classifier(strategy), everywhere), messages(3)[[0, 1, 2]]
+    assert count_flops(model, batch.ids, batch.length) == ordinary_by_hand(strategy, 3, 12, positions)
+
+
 def test_cost_adds_up_tokens_and_flops_of_every_batch() -> None:
-    """2 epochs of 10 messages at width 12, in batches of 4, 4 and 2; validation costs none of the two."""
+    """2 epochs of 10 messages at width 12, in batches of 4, 4 and 2; validation costs none of them."""
     cost = Cost()
     fit(classifier(), messages(10), validation=True, max_epochs=2, callbacks=[cost])
-    assert cost.summary(torch.device("cpu"))["train_tokens"] == 2 * 10 * 12
-    assert cost.summary(torch.device("cpu"))["train_flops"] == 2 * (
-        2 * flops_by_hand("last_block", 4, 12) + flops_by_hand("last_block", 2, 12)
-    )
+    found = cost.summary(torch.device("cpu"))
+    assert found["train_tokens"] == 2 * 10 * 12
+    for name, of in {
+        "train_flops": flops_by_hand,
+        "ordinary_flops": partial(ordinary_by_hand, positions=1),
+        "every_position_flops": partial(ordinary_by_hand, positions=12),
+    }.items():
+        assert found[name] == 2 * (2 * of("last_block", B=4, T=12) + of("last_block", B=2, T=12)), name
 
 
 @pytest.mark.parametrize(
@@ -703,7 +721,7 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
     trainer.fit(classifier(), batches)
     trainer.save_checkpoint(path)
     quiet_trainer(max_epochs=3, callbacks=[resumed]).fit(classifier(), batches, ckpt_path=path, weights_only=True)
-    assert (resumed.train_tokens, resumed.train_flops) == (straight.train_tokens, straight.train_flops)
+    assert resumed.spent == straight.spent
     assert resumed.train_seconds > first.train_seconds > 0
 
 

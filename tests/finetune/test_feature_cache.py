@@ -38,7 +38,7 @@ from src.errors import InputError
 from src.evaluation.metrics import Predictions, predict
 from src.finetune.base import FineTuner
 from src.finetune.classifier import Classifier
-from src.finetune.cost import Cost, Flops, count_flops
+from src.finetune.cost import Cost, Flops, OrdinaryTraining, count_flops
 from src.finetune.feature_cache import FeatureCache, FrozenBlocks, free_bytes, key_of
 from src.finetune.feature_store import CHECKSUM, HEADER, DamagedError, FeatureStore, Rows
 from src.finetune.instruction import InstructionTuner
@@ -972,7 +972,19 @@ def test_operations_with_features_are_those_of_each_step(
     batches = loader(parts["train"], ShuffledBatches(24, 4, seed=0), 0)
     quiet_trainer(max_epochs=1, callbacks=[cost, count]).fit(tuner, batches)
     assert (len(set(counted)) == 1) is (strategy == "last_layer")  # of which a message has as many rows, however long
-    assert cost.train_flops == sum(counted)
+    assert cost.spent["train_flops"] == sum(counted)
+
+
+@pytest.mark.parametrize(("strategy", "products"), [("last_layer", 2), ("last_block", 2), ("all", 3)])
+def test_logits_at_every_position_cost_their_products(strategy: str, products: int) -> None:
+    """In the forward pass, and back into what is trained: the output layer's own weights, or its input, or both."""
+    tuner = instruct(strategy)
+    batch = next(iter(loader(split("free", 5)["train"], ShuffledBatches(24, 4, seed=0), 0)))
+    ids, length = tuner.inputs(batch)
+    B, T = ids.shape
+    once, everywhere = (count_flops(OrdinaryTraining(tuner, each), ids, length) for each in (False, True))
+    V, C = tuner.vocabulary.shape
+    assert everywhere - once == products * 2 * B * (T - tuner.answers.shape[1]) * V * C
 
 
 # batches that are not trained on
