@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from src.reporting import columns, notes
+from src.reporting.break_even import break_even_note
 from src.reporting.columns import Column
 from src.reporting.comparisons import compared
 from src.reporting.probability_columns import probability_columns, probability_notes
@@ -44,6 +45,7 @@ def table(
     said = [
         *notes.legend(comparisons),
         *notes.power_note(comparisons, wanted),
+        *break_even_note(rows, references),
         *probability_notes(metric),
         *notes.reference_note(rows, references),
         *notes.caveats(rows),

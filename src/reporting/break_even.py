@@ -1,0 +1,90 @@
+"""From how many training messages on a row's way is ahead of its reference's: where two lines of accuracy cross.
+
+Between the parts of the messages that were trained on, a difference is read off straight lines over the logarithm of
+their number. The interval has the percentiles of a bootstrap that draws both seeds and test messages, near-duplicates
+together (Owen 2007, The pigeonhole bootstrap), which is none too narrow.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from src.reporting.charts import DATA
+from src.reporting.comparisons import differences_by_seed
+from src.reporting.rows import PART, Row, brief, namer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+DRAWS = 2000
+
+
+def crossing(counts: Sequence[float], differences: Sequence[float]) -> float:
+    """The number of messages from which on every difference is above 0; 0 where all are, infinity where the last is
+    not. `counts` rise."""
+    ahead = len(counts)
+    while ahead and differences[ahead - 1] > 0:
+        ahead -= 1
+    if ahead in (0, len(counts)):
+        return 0.0 if ahead == 0 else math.inf
+    below, above = differences[ahead - 1], differences[ahead]
+    share = -below / (above - below)
+    return math.exp((1 - share) * math.log(counts[ahead - 1]) + share * math.log(counts[ahead]))
+
+
+def drawn_differences(
+    differences: "Sequence[NDArray[np.floating]]", groups: "NDArray[np.integer] | None"
+) -> "NDArray[np.floating]":
+    """Mean differences (DRAWS, parts) with seeds and messages drawn anew, the same for each part (S, N)."""
+    import numpy as np
+
+    seeds, messages = differences[0].shape
+    numbers = np.arange(messages) if groups is None else groups
+    rng, drawn = np.random.default_rng(0), int(numbers.max()) + 1
+    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS)
+    of_messages = rng.multinomial(drawn, np.full(drawn, 1 / drawn), DRAWS)[:, numbers]
+    whole = seeds * of_messages.sum(1)
+    return np.stack([((of_seeds @ each) * of_messages).sum(1) / whole for each in differences], axis=1)
+
+
+def break_even(rows: Sequence[Row], against: Sequence[Row]) -> tuple[float, float, float]:
+    """Rows of one way by rising numbers of training messages, each with its reference -> `crossing`, and both ends of
+    its 95% interval."""
+    import numpy as np
+
+    counts = [row.mean("data", "sizes", "train") or 0.0 for row in rows]
+    pairs = list(zip(rows, against, strict=True))
+    differences = [differences_by_seed(row, one, one.correct_on(row)) for row, one in pairs]
+    drawn = [crossing(counts, each) for each in drawn_differences(differences, rows[0].groups)]
+    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
+    return crossing(counts, [float(each.mean()) for each in differences]), float(low), float(high)
+
+
+def break_even_note(rows: Sequence[Row], references: Sequence[Row | None]) -> list[str]:
+    """A sentence for each way and data that were trained on several parts of the messages; none of a study without."""
+    others = [{k: v for k, v in row.values.items() if k not in (DATA, PART)} for row in rows]
+    name = namer(others, "")
+    ways: dict[tuple[str, str, str], list[tuple[Row, Row]]] = {}
+    for row, one, own in zip(rows, references, others, strict=True):
+        if one is None or one is row or PART not in row.values or one.values[PART] != row.values[PART]:
+            continue
+        data = brief(row.values[DATA]) if DATA in row.values else ""
+        shared = {k: v for k, v in one.values.items() if k not in (DATA, PART)}
+        ways.setdefault((data, name(own), name(shared)), []).append((row, one))
+    said = []
+    for (data, mine, theirs), pairs in ways.items():
+        pairs.sort(key=lambda pair: pair[0].mean("data", "sizes", "train") or 0.0)
+        if len(pairs) < 2 or any(row.places.keys() != pairs[0][0].places.keys() for row, _ in pairs):
+            continue
+        least, most = (pairs[i][0].mean("data", "sizes", "train") or 0.0 for i in (0, -1))
+        found = [number(each, least, most) for each in break_even(*map(list, zip(*pairs, strict=True)))]
+        said.append(f"{data + ': ' if data else ''}{mine} passes {theirs} at {found[0]} ({found[1]} to {found[2]})")
+    return [f"Break-even in training messages, with its 95% interval: {'; '.join(said)}."] if said else []
+
+
+def number(messages: float, least: float, most: float) -> str:
+    """A crossing in words, beyond what was trained on by its bound."""
+    if messages == 0:
+        return f"fewer than {least:,.0f}"
+    return f"more than {most:,.0f}" if math.isinf(messages) else f"{messages:,.0f}"
