@@ -193,7 +193,9 @@ def test_what_does_not_fit_is_found_before_a_run_folder_exists(
 FLAGS = "fast_dev_run=true limit_train_batches=2 limit_val_batches=1 overfit_batches=1 max_time='00:00:10:00'"
 
 
-@pytest.mark.parametrize("flag", FLAGS.split())
+@pytest.mark.parametrize(
+    "flag", [pytest.param(flag, marks=[pytest.mark.slow] * (i > 1)) for i, flag in enumerate(FLAGS.split())]
+)
 def test_a_run_with_a_debugging_flag_is_partial_and_no_result(theirs: list[str], tmp_path: Path, flag: str) -> None:
     from src.sweeps.study import finished
 

@@ -46,11 +46,11 @@ def table(
         *notes.legend(comparisons),
         *notes.power_note(comparisons, wanted),
         *break_even_note(rows, references),
+        *notes.cost_note(rows),
         *probability_notes(metric),
         *notes.reference_note(rows, references),
         *notes.caveats(rows),
         *notes.replaced_note(rows),
-        *notes.cost_note(rows),
         *notes.hardware_note(rows),
         *notes.missing_note(rows),
     ]

@@ -197,7 +197,7 @@ mean none last_block memory
 
 @pytest.mark.parametrize(
     ("pooling", "padding", "strategy", "kind"),
-    [pytest.param(*case.split(), marks=[pytest.mark.slow] * (i > 6)) for i, case in enumerate(CASES.split("\n")[1:-1])],
+    [pytest.param(*case.split(), marks=[pytest.mark.slow] * (i > 3)) for i, case in enumerate(CASES.split("\n")[1:-1])],
 )
 def test_a_classifier_learns_the_same_from_features(
     pooling: str, padding: str, strategy: str, kind: str, tmp_path: Path
@@ -956,7 +956,7 @@ def test_features_that_are_too_large_are_computed_in_every_epoch(
         assert set(tuner.features) == kept
 
 
-@pytest.mark.parametrize("strategy", ["last_layer", "last_block"])
+@pytest.mark.parametrize("strategy", ["last_layer", pytest.param("last_block", marks=pytest.mark.slow)])
 def test_operations_with_features_are_those_of_each_step(
     strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1092,7 +1092,8 @@ def predictions(run: Run) -> bytes:
 PARTS = ["train", "validation", "test"]
 
 
-@pytest.mark.parametrize("trainable", ["last_block", pytest.param("last_layer", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("trainable", ["last_block", "last_layer"])
 def test_a_second_run_reads_back_what_the_first_has_made(home: Path, tmp_path: Path, trainable: str) -> None:
     task, disk = f"task.trainable={trainable}", ("cache=disk", f"cache.folder={tmp_path}")
     off, memory = train(config(home, task, "cache=off")), train(config(home, task, "cache=memory"))
@@ -1115,7 +1116,8 @@ def test_a_second_run_reads_back_what_the_first_has_made(home: Path, tmp_path: P
     }
 
 
-@pytest.mark.parametrize("kind", ["disk", pytest.param("memory", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["disk", "memory"])
 def test_a_resumed_run_with_a_cache_equals_a_straight_one(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

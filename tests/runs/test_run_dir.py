@@ -321,9 +321,11 @@ def trained_epochs(capsys: pytest.CaptureFixture[str]) -> list[int]:
         (1, LEARNS),
         pytest.param(0, LEARNS, marks=pytest.mark.slow),
         (2, (*LEARNS, "scheduler=cosine", "scheduler.warmup_ratio=0.3", "data.padding=batch")),
-        (1, ("task.trainable=lora", "gpt.dropout=0.1", "trainer.accumulate_grad_batches=4")),
+        pytest.param(
+            1, ("task.trainable=lora", "gpt.dropout=0.1", "trainer.accumulate_grad_batches=4"), marks=pytest.mark.slow
+        ),
         pytest.param(2, (*LEARNS, "gpt.dropout=0.3"), marks=pytest.mark.slow),
-        (2, (*LEARNS, "monitor=validation/accuracy", "patience=2")),
+        pytest.param(2, (*LEARNS, "monitor=validation/accuracy", "patience=2"), marks=pytest.mark.slow),
         (1, STAGES),
         pytest.param(2, STAGES, marks=pytest.mark.slow),
         pytest.param(
@@ -436,10 +438,12 @@ def test_the_best_epoch_may_lie_before_the_rest_is_unfrozen(home: Path, tmp_path
     assert evaluate(run.folder.name, str(tmp_path))[0] == run.result["metrics"]
 
 
-MORE = [pytest.param(precision, marks=pytest.mark.slow) for precision in ("32-true", "64-true", "bf16-mixed")]
+MORE = [
+    pytest.param(precision, marks=pytest.mark.slow) for precision in ("32-true", "64-true", "bf16-mixed", "16-mixed")
+]
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "16-mixed", *MORE])
+@pytest.mark.parametrize("precision", ["bf16-true", *MORE])
 def test_a_run_in_any_precision_is_resumed_evaluated_and_predicts(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
@@ -1334,6 +1338,7 @@ def test_a_home_folder_is_meant_in_files_of_settings_and_options_too(
     assert command("predict", f"run={run.folder.name}", "runs=~/runs", "text=~/x").out.endswith("\t~/x\n")
 
 
+@pytest.mark.slow
 def test_a_multirun_gives_each_of_its_runs_a_folder_and_a_wandb_run(
     home: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

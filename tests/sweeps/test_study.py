@@ -11,12 +11,12 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 from scipy import stats
-from tests.sweeps.test_spec import STUDIES
 
 from src.config.command_line import compose, with_plus
 from src.errors import InputError
 from src.runs import run_dir
 from src.sweeps import study
+from tests.sweeps.test_study_file import STUDIES
 from tests.sweeps.tiny import AGENT, ROOT, content, values, write
 
 
