@@ -1,4 +1,4 @@
-"""From how many training messages on a row's way is ahead of its reference's: where two lines of accuracy cross.
+"""From how many training messages on one of two ways is ahead: where a row's line of accuracy crosses its reference's.
 
 Between the parts of the messages that were trained on, a difference is read off straight lines over the logarithm of
 their number. The interval has the percentiles of a bootstrap that draws both seeds and test messages, near-duplicates
@@ -48,17 +48,19 @@ def drawn_differences(
     return np.stack([((of_seeds @ each) * of_messages).sum(1) / whole for each in differences], axis=1)
 
 
-def break_even(rows: Sequence[Row], against: Sequence[Row]) -> tuple[float, float, float]:
-    """Rows of one way by rising numbers of training messages, each with its reference -> `crossing`, and both ends of
-    its 95% interval."""
+def break_even(rows: Sequence[Row], against: Sequence[Row]) -> tuple[bool, float, float, float]:
+    """Rows of one way by rising numbers of training messages, each with its reference -> whether it is ahead with the
+    most; of the one that is, the `crossing`, and both ends of its 95% interval."""
     import numpy as np
 
     counts = [row.mean("data", "sizes", "train") or 0.0 for row in rows]
     pairs = list(zip(rows, against, strict=True))
     differences = [differences_by_seed(row, one, one.correct_on(row)) for row, one in pairs]
+    ahead = bool(differences[-1].mean() > 0)
+    differences = differences if ahead else [-each for each in differences]
     drawn = [crossing(counts, each) for each in drawn_differences(differences, rows[0].groups)]
     low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
-    return crossing(counts, [float(each.mean()) for each in differences]), float(low), float(high)
+    return ahead, crossing(counts, [float(each.mean()) for each in differences]), float(low), float(high)
 
 
 def break_even_note(rows: Sequence[Row], references: Sequence[Row | None]) -> list[str]:
@@ -78,8 +80,10 @@ def break_even_note(rows: Sequence[Row], references: Sequence[Row | None]) -> li
         if len(pairs) < 2 or any(row.places.keys() != pairs[0][0].places.keys() for row, _ in pairs):
             continue
         least, most = (pairs[i][0].mean("data", "sizes", "train") or 0.0 for i in (0, -1))
-        found = [number(each, least, most) for each in break_even(*map(list, zip(*pairs, strict=True)))]
-        said.append(f"{data + ': ' if data else ''}{mine} passes {theirs} at {found[0]} ({found[1]} to {found[2]})")
+        ahead, *found = break_even(*map(list, zip(*pairs, strict=True)))
+        at, low, high = (number(each, least, most) for each in found)
+        first, second = (mine, theirs) if ahead else (theirs, mine)
+        said.append(f"{data + ': ' if data else ''}{first} passes {second} at {at} ({low} to {high})")
     return [f"Break-even in training messages, with its 95% interval: {'; '.join(said)}."] if said else []
 
 
