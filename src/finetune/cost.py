@@ -64,20 +64,46 @@ class Flops:
 
 class OrdinaryTraining(nn.Module):
     """A FineTuner as it is trained without this project's shortcuts: nothing cached, every block at every token, and
-    logits where an answer is read, or at every position, as most code for language models makes them."""
+    logits where an answer is read."""
 
-    def __init__(self, tuner: FineTuner, everywhere: bool) -> None:
+    def __init__(self, tuner: FineTuner) -> None:
         super().__init__()
-        self.tuner, self.everywhere = tuner, everywhere
+        self.tuner = tuner
 
     def forward(self, ids: Tensor, length: Tensor) -> Tensor:
         hidden = self.tuner.gpt(ids)  # (B, T, C)
-        if self.everywhere:
-            return self.tuner.output(hidden.flatten(0, 1)[:, None])  # as B T texts of one token
         index = self.tuner.pooling_index(length, ids.shape[1])
         if index is None:
             return self.tuner.output(self.tuner.pool(hidden, length))
         return self.tuner.output(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1])))
+
+
+class OutputLayer(nn.Module):
+    """The output layer of a FineTuner alone."""
+
+    def __init__(self, tuner: FineTuner) -> None:
+        super().__init__()
+        self.tuner = tuner
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.tuner.output(hidden)
+
+
+class OrdinaryFlops:
+    """Operations of `OrdinaryTraining`, and of the same with logits at every position, as most code for language models
+    makes them."""
+
+    def __init__(self, tuner: FineTuner) -> None:
+        self.tuner, self.blocks = tuner, Flops(OrdinaryTraining(tuner))
+        below = any(parameter.requires_grad for parameter in tuner.gpt.parameters())
+        hidden = torch.empty(1, 1, tuner.gpt.config.n_embd, device="meta", requires_grad=below)
+        self.position = count_flops(OutputLayer(tuner), hidden)
+
+    def of(self, ids: Tensor, length: Tensor) -> tuple[int, int]:
+        """Of ids (B, T)."""
+        operations, (B, T) = self.blocks.of(ids, length), ids.shape
+        index = self.tuner.pooling_index(length, T)
+        return operations, operations + B * (T - (1 if index is None else index.shape[1])) * self.position
 
 
 class Cost(L.Callback):
@@ -90,7 +116,7 @@ class Cost(L.Callback):
         self.train_seconds = self.validation_seconds = 0.0
         self.spent = dict.fromkeys(COUNTED, 0)
         self._own = dict.fromkeys(COUNTED, 0)  # of this rank's share of the epoch
-        self._flops: dict[int, tuple[Flops, Flops, Flops]] = {}  # of each stage
+        self._flops: dict[int, tuple[Flops, OrdinaryFlops]] = {}  # of each stage
         self._since = 0.0
         self.began = self.ready = self.first_step = self.fitted = began
 
@@ -102,14 +128,13 @@ class Cost(L.Callback):
     ) -> None:
         assert isinstance(module, FineTuner)
         ids, length = module.inputs(batch)
-        own, *ordinary = self._flops.setdefault(
-            module.stage.first_epoch,
-            (Flops(module), Flops(OrdinaryTraining(module, False)), Flops(OrdinaryTraining(module, True))),
-        )
+        if module.stage.first_epoch not in self._flops:
+            self._flops[module.stage.first_epoch] = Flops(module), OrdinaryFlops(module)
+        own, ordinary = self._flops[module.stage.first_epoch]
         # made for the first batch alone, from which all others are counted
         operations = own.of(ids, length, None if own.points else module.cached_features(batch))
         if batch.counted != 0:
-            counts = operations, *(each.of(ids, length) for each in ordinary), ids.numel()
+            counts = operations, *ordinary.of(ids, length), ids.numel()
             self._own = {name: self._own[name] + n for name, n in zip(COUNTED, counts, strict=True)}
 
     def on_fit_start(self, *_: Any) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import lightning as L
 import torch
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
@@ -111,3 +112,15 @@ def clip(module: torch.nn.Module, limit: float | None, algorithm: str | None = N
         torch.nn.utils.clip_grad_value_(parameters, limit)
     else:
         torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+
+class ClippedGradients(L.LightningModule):
+    """A LightningModule that clips by `clip`; under 16-mixed as Lightning does, which unscales the gradients first."""
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        if self.trainer.precision == "16-mixed":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            clip(self, gradient_clip_val, gradient_clip_algorithm)

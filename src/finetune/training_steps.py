@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,11 +10,11 @@ from src import ranks
 from src.data.batching import Batch
 from src.errors import InputError
 from src.finetune.history import Mean
-from src.finetune.optim import OptimizerFactory, SchedulerFactory, clip, configure
+from src.finetune.optim import ClippedGradients, OptimizerFactory, SchedulerFactory, configure
 from src.gpt.model import GPT
 
 
-class TrainingSteps(L.LightningModule):
+class TrainingSteps(ClippedGradients):
     """What is done with the loss that a subclass makes of a batch; optimizer and scheduler are factories (optim.py)."""
 
     gpt: GPT
@@ -116,11 +115,3 @@ class TrainingSteps(L.LightningModule):
 
     def _progress(self) -> float:
         return self.trainer.global_step / max(1, self.trainer.estimated_stepping_batches)
-
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        if self.trainer.precision == "16-mixed":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        else:
-            clip(self, gradient_clip_val, gradient_clip_algorithm)

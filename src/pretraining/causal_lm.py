@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -12,7 +11,7 @@ from src import ranks
 from src.data.tokenizer import END_OF_TEXT
 from src.errors import InputError
 from src.finetune.checkpointing import check_tensors
-from src.finetune.optim import OptimizerFactory, SchedulerFactory, adamw, clip, configure, warmup_schedule
+from src.finetune.optim import ClippedGradients, OptimizerFactory, SchedulerFactory, adamw, configure, warmup_schedule
 from src.gpt.model import GPT
 from src.pretraining.losses import IGNORE_INDEX, chunk_loss, chunked_cross_entropy, sampled_cross_entropy
 
@@ -38,7 +37,7 @@ def pad_messages(ids: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(message, ids[:, :-1], END_OF_TEXT), torch.where(message | (rest < 5), targets, words)
 
 
-class CausalLM(L.LightningModule):
+class CausalLM(ClippedGradients):
     """A GPT as a language model, trained whole.
 
     num_sampled    None for the exact softmax; a number samples the vocabulary in training (never in validation)
@@ -139,11 +138,3 @@ class CausalLM(L.LightningModule):
         others = [p for name, p in self.gpt.named_parameters() if p.ndim != 2 or "embedding" in name]
         groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         return configure(groups, self.optimizer, self.scheduler, self.progress)
-
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        if self.trainer.precision == "16-mixed":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        else:
-            clip(self, gradient_clip_val, gradient_clip_algorithm)

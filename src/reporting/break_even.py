@@ -7,7 +7,7 @@ together (Owen 2007, The pigeonhole bootstrap), which is none too narrow.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from src.reporting.charts import DATA
 from src.reporting.comparisons import differences_by_seed
@@ -53,7 +53,7 @@ def break_even(rows: Sequence[Row], against: Sequence[Row]) -> tuple[bool, float
     most; of the one that is, the `crossing`, and both ends of its 95% interval."""
     import numpy as np
 
-    counts = [row.mean("data", "sizes", "train") or 0.0 for row in rows]
+    counts = [messages_of(row) for row in rows]
     pairs = list(zip(rows, against, strict=True))
     differences = [differences_by_seed(row, one, one.correct_on(row)) for row, one in pairs]
     ahead = bool(differences[-1].mean() > 0)
@@ -65,26 +65,34 @@ def break_even(rows: Sequence[Row], against: Sequence[Row]) -> tuple[bool, float
 
 def break_even_note(rows: Sequence[Row], references: Sequence[Row | None]) -> list[str]:
     """A sentence for each way and data that were trained on several parts of the messages; none of a study without."""
-    others = [{k: v for k, v in row.values.items() if k not in (DATA, PART)} for row in rows]
-    name = namer(others, "")
+    name = namer([way(row) for row in rows], "")
     ways: dict[tuple[str, str, str], list[tuple[Row, Row]]] = {}
-    for row, one, own in zip(rows, references, others, strict=True):
+    for row, one in zip(rows, references, strict=True):
         if one is None or one is row or PART not in row.values or one.values[PART] != row.values[PART]:
             continue
         data = brief(row.values[DATA]) if DATA in row.values else ""
-        shared = {k: v for k, v in one.values.items() if k not in (DATA, PART)}
-        ways.setdefault((data, name(own), name(shared)), []).append((row, one))
+        ways.setdefault((data, name(way(row)), name(way(one))), []).append((row, one))
     said = []
     for (data, mine, theirs), pairs in ways.items():
-        pairs.sort(key=lambda pair: pair[0].mean("data", "sizes", "train") or 0.0)
+        pairs.sort(key=lambda pair: messages_of(pair[0]))
         if len(pairs) < 2 or any(row.places.keys() != pairs[0][0].places.keys() for row, _ in pairs):
             continue
-        least, most = (pairs[i][0].mean("data", "sizes", "train") or 0.0 for i in (0, -1))
+        least, most = (messages_of(pairs[i][0]) for i in (0, -1))
         ahead, *found = break_even(*map(list, zip(*pairs, strict=True)))
         at, low, high = (number(each, least, most) for each in found)
         first, second = (mine, theirs) if ahead else (theirs, mine)
         said.append(f"{data + ': ' if data else ''}{first} passes {second} at {at} ({low} to {high})")
     return [f"Break-even in training messages, with its 95% interval: {'; '.join(said)}."] if said else []
+
+
+def messages_of(row: Row) -> float:
+    """How many messages a row was trained on."""
+    return row.mean("data", "sizes", "train") or 0.0
+
+
+def way(row: Row) -> dict[str, Any]:
+    """What a row varies besides its data and how much of them it was trained on."""
+    return {key: value for key, value in row.values.items() if key not in (DATA, PART)}
 
 
 def number(messages: float, least: float, most: float) -> str:

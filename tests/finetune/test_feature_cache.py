@@ -38,7 +38,7 @@ from src.errors import InputError
 from src.evaluation.metrics import Predictions, predict
 from src.finetune.base import FineTuner
 from src.finetune.classifier import Classifier
-from src.finetune.cost import Cost, Flops, OrdinaryTraining, count_flops
+from src.finetune.cost import Cost, Flops, OrdinaryFlops, count_flops
 from src.finetune.feature_cache import FeatureCache, FrozenBlocks, free_bytes, key_of
 from src.finetune.feature_store import CHECKSUM, HEADER, DamagedError, FeatureStore, Rows
 from src.finetune.instruction import InstructionTuner
@@ -982,7 +982,7 @@ def test_logits_at_every_position_cost_their_products(strategy: str, products: i
     batch = next(iter(loader(split("free", 5)["train"], ShuffledBatches(24, 4, seed=0), 0)))
     ids, length = tuner.inputs(batch)
     B, T = ids.shape
-    once, everywhere = (count_flops(OrdinaryTraining(tuner, each), ids, length) for each in (False, True))
+    once, everywhere = OrdinaryFlops(tuner).of(ids, length)
     V, C = tuner.vocabulary.shape
     assert everywhere - once == products * 2 * B * (T - tuner.answers.shape[1]) * V * C
 

@@ -45,6 +45,7 @@ from src.files import refusal, whole_file
 from src.finetune.checkpointing import AtomicCheckpointIO
 from src.finetune.classifier import Classifier
 from src.finetune.feature_cache import FrozenBlocks
+from src.finetune.optim import ClippedGradients
 from src.finetune.training_steps import TrainingSteps
 from src.gpt.model import GPT
 from src.gpt.pinned_weights import SHIPPED
@@ -472,9 +473,13 @@ def test_a_run_in_any_precision_is_resumed_evaluated_and_predicts(
         (FrozenBlocks.predict_step, signal.SIGTERM, 143, "no checkpoint yet"),
         (Classifier.on_validation_epoch_end, signal.SIGTERM, 143, "no checkpoint yet"),
         pytest.param(
-            TrainingSteps.configure_gradient_clipping, signal.SIGINT, 130, "its last checkpoint", marks=pytest.mark.slow
+            ClippedGradients.configure_gradient_clipping,
+            signal.SIGINT,
+            130,
+            "its last checkpoint",
+            marks=pytest.mark.slow,
         ),
-        (TrainingSteps.configure_gradient_clipping, signal.SIGTERM, 143, "its last checkpoint"),
+        (ClippedGradients.configure_gradient_clipping, signal.SIGTERM, 143, "its last checkpoint"),
         (run_dir.write, signal.SIGTERM, 143, "its last checkpoint"),
     ],
     ids=lambda value: getattr(value, "__qualname__", str(value)),
@@ -489,7 +494,9 @@ def test_a_signal_ends_a_run_at_once_with_its_status_and_how_to_go_on(
     status: int,
     kept: str | None,
 ) -> None:
-    owners: dict[str, Any] = {one.__name__: one for one in (GPT, FrozenBlocks, Classifier, TrainingSteps)}
+    owners: dict[str, Any] = {
+        one.__name__: one for one in (GPT, FrozenBlocks, Classifier, TrainingSteps, ClippedGradients)
+    }
     owner, name = owners.get(stage.__qualname__.partition(".")[0], run_dir), stage.__name__
     calls: list[int] = []
 
