@@ -34,10 +34,10 @@ bench: $(READY) ## speed beside transformers, prediction, growth: on an idle mac
 	$(RUN) -m benchmarks.growth
 
 test: $(READY) ## all tests but the slow ones
-	$(RUN) -m pytest -n auto -m 'not slow'
+	$(RUN) -m pytest -n auto --dist worksteal -m 'not slow'
 
 test-all: $(READY) ## all tests
-	$(RUN) -m pytest -n auto
+	$(RUN) -m pytest -n auto --dist worksteal
 
 lint: $(READY) ## ruff, mypy, and the floors of src/
 	$(RUN) -m ruff check .

@@ -9,7 +9,8 @@ from typing import Any
 
 from benchmarks.process import ROOT
 from benchmarks.setting import SEED
-from src.runs.run_dir import commit, write_text
+from src.runs.provenance import commit
+from src.runs.run_dir import write_text
 
 RESULTS = ROOT / "benchmarks" / "results"
 BUSY = 0.5  # processes that want to run, on average over a minute

@@ -41,7 +41,8 @@ def trials(seeds: range) -> dict[str, study.Trial]:
 
 def main() -> None:
     """Time both."""
-    from src.sweeps.engine import Board, Engine, do, local_workers
+    from src.sweeps.do_trial import do
+    from src.sweeps.engine import Board, Engine, local_workers
 
     given = options(Options, sys.argv[1:], __doc__ or "")
     runs, workers = given.runs, given.workers

@@ -26,7 +26,7 @@ from src.config.options import options
 from src.errors import InputError
 
 STUDIES = {  # of the bundled messages: what differs from run to run
-    "rows": {"experiment": ["last_block", "last_layer", "lora", "mean_pooling"], "seed": [123, 124, 125]},
+    "rows": {"experiment": ["last_block", "last_layer", "first_token", "mean_pooling"], "seed": [123, 124, 125]},
     "ways": {
         "experiment": ["last_real_token", "instruct"],
         "data.fraction": [0.1, 0.5],

@@ -48,7 +48,7 @@ def train_on_text(cfg: DictConfig, on: dict[str, Any] | None, held: ExitStack) -
     from src.pretraining.held_out import losses_by_source, validation_batches
     from src.pretraining.throughput import Throughput
     from src.pretraining.token_stream import Windows, pack
-    from src.runs import devices, loggers, run_dir
+    from src.runs import devices, loggers, provenance, run_dir
     from src.runs.begin_run import begin_folder, begin_processes
 
     source = run_dir.find(cfg.runs, cfg.resume) if cfg.resume else None
@@ -88,7 +88,7 @@ def train_on_text(cfg: DictConfig, on: dict[str, Any] | None, held: ExitStack) -
         if not processes.first:
             return folder
         result = summarize(cfg, folder, text, held_out, model, clock, losses, peak)
-        result["environment"] = run_dir.environment(trainer.strategy.root_device, trainer.precision)
+        result["environment"] = provenance.environment(trainer.strategy.root_device, trainer.precision)
         write(folder, model.gpt, result)
         loggers.finish(logger, flat(result["metrics"]), result["cost"])
     finally:
@@ -124,7 +124,7 @@ def summarize(
     """The content of result.json: losses on the held-out text by source, and what it took."""
     from src.pretraining.held_out import by_source
     from src.pretraining.ngram_baseline import bigram
-    from src.runs import run_dir
+    from src.runs import provenance, run_dir
 
     baseline = bigram(text.ids, held_out.ids, held_out.sources, cfg.gpt.vocab_size)
     return {
@@ -132,7 +132,7 @@ def summarize(
         "name": cfg.name,
         "config_hash": run_dir.config_hash(cfg),
         "seed": cfg.seed,
-        "commit": run_dir.commit(),
+        "commit": provenance.commit(),
         "corpus": {
             part: {"sha256": packed.sha256, "tokens": len(packed.ids), "documents": packed.documents}
             for part, packed in (("train", text), ("validation", held_out))

@@ -160,7 +160,7 @@ def summarize(
     """The content of result.json but for its cost."""
     from src.evaluation import calibration
     from src.evaluation.metrics import measure_splits
-    from src.runs import run_dir
+    from src.runs import provenance, run_dir
 
     total, trained = parameter_counts(model)
     metrics, by_task = measure_splits(predictions, model.classes_by_question)
@@ -169,7 +169,7 @@ def summarize(
         "name": cfg.name,
         **run_dir.recorded(folder),
         "seed": cfg.seed,
-        "commit": run_dir.commit(),
+        "commit": provenance.commit(),
         "data": data.facts(),
         "gpt": {"name": cfg.gpt.name, "weights": cfg.gpt.weights, "parameters": total},
         "task": {
@@ -181,7 +181,7 @@ def summarize(
         "metrics": metrics,
         **({"tasks": by_task} if by_task else {}),
         "calibration": calibration.summary(predictions, metrics, model.classes_by_question),
-        "environment": run_dir.environment(trainer.strategy.root_device, trainer.precision),
+        "environment": provenance.environment(trainer.strategy.root_device, trainer.precision),
     }
 
 

@@ -30,7 +30,7 @@ from src.pretrain import pretrain
 from src.pretraining import held_out
 from src.runs import devices, run_dir
 from src.sweeps import study
-from src.sweeps.engine import do
+from src.sweeps.do_trial import do
 from src.sweeps.study import Trial
 from src.train import train
 

@@ -194,7 +194,7 @@ FLAGS = "fast_dev_run=true limit_train_batches=2 limit_val_batches=1 overfit_bat
 
 
 @pytest.mark.parametrize(
-    "flag", [pytest.param(flag, marks=[pytest.mark.slow] * (i > 1)) for i, flag in enumerate(FLAGS.split())]
+    "flag", [pytest.param(flag, marks=[pytest.mark.slow] * (i > 0)) for i, flag in enumerate(FLAGS.split())]
 )
 def test_a_run_with_a_debugging_flag_is_partial_and_no_result(theirs: list[str], tmp_path: Path, flag: str) -> None:
     from src.sweeps.study import finished

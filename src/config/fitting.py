@@ -18,7 +18,7 @@ from src.evaluation.baselines import TextClassifier
 from src.evaluation.decisions import decide
 from src.evaluation.metrics import measure_splits
 from src.finetune.cost import forget_peak_memory, peak_memory_bytes
-from src.runs import identity, loggers, printed_table, run_dir
+from src.runs import identity, loggers, printed_table, provenance, run_dir
 from src.runs.lock import run_lock
 from src.runs.progress import say_how_to_resume
 
@@ -60,13 +60,13 @@ def fit_without_gpt(
             "name": cfg.name,
             **run_dir.recorded(folder),
             "seed": cfg.seed,
-            "commit": run_dir.commit(),
+            "commit": provenance.commit(),
             "data": data.facts_of_texts(),
             "task": {"name": type(model).__name__, "constants": constants},
             "metrics": metrics,
             "calibration": calibration.summary(predictions, metrics, {}),
             **decided,
-            "environment": run_dir.environment(CPU, "64-true") | {"scikit-learn": version("scikit-learn")},
+            "environment": provenance.environment(CPU, "64-true") | {"scikit-learn": version("scikit-learn")},
             "cost": {
                 "setup_seconds": ready - began,
                 "train_seconds": fitted - ready,  # of all constants that were tried

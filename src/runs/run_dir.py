@@ -9,7 +9,6 @@ import io
 import json
 import math
 import shutil
-import subprocess
 import tarfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,8 +24,6 @@ from src.runs.identity import config_hash as config_hash
 from src.runs.identity import plain as plain
 
 if TYPE_CHECKING:
-    import torch
-
     from src.evaluation.metrics import Predictions
 
 ARCHIVE = Path("experiments") / "runs.tar.xz"  # finished runs without their checkpoints, for reports
@@ -215,37 +212,3 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def commit() -> str | None:
-    """The commit that the code runs from, with a + for uncommitted changes; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        git = ["git", "-C", str(here)]
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+" if dirty.strip() else "")
-
-
-def environment(device: "torch.device", precision: Any) -> dict[str, str]:
-    """Where a run's numbers come from; `precision` is the Trainer's own, which is bf16-mixed for 16-mixed on a CPU."""
-    import platform
-    from importlib.metadata import version
-
-    import torch
-
-    from src import ranks
-
-    cpu = f"cpu, {torch.get_num_threads()} threads"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    return {
-        "device": f"{ranks.world()} x {name}" if ranks.world() > 1 else name,
-        "precision": str(precision),
-        "torch": torch.__version__,
-        "lightning": version("lightning"),
-        "python": platform.python_version(),
-    }

@@ -596,8 +596,8 @@ BF16 = "trainer.precision=bf16-mixed"
         pytest.param(
             [], {}, [{"batch": 4}], 4, marks=SLOW
         ),  # before the first one ends: the checkpoint is the validation's
-        (["checkpoint_every=5"], {}, [{"batch": 6}], 5),  # at its end
-        (["checkpoint_every=1"], {}, [{"batch": 5}, {"batch": 10}], 10),  # at every border
+        pytest.param(["checkpoint_every=5"], {}, [{"batch": 6}], 5, marks=SLOW),  # at its end
+        pytest.param(["checkpoint_every=1"], {}, [{"batch": 5}, {"batch": 10}], 10, marks=SLOW),  # at every border
         (["checkpoint_every=2", "validate_every=2"], {}, [{"validation": 6}], 4),  # as a validation begins
         pytest.param(["checkpoint_every=4", "validate_every=2"], {}, [{"batch": 4}], 4, marks=SLOW),  # as one has ended
         ([], {"dropout": 0.2, "num_sampled": 3}, [{"batch": 7}], 6),
@@ -605,7 +605,9 @@ BF16 = "trainer.precision=bf16-mixed"
         # the epochs' 5 batches are no multiple of 2; the second kill comes between two steps right after resuming
         ([ACCUMULATE], {"dropout": 0.2}, [{"batch": 7}, {"batch": 6}], 6),
         pytest.param([ACCUMULATE], {}, [{"batch": 20}], 18, marks=SLOW),
-        ([ACCUMULATE, "checkpoint_every=1", "validate_every=5"], {}, [{"batch": 10}, {"batch": 11}], 10),
+        pytest.param(
+            [ACCUMULATE, "checkpoint_every=1", "validate_every=5"], {}, [{"batch": 10}, {"batch": 11}], 10, marks=SLOW
+        ),
         ([], {}, [{"batch": 1}], 0),  # before the first checkpoint
         pytest.param(["checkpoint_every=6"], {}, [{"batch": 11}], 8, marks=SLOW),
     ],
@@ -734,7 +736,12 @@ def test_muon_is_refused_where_nobody_says_what_is_a_matrix() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_sampled", "optimizer"), [(None, torch.optim.AdamW), (4, torch.optim.AdamW), (None, MuonAdamW)]
+    ("num_sampled", "optimizer"),
+    [
+        (None, torch.optim.AdamW),
+        pytest.param(4, torch.optim.AdamW, marks=SLOW),
+        pytest.param(None, MuonAdamW, marks=SLOW),
+    ],
 )
 def test_a_small_gpt_learns_one_sentence_by_heart(num_sampled: int | None, optimizer: Any) -> None:
     line = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4], np.uint16)

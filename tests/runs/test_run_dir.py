@@ -754,7 +754,7 @@ def test_eval_answers_wrong_input_with_a_sentence(
     ("changes", "one_by_one"),
     [
         (("data.padding=longest",), True),
-        (("data.padding=none", "data.batch_size=1"), True),
+        pytest.param(("data.padding=none", "data.batch_size=1"), True, marks=pytest.mark.slow),
         (("data.padding=batch", "task.pooling=last_nonpad", "data.batch_size=4"), True),
         (("data.padding=batch", "data.batch_size=4"), False),  # reads padding, so that it depends on its batch
     ],
@@ -931,7 +931,8 @@ def test_a_folder_that_is_no_run_is_refused_with_the_newest_runs(command: Comman
 def inspect(folder: Path, *options: str) -> list[Any]:
     """What the offline W&B run in a run folder holds, as W&B's own reader gives it."""
     reader = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(folder / "wandb")]
-    done = subprocess.run(reader, capture_output=True, text=True, check=True)
+    done = subprocess.run(reader, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return [json.loads(done.stdout)] if options else [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -1038,7 +1039,12 @@ def test_wandb_is_used_as_its_own_variables_say(
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("WANDB_MODE", "off"), ("WANDB_DISABLED", "maybe"), ("WANDB_DIR", "/nowhere"), ("WANDB_INIT_TIMEOUT", "soon")],
+    [
+        ("WANDB_MODE", "off"),
+        ("WANDB_DIR", "/nowhere"),
+        pytest.param("WANDB_DISABLED", "maybe", marks=pytest.mark.slow),
+        pytest.param("WANDB_INIT_TIMEOUT", "soon", marks=pytest.mark.slow),
+    ],
 )
 def test_a_wrong_variable_of_wandb_is_answered_with_a_sentence(
     variable: str, value: str, home: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
@@ -1235,60 +1241,62 @@ def test_a_log_file_holds_a_line_now_and_then(
 # ---- the command line
 
 
+WRONG = [
+    ("+experiment=lorra", "last_block"),
+    ("gpt=tiny", "small"),
+    ("task.trainabel=all", "trainable"),
+    ("foo=1", "top level"),
+    ("+foo=1", "top level"),
+    ("+trainer.foo=1", "limit_train_batches"),
+    ("task.trainable=lst", "last_block"),
+    ("task.trainable=3_blocks", "task.trainable=3_blocks"),
+    ("task.trainable=block_99", "task.trainable=block_99"),
+    ("task.head_epochs=2", "task.head_epochs=2"),
+    ("task.head_epochs=-1", "task.head_epochs=-1"),
+    ("task.head_epochs=true", "task.head_epochs=True"),
+    ("task.gradual_unfreezing=1", "task.gradual_unfreezing"),
+    ("task.layer_decay=1.5", "task.layer_decay=1.5"),
+    ("task.lora.target=heads", "task.lora.target=heads"),
+    ("data.path=???", "data.path"),
+    ("trainer.precision=8-foo", "8-foo"),
+    ("seed=-1", "seed=-1"),
+    ("monitor=validation/f1", "monitor=validation/f1"),
+    ("threshold=0.9", "threshold=0.9"),
+    ("threshold=recall", "threshold=recall"),
+    ("positive=eggs", "positive=eggs"),
+    ("task.class_weights=[1,2,3]", "task.class_weights"),
+    ("task.class_weights=even", "task.class_weights=even"),
+    ("patience=soon", "patience=soon"),
+    ("patience=-1", "patience=-1"),
+    ("data.batch_size=abc", "data.batch_size=abc"),
+    ("data.max_length=12.5", "data.max_length=12.5"),
+    ("data.max_length=65", "64"),
+    ("data.balance=1", "data.balance=1"),
+    ("task.lora.rank=x", "task.lora.rank=x"),
+    ("gpt.vocab_size=1000", "gpt.vocab_size=1000"),
+    ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0"),
+    ("trainer.max_epochs=0", "trainer.max_epochs=0"),
+    ("+trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn"),
+    ("+trainer.check_val_every_n_epoch=2", "trainer.check_val_every_n_epoch"),
+    ("task=null", "classify"),
+    ("~gpt.n_layer", "gpt.n_layer"),
+    ("gpt.n_embd=1000000000000", "gpt"),
+    ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val"),
+    ("optimizer.lr=.nan", "optimizer.lr"),
+    ("data.batch_size=null", "data.batch_size"),
+    ("data.path=spam (1).csv", "'data.path=\"spam (1).csv\"'"),
+    ("data.instruction=Yes, or no?", "'data.instruction=\"Yes, or no?\"'"),
+    ("task.kind=foo", "task=classify"),
+    ("logger.kind=foo", "logger.kind is called otherwise today"),
+    ("task._target_=foo", "task._target_=foo"),
+    ("data._target_=torch.nn.Linear", "data"),
+    ("resume=nothing", "nothing is no run"),
+    ("resume=x", "resume="),  # which takes all settings from the run
+]
+
+
 @pytest.mark.parametrize(
-    ("given", "named"),
-    [
-        ("+experiment=lorra", "last_block"),
-        ("gpt=tiny", "small"),
-        ("task.trainabel=all", "trainable"),
-        ("foo=1", "top level"),
-        ("+foo=1", "top level"),
-        ("+trainer.foo=1", "limit_train_batches"),
-        ("task.trainable=lst", "last_block"),
-        ("task.trainable=3_blocks", "task.trainable=3_blocks"),
-        ("task.trainable=block_99", "task.trainable=block_99"),
-        ("task.head_epochs=2", "task.head_epochs=2"),
-        ("task.head_epochs=-1", "task.head_epochs=-1"),
-        ("task.head_epochs=true", "task.head_epochs=True"),
-        ("task.gradual_unfreezing=1", "task.gradual_unfreezing"),
-        ("task.layer_decay=1.5", "task.layer_decay=1.5"),
-        ("task.lora.target=heads", "task.lora.target=heads"),
-        ("data.path=???", "data.path"),
-        ("trainer.precision=8-foo", "8-foo"),
-        ("seed=-1", "seed=-1"),
-        ("monitor=validation/f1", "monitor=validation/f1"),
-        ("threshold=0.9", "threshold=0.9"),
-        ("threshold=recall", "threshold=recall"),
-        ("positive=eggs", "positive=eggs"),
-        ("task.class_weights=[1,2,3]", "task.class_weights"),
-        ("task.class_weights=even", "task.class_weights=even"),
-        ("patience=soon", "patience=soon"),
-        ("patience=-1", "patience=-1"),
-        ("data.batch_size=abc", "data.batch_size=abc"),
-        ("data.max_length=12.5", "data.max_length=12.5"),
-        ("data.max_length=65", "64"),
-        ("data.balance=1", "data.balance=1"),
-        ("task.lora.rank=x", "task.lora.rank=x"),
-        ("gpt.vocab_size=1000", "gpt.vocab_size=1000"),
-        ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0"),
-        ("trainer.max_epochs=0", "trainer.max_epochs=0"),
-        ("+trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn"),
-        ("+trainer.check_val_every_n_epoch=2", "trainer.check_val_every_n_epoch"),
-        ("task=null", "classify"),
-        ("~gpt.n_layer", "gpt.n_layer"),
-        ("gpt.n_embd=1000000000000", "gpt"),
-        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val"),
-        ("optimizer.lr=.nan", "optimizer.lr"),
-        ("data.batch_size=null", "data.batch_size"),
-        ("data.path=spam (1).csv", "'data.path=\"spam (1).csv\"'"),
-        ("data.instruction=Yes, or no?", "'data.instruction=\"Yes, or no?\"'"),
-        ("task.kind=foo", "task=classify"),
-        ("logger.kind=foo", "logger.kind is called otherwise today"),
-        ("task._target_=foo", "task._target_=foo"),
-        ("data._target_=torch.nn.Linear", "data"),
-        ("resume=nothing", "nothing is no run"),
-        ("resume=x", "resume="),  # which takes all settings from the run
-    ],
+    ("given", "named"), [pytest.param(*case, marks=[pytest.mark.slow] * (i % 3 > 0)) for i, case in enumerate(WRONG)]
 )
 def test_a_wrong_setting_is_answered_with_a_sentence_and_leaves_no_run(
     home: Path, tmp_path: Path, command: Command, given: str, named: str

@@ -497,7 +497,7 @@ class Browser:
         os.close(theirs_in)
         os.close(theirs_out)
         self.out, self.into = os.fdopen(ours_out, "wb", buffering=0), os.fdopen(ours_in, "rb")
-        self.number, self.task_mask, self.loaded, self.session = 0, list[str](), 0, {}
+        self.number, self.asked, self.loaded, self.session = 0, list[str](), 0, {}
         target = self.do("Target.createTarget", url="about:blank")["targetId"]
         self.session = {"sessionId": self.do("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         for domain in ("Page", "Network"):
@@ -542,7 +542,7 @@ class Browser:
         told: dict[str, Any] = json.loads(line)
         self.loaded += told.get("method") == "Page.loadEventFired"
         if told.get("method") == "Network.requestWillBeSent":
-            self.task_mask.append(told["params"]["request"]["url"])
+            self.asked.append(told["params"]["request"]["url"])
         return told
 
 

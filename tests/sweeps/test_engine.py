@@ -18,7 +18,7 @@ from distributed import Client, LocalCluster
 from src.errors import InputError
 from src.runs import run_dir
 from src.runs.lock import RunLockedError, run_lock
-from src.sweeps import engine, study
+from src.sweeps import do_trial, engine, study
 from src.sweeps.engine import Board, Engine
 from src.sweeps.study import Trial
 from tests.sweeps import tiny
@@ -44,9 +44,9 @@ def test_a_worker_does_what_src_train_does(undisturbed: tuple[Path, dict[str, by
     path, expected = undisturbed
     trials = tiny.keyed(study.read(path))
     for key, trial in trials.items():
-        assert engine.do(key, trial, str(tmp_path)).startswith("test accuracy ")
+        assert do_trial.do(key, trial, str(tmp_path)).startswith("test accuracy ")
     assert tiny.outcomes(tmp_path) == expected
-    engine.do(key, trial, str(tmp_path))
+    do_trial.do(key, trial, str(tmp_path))
     assert tiny.outcomes(tmp_path) == expected
     assert "epoch 2/2" in (tmp_path / ".sweep" / key[:16] / "log").read_text(encoding="utf-8")
 
@@ -55,16 +55,16 @@ def test_a_trial_that_was_killed_is_gone_on_with(undisturbed: tuple[Path, dict[s
     path, expected = undisturbed
     key, trial = next(iter(tiny.keyed(study.read(path)).items()))
     # a fork, for it has all imports already
-    process = multiprocessing.get_context("fork").Process(target=engine.do, args=(key, trial, str(tmp_path)))
+    process = multiprocessing.get_context("fork").Process(target=do_trial.do, args=(key, trial, str(tmp_path)))
     process.start()
     last = tiny.wait_for(lambda: next(tmp_path.glob("*/checkpoints/last.ckpt"), None))
     os.kill(process.pid or 0, signal.SIGSTOP)
     with pytest.raises(RunLockedError):  # it lives: nobody else may go on with it
-        engine.do(key, trial, str(tmp_path))
+        do_trial.do(key, trial, str(tmp_path))
     process.kill()
     process.join()
     assert study.finished(tmp_path) == {}
-    engine.do(key, trial, str(tmp_path))
+    do_trial.do(key, trial, str(tmp_path))
     assert study.finished(tmp_path) == {key: last.parents[1]}
     assert tiny.outcomes(tmp_path)[key] == expected[key]
 

@@ -86,7 +86,7 @@ def start(*command: Any, **env: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(words, stdout=pipe, stderr=same, text=True, start_new_session=True, env=surroundings)
 
 
-# ---- what stands in for src.sweeps.engine.do on a worker
+# ---- what stands in for src.sweeps.do_trial.do on a worker
 
 
 def die_or_answer(key: str, trial: Trial, runs: str) -> str:
