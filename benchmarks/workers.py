@@ -108,7 +108,8 @@ def timed(study: Path, way: str, folder: Path) -> tuple[float, pd.DataFrame]:
     sweep = ["src.sweep", str(study), f"runs={folder / 'runs'}"]
     log = folder / "log"
     if way == WAYS[2]:
-        with separate_workers(2, folder, env) as address:
+        own = {"MKL_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}  # as docs/studies.md says
+        with separate_workers(2, folder, env | own) as address:
             seconds = run([*sweep, f"scheduler={address}"], env, log)
     else:
         seconds = run([*sweep, f"workers={way[0]}"], env, log)

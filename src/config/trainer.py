@@ -16,9 +16,9 @@ from omegaconf import DictConfig, open_dict
 from src.config import ddp
 from src.config.instantiate import build, check, find
 from src.errors import InputError
-from src.finetune.checkpointing import AtomicCheckpointIO, EpochCheckpoint, ResumableEarlyStopping
+from src.finetune.checkpointing import AtomicCheckpointIO, EpochCheckpoint
 from src.finetune.freezing import IN_STAGES
-from src.finetune.monitoring import AVERAGE_PRECISION, MONITORS, RankingMonitor
+from src.finetune.monitoring import AVERAGE_PRECISION, MONITORS, RankingMonitor, ResumableEarlyStopping
 from src.runs import loggers, progress, run_dir
 
 # Lightning's arguments that leave out examples of a split, or end a training before its epochs are over

@@ -1,4 +1,9 @@
-"""A difference between two accuracies over other seeds and other test messages, and how small a one a study can find.
+"""How sure a difference between two accuracies on the same test messages is, and how small a one a study can find.
+
+`paired_p` is the exact test that exchanges the answers of two rows to a message (Fisher 1935), which with one seed is
+McNemar's (1947): it asks what other test messages would do, and not other seeds. `crossed_test` asks what both would.
+`holm` (1979) corrects for the number of comparisons. Near-duplicates are drawn, and exchanged, together. `right` is
+(S, N) booleans: seeds, messages; `groups` (N,) are the numbers of groups of near-duplicates.
 
 Seeds and messages are crossed: the variance of a mean difference over S seeds and N messages is
 
@@ -14,13 +19,17 @@ that resamples both seeds and messages (pigeonhole: Owen 2007) was tried: it cou
 """
 
 from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
-from src.evaluation.statistics import ALPHA, Interval, design_effect
+from src.evaluation.intervals import ALPHA, Interval, design_effect
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from src.evaluation.intervals import Numbers, Right
 
 POWER = 0.8
 FEWEST_SEEDS = 5  # with which a difference may be called decided
@@ -54,6 +63,44 @@ class Crossed(NamedTuple):
     interval: Interval
     p: float
     spread: Spread
+
+
+def paired_p(right: "Right", reference: "Right", groups: "Numbers | None" = None) -> float:
+    """Two-sided p that both are right equally often, from their answers to the same messages.
+
+    If they were, then the difference on each message, or group of them, over all seeds, could as well have the other
+    sign. p is the share of all 2^N choices of signs that give a sum at least as far from zero; counted exactly, where
+    resampled differences would give too small a p when few messages differ.
+    """
+    import numpy as np
+
+    differences = right.sum(0) * len(reference) - reference.sum(0) * len(right)
+    if groups is not None:
+        differences = np.bincount(groups, differences).astype(int)
+    differences //= max(1, np.gcd.reduce(differences))
+    share, least = np.ones(1), 0  # of the choices with which the positive differences sum to least, least + 1, ...
+    for size, count in zip(*np.unique(np.abs(differences[differences != 0]), return_counts=True), strict=True):
+        chosen = np.array([choices / 2 ** int(count) for choices in binomials(int(count))])
+        possible = np.flatnonzero(chosen)  # as floats, which of thousands is a small part
+        columns = np.pad(share, (0, -len(share) % size)).reshape(-1, size)
+        share = np.apply_along_axis(np.convolve, 0, columns, chosen[possible[0] : possible[-1] + 1]).ravel()
+        least += size * possible[0]
+    gained, lost = differences[differences > 0].sum(), -differences[differences < 0].sum()
+    return min(1.0, 2 * float(share[: max(0, min(gained, lost) - least + 1)].sum()))
+
+
+def binomials(n: int) -> Iterator[int]:
+    """How many choices of 0, 1, ... n among n there are."""
+    return accumulate(range(n), lambda choices, k: choices * (n - k) // (k + 1), initial=1)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p values corrected for their number, in their order: none falls below that of a smaller one."""
+    corrected, largest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        corrected[i] = largest
+    return corrected
 
 
 def crossed_test(differences: "NDArray[np.floating]", groups: "NDArray[np.integer] | None" = None) -> Crossed:

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from src.data.prompts import Task
-from src.evaluation.statistics import wilson
+from src.evaluation.intervals import wilson
 from src.exporting.finished_run import FinishedRun
 from src.exporting.transformers_folder import is_stock
 from src.gpt.pinned_weights import PUBLISHED

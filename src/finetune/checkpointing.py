@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
@@ -88,18 +88,6 @@ def check_tensors(found: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
     for name, tensor in own.items():
         if found[name].shape != tensor.shape:
             raise InputError(f"{other} {name} is {tuple(found[name].shape)}, the model's is {tuple(tensor.shape)}")
-
-
-class ResumableEarlyStopping(EarlyStopping):
-    """Lightning's EarlyStopping, of which a run that had stopped and is resumed does not train another epoch. It counts
-    from the last stage of a FineTuner's training: what is to come would not be what the stages before did not reach."""
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if pl_module.stage is pl_module.stages[-1]:
-            super().on_train_epoch_end(trainer, pl_module)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
 class EpochCheckpoint(Checkpoint):

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping
 
 from src.data.batching import Batch
 from src.evaluation.metrics import average_precision, in_order
@@ -37,3 +38,15 @@ class RankingMonitor(L.Callback):
         predictions = in_order(output for of_rank in gathered(self.outputs) for output in of_rank)
         value = average_precision(predictions._replace(positive=self.positive))
         module.log(AVERAGE_PRECISION, value.float(), sync_dist=True, prog_bar=True)  # the same on every rank
+
+
+class ResumableEarlyStopping(EarlyStopping):
+    """Lightning's EarlyStopping, of which a run that had stopped and is resumed does not train another epoch. It counts
+    from the last stage of a FineTuner's training: what is to come would not be what the stages before did not reach."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if pl_module.stage is pl_module.stages[-1]:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience

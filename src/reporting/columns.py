@@ -6,7 +6,7 @@ CSV takes the numbers of all columns, the other forms the texts of those that ha
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from src.evaluation.statistics import Interval
+from src.evaluation.intervals import Interval
 from src.reporting.comparisons import VERDICTS, Comparison
 from src.reporting.rows import Row, short_names, short_values, shown
 

@@ -6,8 +6,8 @@ from statistics import stdev
 from typing import TYPE_CHECKING
 
 from src.errors import InputError
-from src.evaluation.differences import FEWEST_SEEDS, Crossed, crossed_test
-from src.evaluation.statistics import ALPHA, holm, paired_p
+from src.evaluation.differences import FEWEST_SEEDS, Crossed, crossed_test, holm, paired_p
+from src.evaluation.intervals import ALPHA
 from src.reporting.rows import PART, Row, find
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from src.evaluation.differences import FEWEST_SEEDS, Spread, seeds_needed, smallest_difference
-from src.evaluation.statistics import ALPHA
+from src.evaluation.intervals import ALPHA
 from src.reporting.comparisons import VERDICTS, Comparison
 from src.reporting.rows import Row, short_names, shown
 

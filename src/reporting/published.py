@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from src.data.sms_spam import UCI_TEXT_SHA256
-from src.evaluation.statistics import Interval, wilson
+from src.evaluation.intervals import Interval, wilson
 from src.runs import identity, run_dir
 from src.sweeps import study
 

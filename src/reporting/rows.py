@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from src.errors import InputError
-from src.evaluation.statistics import Interval, accuracy_interval
+from src.evaluation.intervals import Interval, accuracy_interval
 from src.reporting.finished import Wanted, finished, of_row, reach, wanted
 from src.reporting.published import Published, published_rows, repeated_by
 from src.sweeps import study

@@ -210,6 +210,12 @@ def test_book_split_equals_the_published_one_row_for_row(real_data: Path) -> Non
         assert ours == list(zip(published["text"], published["label"], strict=True))
 
 
+def test_the_book_split_leaks_as_many_messages_as_the_log_says(real_data: Path) -> None:
+    parts = encoded(SmsSpam(path=str(uci(real_data)))).examples
+    seen = {example.text for example in parts["train"]}
+    assert [sum(example.text in seen for example in parts[part]) for part in ("validation", "test")] == [12, 36]
+
+
 def test_deduplicated_split_of_the_bundled_messages_shares_no_text(shipped: Corpus) -> None:
     assert_apart_and_balanced(splits.deduplicated(shipped.examples, balance=True))
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import optimize, special, stats
 
-from src.evaluation.differences import Spread, crossed_test, power, seeds_needed, smallest_difference, spread
-from src.evaluation.statistics import accuracy_interval, paired_p
+from src.evaluation.differences import Spread, crossed_test, paired_p, power, seeds_needed, smallest_difference, spread
+from src.evaluation.intervals import accuracy_interval
 
 TWINS = np.repeat(np.arange(120), np.random.default_rng(0).choice([1, 1, 1, 2, 4, 8], 120))
 

@@ -31,12 +31,11 @@ from torch.utils.data import DataLoader
 
 from src import report as entry
 from src.errors import InputError
-from src.evaluation import statistics as compare
+from src.evaluation import differences, intervals
 from src.evaluation.metrics import Predictions
 from src.finetune.history import QUANTITIES, Curve
 from src.reporting import chart as chart_data
-from src.reporting import charts, figures, finished, probability_charts, published, render, rows, table
-from src.reporting import comparisons as differences
+from src.reporting import charts, comparisons, figures, finished, probability_charts, published, render, rows, table
 from src.reporting import html as page
 from src.runs import identity, run_dir
 from src.sweeps import study
@@ -144,7 +143,7 @@ def one_seed(folder: Path, right: dict[str, Sequence[bool]], **more: Any) -> lis
 
 
 def made(found: list[rows.Row], wanted: str | None = None) -> table.Table:
-    return table.table("depth", "How deep?", found, differences.references(found, wanted))
+    return table.table("depth", "How deep?", found, comparisons.references(found, wanted))
 
 
 def texts(made: table.Table, heading: str) -> list[str]:
@@ -157,14 +156,14 @@ def texts(made: table.Table, heading: str) -> list[str]:
 @pytest.mark.parametrize(("right", "n"), [(0, 7), (7, 7), (1, 1), (285, 300), (150, 300), (299, 300), (40, 1115)])
 def test_wilsons_interval_is_scipys(right: int, n: int) -> None:
     expected = stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
-    assert compare.wilson(right, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert intervals.wilson(right, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_holms_correction_of_a_worked_example() -> None:
     # smallest first: 4 x 0.005, 3 x 0.01, 2 x 0.03, then 0.04, which may not fall below 0.06
-    assert compare.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert compare.holm([0.6, 0.7]) == [1.0, 1.0]
-    assert compare.holm([]) == []
+    assert differences.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert differences.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert differences.holm([]) == []
 
 
 def shared_errors(
@@ -180,7 +179,7 @@ def shared_errors(
 
 def covered(shape: tuple[int, int, int], accuracy: float, messages: float, seeds: float) -> float:
     right = shared_errors(np.random.default_rng(1), shape, accuracy, messages, seeds)
-    low, high = compare.crossed_interval(right)
+    low, high = intervals.crossed_interval(right)
     return float(((low <= accuracy) & (accuracy <= high)).mean())
 
 
@@ -203,33 +202,33 @@ def test_the_interval_covers_where_resampled_messages_did_not(accuracy: float, m
 def test_one_wrong_answer_of_one_seed_does_not_make_the_interval_that_of_as_many_messages() -> None:
     right = np.ones((3, 300), dtype=bool)
     right[0, 0] = False
-    low, high = compare.accuracy_interval(right)
-    assert low < compare.wilson(899, 900).low  # as if seeds x messages were messages
+    low, high = intervals.accuracy_interval(right)
+    assert low < intervals.wilson(899, 900).low  # as if seeds x messages were messages
     assert low == pytest.approx(0.9857, abs=0.002)
-    assert compare.wilson(899, 900).high < high < 1
+    assert intervals.wilson(899, 900).high < high < 1
 
 
 def test_seeds_that_agree_do_not_narrow_the_interval() -> None:
     right = np.array([answers(300, 270)])
-    alone = compare.wilson(270, 300)
-    assert compare.accuracy_interval(np.repeat(right, 3, 0)) == pytest.approx(alone, abs=1e-3)
+    alone = intervals.wilson(270, 300)
+    assert intervals.accuracy_interval(np.repeat(right, 3, 0)) == pytest.approx(alone, abs=1e-3)
 
 
 def test_seeds_that_err_at_random_narrow_the_interval() -> None:
     apart = np.array([answers(300, 270, seed) for seed in range(9)])
-    (low, high), alone = compare.accuracy_interval(apart), compare.wilson(270, 300)
+    (low, high), alone = intervals.accuracy_interval(apart), intervals.wilson(270, 300)
     assert high - low < 0.6 * (alone.high - alone.low)
 
 
 def test_seeds_that_differ_widen_the_interval() -> None:
     right = np.array([answers(300, n) for n in (240, 270, 298)])
-    (low, high), alone = compare.accuracy_interval(right), compare.wilson(269, 300)
+    (low, high), alone = intervals.accuracy_interval(right), intervals.wilson(269, 300)
     assert high - low > 2 * (alone.high - alone.low)
 
 
 @pytest.mark.parametrize(("right", "expected"), [(300, (300, 300)), (0, (0, 300))])
 def test_an_interval_of_answers_without_spread_is_wilsons(right: int, expected: tuple[int, int]) -> None:
-    assert compare.accuracy_interval(np.array([answers(300, right)] * 3)) == compare.wilson(*expected)
+    assert intervals.accuracy_interval(np.array([answers(300, right)] * 3)) == intervals.wilson(*expected)
 
 
 def discordant(a: int, b: int) -> tuple[np.ndarray, np.ndarray]:
@@ -243,15 +242,15 @@ def test_one_seed_each_is_compared_by_mcnemars_exact_test() -> None:
     for a in range(12):
         for b in range(12):
             expected = stats.binomtest(a, a + b).pvalue if a + b else 1.0
-            assert compare.paired_p(*discordant(a, b)) == pytest.approx(expected, rel=1e-9)
-    assert compare.paired_p(*discordant(700, 900)) == pytest.approx(stats.binomtest(700, 1600).pvalue, rel=1e-9)
+            assert differences.paired_p(*discordant(a, b)) == pytest.approx(expected, rel=1e-9)
+    assert differences.paired_p(*discordant(700, 900)) == pytest.approx(stats.binomtest(700, 1600).pvalue, rel=1e-9)
 
 
 def test_seeds_that_agree_say_no_more_than_one() -> None:
     a, b = discordant(4, 0)
-    assert compare.paired_p(a, b) == 0.125
-    assert compare.paired_p(np.repeat(a, 3, 0), np.repeat(b, 3, 0)) == 0.125
-    assert compare.paired_p(np.repeat(a, 3, 0), np.repeat(b, 2, 0)) == 0.125
+    assert differences.paired_p(a, b) == 0.125
+    assert differences.paired_p(np.repeat(a, 3, 0), np.repeat(b, 3, 0)) == 0.125
+    assert differences.paired_p(np.repeat(a, 3, 0), np.repeat(b, 2, 0)) == 0.125
 
 
 @pytest.mark.parametrize("seeds", [(2, 2), (3, 3), (3, 2), (1, 3)])
@@ -263,7 +262,7 @@ def test_several_seeds_are_compared_by_scipys_exact_permutation_test(seeds: tupl
         (a.mean(0) - b.mean(0),), np.sum, permutation_type="samples", n_resamples=2**12, vectorized=True, axis=0
     )
     assert found.pvalue < 1
-    assert compare.paired_p(a, b) == pytest.approx(found.pvalue, rel=1e-9)
+    assert differences.paired_p(a, b) == pytest.approx(found.pvalue, rel=1e-9)
 
 
 def test_several_seeds_are_compared_as_the_paired_z_test_does_with_many_messages() -> None:
@@ -274,15 +273,15 @@ def test_several_seeds_are_compared_as_the_paired_z_test_does_with_many_messages
     z = difference.mean() / (difference.std() / sqrt(2000))
     expected = 2 * stats.norm.sf(abs(z))
     assert 0.001 < expected < 0.2
-    assert compare.paired_p(a, b) == pytest.approx(expected, rel=0.15)  # which knows nothing of whole messages
-    assert compare.paired_p(b, a) == pytest.approx(compare.paired_p(a, b), rel=1e-9)
+    assert differences.paired_p(a, b) == pytest.approx(expected, rel=0.15)  # which knows nothing of whole messages
+    assert differences.paired_p(b, a) == pytest.approx(differences.paired_p(a, b), rel=1e-9)
 
 
 def test_rows_with_the_same_answers_do_not_differ() -> None:
     right = np.array([answers(50, 40)] * 3)
-    assert compare.paired_p(right, right) == 1.0
-    assert compare.paired_p(right[:1], right[:1]) == 1.0
-    assert compare.paired_p(right, right[:2]) == 1.0  # however many seeds each has
+    assert differences.paired_p(right, right) == 1.0
+    assert differences.paired_p(right[:1], right[:1]) == 1.0
+    assert differences.paired_p(right, right[:2]) == 1.0  # however many seeds each has
 
 
 # ---- the published table
@@ -456,8 +455,8 @@ def test_the_table_says_mean_deviation_and_interval_over_seeds(found: list[rows.
     assert texts(shown, "test (%)") == ["60.00 ± 1.00", "80.00 ± 1.00", "81.50 ± 0.71", "-"]
     assert found[0].deviation("test") == pytest.approx(stdev([0.59, 0.6, 0.61]))
     assert texts(shown, "validation (%)")[0] == "75.00 ± 0.00"
-    assert found[0].interval == compare.accuracy_interval(found[0].right)
-    alone = compare.wilson(60, 100)  # as wide, since the seeds err on the same messages
+    assert found[0].interval == intervals.accuracy_interval(found[0].right)
+    alone = intervals.wilson(60, 100)  # as wide, since the seeds err on the same messages
     assert found[0].interval == pytest.approx(alone, abs=0.005)
 
 
@@ -470,11 +469,11 @@ def test_a_missing_row_is_shown_as_missing(found: list[rows.Row]) -> None:
 
 
 def test_rows_are_compared_with_the_first_and_corrected_together(found: list[rows.Row]) -> None:
-    shown = differences.compared(found, differences.references(found))
-    p = [compare.paired_p(found[i].right, found[0].right) for i in (1, 2)]
+    shown = comparisons.compared(found, comparisons.references(found))
+    p = [differences.paired_p(found[i].right, found[0].right) for i in (1, 2)]
     assert [one and one.reference for one in shown] == [None, "last_layer", "last_layer", None]
     assert [one.difference for one in shown if one] == pytest.approx([0.2, 0.215])
-    assert [one.corrected for one in shown if one] == pytest.approx(compare.holm(p))
+    assert [one.corrected for one in shown if one] == pytest.approx(differences.holm(p))
     assert texts(made(found), "difference") == ["reference", "+20.00 ± 0.00", "+21.50 ± 0.00", "-"]
     assert texts(made(found), "p (messages)") == ["-", "<0.001", "<0.001", "-"]
 
@@ -486,7 +485,7 @@ def test_a_difference_has_its_deviation_over_the_seeds_that_both_rows_have(tmp_p
         if (asked := (point.values["task.pooling"], point.values["seed"])) in right:
             write_run(tmp_path, point, answers(20, right[asked]))
     found = rows.read(study.read(path), tmp_path / "runs")
-    (one,) = (one for one in differences.compared(found, differences.references(found)) if one)
+    (one,) = (one for one in comparisons.compared(found, comparisons.references(found)) if one)
     assert one.difference == pytest.approx(24 / 40 - 35 / 60)  # of all
     assert one.deviation == pytest.approx(stdev([6 / 20, -3 / 20]))  # of seeds 1 and 3
     assert texts(made(found), "difference")[1].endswith("+1.67 ± 31.82")
@@ -497,12 +496,12 @@ def test_rows_that_the_named_reference_does_not_cover_are_compared_with_none(tmp
     for point in study.trials(study.read(path))[:-1]:  # batch, first has not run
         write_run(tmp_path, point, answers(20, 15), messages=point.values["data.padding"])
     found = rows.read(study.read(path), tmp_path / "runs")
-    assert differences.references(found, "pooling=first") == [found[1], found[1], None, None]
+    assert comparisons.references(found, "pooling=first") == [found[1], found[1], None, None]
 
 
 def test_a_difference_that_three_seeds_show_is_seen_and_not_decided(found: list[rows.Row]) -> None:
     shown = made(found, "trainable=last_block")
-    against = differences.compared(found, differences.references(found, "last_block"))
+    against = comparisons.compared(found, comparisons.references(found, "last_block"))
     assert texts(shown, "verdict") == ["seen", "-", "not seen", "-"]
     assert texts(shown, "difference") == ["-20.00 ± 0.00", "reference", "+1.50 ± 0.00", "-"]
     one = against[2]
@@ -529,7 +528,7 @@ def test_a_difference_that_three_seeds_show_is_seen_and_not_decided(found: list[
 def test_a_difference_is_decided_where_both_tests_agree_on_five_seeds(
     seeds: int, corrected: float, crossed: float | None, verdict: str
 ) -> None:
-    one = differences.Comparison("last", 0.02, 0.01, 0.001, corrected, seeds, 300, None, crossed)
+    one = comparisons.Comparison("last", 0.02, 0.01, 0.001, corrected, seeds, 300, None, crossed)
     assert one.verdict == verdict
 
 
@@ -547,16 +546,18 @@ def test_near_twins_count_as_one_message_where_runs_recorded_them(tmp_path: Path
     last, first = found
     assert last.groups is not None
     assert last.groups.tolist() == np.repeat(np.arange(6), 4).tolist()
-    _, one = differences.compared(found, [last, last])
+    _, one = comparisons.compared(found, [last, last])
     assert one is not None
     assert (
-        one.p == compare.paired_p(first.right[:, ::4], last.right[:, ::4]) > compare.paired_p(first.right, last.right)
+        one.p
+        == differences.paired_p(first.right[:, ::4], last.right[:, ::4])
+        > differences.paired_p(first.right, last.right)
     )
-    assert last.interval.low < compare.accuracy_interval(last.right).low
+    assert last.interval.low < intervals.accuracy_interval(last.right).low
 
 
 def test_the_power_of_a_study_stands_under_its_table(found: list[rows.Row]) -> None:
-    shown = table.table("depth", "How deep?", found, differences.references(found), wanted=30)
+    shown = table.table("depth", "How deep?", found, comparisons.references(found), wanted=30)
     (note,) = (note for note in shown.notes if note.startswith("Power:"))
     points = r"with 3 seeds \d+\.\d, with 5 seeds \d+\.\d, with 10 seeds \d+\.\d, for 30 points 5 seeds"
     assert re.search(f"on 100 messages {points}", note)
@@ -605,19 +606,19 @@ def by_fraction(folder: Path) -> list[rows.Row]:
 
 def test_ways_are_compared_where_they_were_trained_on_the_same_part_of_the_messages(tmp_path: Path) -> None:
     found = by_fraction(tmp_path)
-    against = differences.references(found)
+    against = comparisons.references(found)
     assert against == [found[0]] * 4 + [found[4]] * 4
-    shown = differences.compared(found, against)
+    shown = comparisons.compared(found, against)
     assert [one and round(100 * one.difference) for one in shown] == [None, 5, 10, 15, None, 5, 10, 15]
     assert made(found).notes[-2].endswith("that was tested on the same messages, with the same fraction.")
 
 
 def test_a_reference_may_name_a_row_for_each_of_the_other_settings(tmp_path: Path) -> None:
     found = by_fraction(tmp_path)
-    against = differences.references(found, "pooling=first")
+    against = comparisons.references(found, "pooling=first")
     assert against == [found[i] for i in (2, 3, 2, 3, 6, 7, 6, 7)]
-    assert differences.references(found, "trainable=all,fraction=1.0") == [found[i] for i in (4, 4, 6, 6) * 2]
-    assert differences.references(found, "fraction=1.0, first, lora") == [found[7]] * 8
+    assert comparisons.references(found, "trainable=all,fraction=1.0") == [found[i] for i in (4, 4, 6, 6) * 2]
+    assert comparisons.references(found, "fraction=1.0, first, lora") == [found[7]] * 8
     notes = made(found, "pooling=first").notes
     assert notes[-2].endswith("that was tested on the same messages, with the same fraction and trainable.")
 
@@ -634,12 +635,12 @@ def test_one_model_of_several_tasks_is_compared_with_that_of_one_task_on_its_mes
     general, special = found
     assert general.covers(special)
     assert not special.covers(general)
-    assert differences.references(found) == [general, general]
-    _, shown = differences.compared(found, [general, general])
+    assert comparisons.references(found) == [general, general]
+    _, shown = comparisons.compared(found, [general, general])
     assert shown is not None
     assert shown.difference == pytest.approx(30 / 40 - sum(mixed[:40]) / 40)
-    assert shown.p == compare.paired_p(special.right, np.array([mixed[:40]] * 2))
-    assert differences.references(found[::-1]) == [special, general]
+    assert shown.p == differences.paired_p(special.right, np.array([mixed[:40]] * 2))
+    assert comparisons.references(found[::-1]) == [special, general]
 
 
 def test_messages_that_stand_twice_are_told_apart(tmp_path: Path) -> None:
@@ -654,9 +655,9 @@ def test_messages_that_stand_twice_are_told_apart(tmp_path: Path) -> None:
 
 def test_a_reference_that_is_no_row_or_has_not_run_is_refused(found: list[rows.Row]) -> None:
     with pytest.raises(InputError, match=r"reference=trainable=none is no row: .* last_layer, last_block, all, lora"):
-        differences.references(found, "trainable=none")
+        comparisons.references(found, "trainable=none")
     with pytest.raises(InputError, match="reference=lora: that row has no finished run"):
-        differences.references(found, "lora")
+        comparisons.references(found, "lora")
 
 
 def test_the_costs_are_means_over_seeds_and_the_most_memory(tmp_path: Path) -> None:
@@ -702,7 +703,7 @@ def strange(tmp_path: Path) -> table.Table:
     values = [{"data.path": STRANGE, "gpt.causal": flag} for flag in (True, False)]
     found = [rows.Row(f"{STRANGE} {i}", value, 1) for i, value in enumerate(values)]
     found[0].runs = one_seed(tmp_path, {"last": answers(20, 15)})[0].runs
-    return table.table("strange", STRANGE, found, differences.references(found))
+    return table.table("strange", STRANGE, found, comparisons.references(found))
 
 
 def test_markdown_has_the_same_cells_in_every_line(strange: table.Table) -> None:

@@ -1,17 +1,13 @@
-"""How sure an accuracy is, and a difference between two on the same test messages.
+"""How sure an accuracy is.
 
 An accuracy of one run has Wilson's interval (Wilson 1927), which is over other test messages. Over several seeds it is
 Wilson's too, over other messages and other seeds: with the variance of a crossed design, the degrees of freedom of
 Satterthwaite (1946), and as many messages as would give that variance, which is how surveys treat proportions near 0
-and 1 (Dean and Pagano 2015, Evaluating confidence interval methods for binomial proportions in clustered surveys). Two
-rows are compared on the same messages by the exact test that exchanges their answers to a message (Fisher 1935), which
-with one seed is McNemar's (1947): it asks what other test messages would do, and not other seeds, which differences.py
-asks. Holm (1979) corrects for the number of comparisons. Near-duplicates among the messages are drawn, and exchanged,
-together. `right` is (S, N) booleans: seeds, messages; `groups` (N,) are the numbers of groups of near-duplicates.
+and 1 (Dean and Pagano 2015, Evaluating confidence interval methods for binomial proportions in clustered surveys).
+Near-duplicates among the messages are drawn together. `right` is (S, N) booleans: seeds, messages; `groups` (N,) are
+the numbers of groups of near-duplicates.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from math import sqrt
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -116,41 +112,3 @@ def messages_worth(right: "Right", effect: float = 1.0) -> "tuple[Numbers, Numbe
     return n * (errors + SHARED) / all_of_it, freedom * np.divide(
         all_of_it, seen, out=np.ones_like(p), where=seen > 0
     ) ** 2
-
-
-def paired_p(right: "Right", reference: "Right", groups: "Numbers | None" = None) -> float:
-    """Two-sided p that both are right equally often, from their answers to the same messages.
-
-    If they were, then the difference on each message, or group of them, over all seeds, could as well have the other
-    sign. p is the share of all 2^N choices of signs that give a sum at least as far from zero; counted exactly, where
-    resampled differences would give too small a p when few messages differ.
-    """
-    import numpy as np
-
-    differences = right.sum(0) * len(reference) - reference.sum(0) * len(right)
-    if groups is not None:
-        differences = np.bincount(groups, differences).astype(int)
-    differences //= max(1, np.gcd.reduce(differences))
-    share, least = np.ones(1), 0  # of the choices with which the positive differences sum to least, least + 1, ...
-    for size, count in zip(*np.unique(np.abs(differences[differences != 0]), return_counts=True), strict=True):
-        chosen = np.array([choices / 2 ** int(count) for choices in binomials(int(count))])
-        possible = np.flatnonzero(chosen)  # as floats, which of thousands is a small part
-        columns = np.pad(share, (0, -len(share) % size)).reshape(-1, size)
-        share = np.apply_along_axis(np.convolve, 0, columns, chosen[possible[0] : possible[-1] + 1]).ravel()
-        least += size * possible[0]
-    gained, lost = differences[differences > 0].sum(), -differences[differences < 0].sum()
-    return min(1.0, 2 * float(share[: max(0, min(gained, lost) - least + 1)].sum()))
-
-
-def binomials(n: int) -> Iterator[int]:
-    """How many choices of 0, 1, ... n among n there are."""
-    return accumulate(range(n), lambda choices, k: choices * (n - k) // (k + 1), initial=1)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """p values corrected for their number, in their order: none falls below that of a smaller one."""
-    corrected, largest = [0.0] * len(p), 0.0
-    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
-        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
-        corrected[i] = largest
-    return corrected
