@@ -138,6 +138,8 @@ def draw_series(axes: "Axes", chart: Chart, panel: Panel) -> None:
         axes.set_xscale("log")
         drawn = [panel] if chart.own_scales else chart.panels
         places = [x for other in drawn for one in other.series for x in one.x]
+        if min(places) == max(places):  # an axis of no width
+            axes.set_xlim(min(places) / 2, 2 * max(places))
         wide = max(places) > 20 * min(places)  # then 1, 2, 5 would run into each other in a small panel
         axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide and len(chart.panels) > 1 else (1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:,g}")

@@ -37,7 +37,8 @@ DIED = "its worker died (killed, often for want of memory)"
 DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # Ctrl-C is the sweep's to answer
 LOCAL = {
     "distributed.worker.daemon": False,  # else a DataLoader could have no workers of its own
-    "distributed.nanny.pre-spawn-environ": {},  # it would set the number of threads to 1
+    "distributed.worker.profile.enabled": False,  # a hundred looks a second at what a run is doing
+    "distributed.nanny.pre-spawn-environ": {},  # it would set the number of threads to 1, and give memory back at once
 }
 
 
