@@ -62,7 +62,7 @@ def difference(experiment: str, *overrides: str, conf: Path = CONF) -> set[str]:
 def chosen(experiment: str, *overrides: str, conf: Path = CONF) -> list[str]:
     """The options that an experiment, and what is given with it, take of each group."""
     cfg = composed(f"+experiment={experiment}", *overrides, conf=conf)
-    return [f"{group}={cfg.hydra.runtime.choices[group]}" for group in ("gpt", "data", "task", "trainer")]
+    return [f"{group}={cfg.hydra.runtime.choices[group]}" for group in ("gpt", "data", "task", "trainer", "scheduler")]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
