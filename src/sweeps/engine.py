@@ -38,7 +38,7 @@ DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # Ctrl-C i
 LOCAL = {
     "distributed.worker.daemon": False,  # else a DataLoader could have no workers of its own
     "distributed.worker.profile.enabled": False,  # a hundred looks a second at what a run is doing
-    "distributed.nanny.pre-spawn-environ": {},  # it would set the number of threads to 1, and give memory back at once
+    "distributed.nanny.pre-spawn-environ": {},  # it would set the number of threads to 1, and give memory back early
 }
 
 
