@@ -16,11 +16,10 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.setting import config
-from src.config.command_line import one_sentence
+from src.config.command_line import compose, one_sentence
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -50,9 +49,10 @@ def work(cfg: "DictConfig") -> Work:
     cfg.gpt.weights = "random"
     with torch.device("meta"):  # shapes without numbers
         model = build.build_task(cfg, data.labels)
+    data.encode_for(model.prompts, model.reads_padding, model.gpt.config.context_length)
     assert model.head is not None
     gpt, head, k = model.gpt, model.head, model.first_trainable
-    width = data.width if cfg.task.pooling in ("last", "mean") else None  # where padding is read
+    width = data.width if model.reads_padding else None
     read = {
         part: [ids + [END_OF_TEXT] * ((width or 0) - len(ids)) for ids in messages.ids]
         for part, messages in data.splits.items()
@@ -71,9 +71,10 @@ def work(cfg: "DictConfig") -> Work:
 
 def repeated(messages: list[list[int]]) -> int:
     """How many tokens stand behind the same ones as in another message."""
-    from src.data.batching import alike
-
-    return sum(alike(a, b) for a, b in pairwise(sorted(messages)))
+    return sum(
+        len(list(takewhile(lambda ids: ids[0] == ids[1], zip(a, b, strict=False))))
+        for a, b in pairwise(sorted(messages))
+    )
 
 
 def total(lengths: "Counter[int]", operations: Callable[[int], int]) -> int:
@@ -109,7 +110,7 @@ def upper_blocks(gpt: "GPT", head: "nn.Module", k: int, length: int, backward: b
 
 def main() -> None:
     """Print the counts."""
-    print(json.dumps(work(config(sys.argv[1:]))._asdict()))
+    print(json.dumps(work(compose("train", sys.argv[1:]))._asdict()))
 
 
 if __name__ == "__main__":

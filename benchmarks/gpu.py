@@ -18,8 +18,8 @@ from typing import Any
 
 from benchmarks import machine, record
 from benchmarks.floor import work
-from benchmarks.setting import Setting, config, yes
-from src.config.command_line import began, one_sentence
+from benchmarks.setting import Setting, yes
+from src.config.command_line import began, compose, one_sentence
 from src.config.options import AtLeast1, options
 from src.errors import InputError
 
@@ -60,7 +60,7 @@ def job(row: str, given: Options, folder: Path, peak: float) -> dict[str, Any]:
     tiny, (experiment, gpt, most) = yes("tiny", given.tiny), ROWS[row]
     epochs = 1 if tiny else min(given.epochs, most)
     setting = Setting(gpt, "random", given.spam, given.precision, epochs, tiny, "auto")
-    cfg = config([*setting.ours(experiment), f"runs={folder}", "cache=memory"])
+    cfg = compose("train", [*setting.ours(experiment), f"runs={folder}", "cache=memory"])
     floor = work(cfg)
     started = perf_counter()
     result = train(cfg).result

@@ -38,13 +38,14 @@ class Options:
 
 def rows(spam: str, fraction: float) -> dict[str, Rows]:
     """The published split, tokenized by our tokenizer and cut, as ours is, to the longest training message."""
-    from src.data.sms_spam import read_sms_spam, splits
+    from src.data.sms_spam import read_sms_spam
+    from src.data.splits import book, fraction_of
     from src.data.tokenizer import encode
 
     corpus = read_sms_spam(spam or None, Path("~/.cache/two-ways").expanduser(), quoted=True)
-    splits = splits.book(corpus.examples)
-    splits = splits._replace(train=splits.fraction(splits.train, fraction, SEED))
-    ids = {part: encode([text for text, _ in examples]) for part, examples in splits._asdict().items()}
+    splits = book(corpus.examples)
+    splits = splits._replace(train=fraction_of(splits.train, fraction, SEED))
+    ids = {part: encode([example.text for example in examples]) for part, examples in splits._asdict().items()}
     longest = max(map(len, ids["train"]))
     return {
         part: [

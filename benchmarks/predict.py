@@ -17,22 +17,21 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
+from typing import TYPE_CHECKING, Any, cast
 
 from benchmarks import machine, process, record
-from benchmarks.setting import SEED, config, data_settings, gpt_settings, yes
-from src.config.command_line import one_sentence
+from benchmarks.setting import SEED, data_settings, gpt_settings, yes
+from src.config.command_line import compose, one_sentence
 from src.config.options import AtLeast1, options
 
 if TYPE_CHECKING:
-    from src.finetune.classifier import Classifier
+    from torch import nn
 
 BATCH_SIZES = (1, 8, 32)
 Predict = Callable[[list[str]], list[float]]  # texts -> probability of spam
 NOTES = """\
 - Models are loaded before the clock starts; tokenizing, padding and what is returned are in the time, on both sides.
-  Ours is src.predict.predict_texts as it stands, given the loaded model, at the last token that is no padding, which is
+  Ours is src.predict's Predictor, given the model, at the last token that is no padding, which is
   where transformers' classifier reads too. Both cut messages to the longest of training.
 - ours / this: our messages a second over this row's. Tokens/s count the tokens of the messages,
   without padding.
@@ -53,28 +52,26 @@ class Options:
 
 
 class Ours:
-    """src.predict on a run folder that holds what prediction reads, with its model kept loaded."""
+    """What src.predict answers with, its model loaded."""
 
-    def __init__(self, given: Options, folder: Path) -> None:
+    def __init__(self, given: Options) -> None:
         from src.config import build
-        from src.runs import run_dir
+        from src.exporting.finished_run import FinishedRun
+        from src.serving.predictor import Predictor
 
         settings = [*gpt_settings(given.gpt, yes("tiny", given.tiny)), *data_settings(given.spam), "logger=none"]
-        settings += ["gpt.weights=random", f"seed={SEED}", f"trainer.precision={given.precision}"]
-        cfg = config([*settings, "task.pooling=last_nonpad", "trainer.accelerator=cpu", f"runs={folder}", "cache=off"])
-        data = build.build_data(cfg)
+        settings += ["gpt.weights=random", f"seed={SEED}", f"trainer.precision={given.precision}", "cache=off"]
+        cfg = compose("train", [*settings, "task.pooling=last_nonpad", "trainer.accelerator=cpu"])
+        data, model = build.data_and_task(cfg)
+        self.model, self.head = model, cast("nn.Linear", model.head)
+        self.head.bias.data.zero_()  # transformers' has none
         self.texts = [example.text for example in data.corpus.examples][: given.messages]
-        self.limit, self.run = data.limit, run_dir.create(cfg)
-        run_dir.write_text(self.run / "result.json", json.dumps({"data": data.facts()}))
-        self.model: Classifier = build.build_task(cfg, data.labels).eval()  # type: ignore[assignment]
-        assert self.model.head is not None
-        self.model.head.bias.data.zero_()  # transformers' has none
+        self.limit = data.limit
+        result = {"id": "random weights", "data": data.facts()}
+        self.predictor = Predictor(FinishedRun(cfg, result, self.model.eval()))
 
     def __call__(self, texts: list[str]) -> list[float]:
-        from src.predict import predict_texts
-
-        with patch("src.config.build.restore", lambda folder: self.model):
-            return [found["probabilities"]["spam"] for found in predict_texts(str(self.run), texts)]
+        return [found["probabilities"]["spam"] for found in self.predictor.answers(texts)]
 
 
 class Pipeline:
@@ -88,8 +85,7 @@ class Pipeline:
 
         weights.export(ours.model.gpt, folder)
         model = classifier(str(folder)).eval()
-        assert ours.model.head is not None
-        model.score.weight.data.copy_(ours.model.head.weight)
+        model.score.weight.data.copy_(ours.head.weight)
         model.config.id2label = {0: "ham", 1: "spam"}
         self.pipeline: Any = pipeline("text-classification", model=model, tokenizer=tokenizer(), device="cpu")
         self.precision, self.limit, self.batch_size = precision, ours.limit, 1
@@ -134,7 +130,7 @@ def compare(given: Options, folder: Path) -> tuple[dict[str, Any], list[dict[str
     size = 512 if yes("tiny", given.tiny) else 2048
     facts = machine.facts() | {"peak_flops_per_second": {given.precision: machine.peak(given.precision, size)}}
     record.warn(facts)
-    ours = Ours(given, folder / "runs")
+    ours = Ours(given)
     pipeline = Pipeline(ours, given.precision, folder / "weights")
     jobs = [timed("ours", ours, ours.texts)]
     for pipeline.batch_size in BATCH_SIZES:
@@ -171,7 +167,7 @@ def main() -> None:
     """Run ours and the pipeline, show and write what was found."""
     given = options(Options, sys.argv[1:], __doc__ or "")
     if yes("tiny", given.tiny):
-        given.messages = "200"
+        given.messages = 200
     with tempfile.TemporaryDirectory(prefix="two-ways-") as folder:
         facts, jobs = compare(given, Path(folder))
     tables = [table(jobs, given.messages, given.precision)]

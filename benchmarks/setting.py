@@ -2,13 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from src.config.command_line import CONF
 from src.errors import InputError
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 EXPERIMENTS = {"1": "last_block", "16": "last_real_token"}  # row of the published table -> its experiment
 SEED = 123
@@ -69,14 +64,6 @@ def gpt_settings(gpt: str, tiny: bool) -> list[str]:
 def data_settings(spam: str) -> list[str]:
     """The published split of the UCI collection, in settings of src.train."""
     return ["data=sms_spam", "data.split=book", *([f"data.path={Path(spam).resolve()}"] if spam else [])]
-
-
-def config(settings: list[str]) -> "DictConfig":
-    """The config that src.train makes of `settings`."""
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", settings)
 
 
 def yes(name: str, value: str) -> bool:

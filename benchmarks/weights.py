@@ -8,8 +8,8 @@ import json
 import sys
 from dataclasses import dataclass
 
-from benchmarks.setting import SEED, config, gpt_settings, yes
-from src.config.command_line import one_sentence
+from benchmarks.setting import SEED, gpt_settings, yes
+from src.config.command_line import compose, one_sentence
 from src.config.options import options
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     from src.gpt import weights
 
     settings = gpt_settings(given.gpt, yes("tiny", given.tiny))
-    gpt = build.build_gpt(config([*settings, "gpt.weights=random", f"seed={SEED}"]))
+    gpt = build.build_gpt(compose("train", [*settings, "gpt.weights=random", f"seed={SEED}"]))
     weights.export(gpt, given.folder)
     print(json.dumps({"parameters": sum(p.numel() for p in gpt.parameters())}))
 

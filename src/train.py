@@ -75,6 +75,7 @@ def fine_tune(cfg: DictConfig, longer: int | None, on: dict[str, Any] | None, he
     )
     from src.evaluation.decisions import decide, positive_class
     from src.evaluation.metrics import predict
+    from src.finetune.checkpointing import AtomicCheckpointIO
     from src.finetune.cost import Cost, forget_peak_memory
     from src.finetune.history import Curve
     from src.pretraining.forgetting import Forgetting
@@ -88,6 +89,8 @@ def fine_tune(cfg: DictConfig, longer: int | None, on: dict[str, Any] | None, he
     source = run_dir.find(cfg.runs, cfg.resume) if cfg.resume else None
     if source:
         cfg = longer_config(source, cfg.runs, longer) if longer else run_dir.load_config(source)
+        if longer:  # what it goes on from is read before a folder is made
+            AtomicCheckpointIO(run_dir.checkpoint_owners(source)).load_checkpoint(run_dir.last_checkpoint(source))
         devices.move(cfg, on or {})
     probe = check_trainer(cfg)
     if (partial := partial_flag(cfg)) and probe.world_size > 1:

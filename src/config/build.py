@@ -185,6 +185,7 @@ def load_best(model: FineTuner, run: Path) -> None:
         ("state_dict", "frozen_norms"),
         "put back a copy of it, or train the run anew with the settings of its config.yaml; what else is in its folder "
         "stays valid",
+        run_dir.checkpoint_owners(run),
     )
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"], strict=False)

@@ -47,8 +47,10 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback] | None = None, **gi
     warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated.*")  # by torch 2.13, but not before
     warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # for the stages before the last
     warnings.filterwarnings("ignore", ".*(treespec, LeafSpec).*")  # Lightning's own, with torch 2.13
+    folder = given.get("default_root_dir")
+    owners = run_dir.checkpoint_owners(folder) if folder else []
     given |= {"callbacks": [*(callbacks or []), *progress.shown()], "enable_model_summary": False}
-    given |= {"enable_progress_bar": sys.stderr.isatty(), "plugins": [AtomicCheckpointIO()]}
+    given |= {"enable_progress_bar": sys.stderr.isatty(), "plugins": [AtomicCheckpointIO(owners)]}
     made = build("trainer", {**run_dir.plain(cfg.trainer), "_target_": "lightning.Trainer"}, **given)
     if not isinstance(made, L.Trainer):
         raise InputError("trainer: its arguments are those of lightning.Trainer")

@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +23,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Lightning's own holds two copies of it in memory and writes a third into the temporary folder, from where it is
     moved: with the optimizer of GPT-2 xl these are 19 GB each, and where the move is a copy, a kill leaves half a file.
+
+    owners: hashes of the run that writes here, and of those whose checkpoints it goes on from; others are refused.
     """
+
+    def __init__(self, owners: Sequence[str] = ()) -> None:
+        self.owners = owners
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.unfinished")
+        if self.owners:
+            checkpoint["config_hash"] = self.owners[0]
         with refusals_named(path):
             try:
                 with unfinished.open("wb") as file:  # given a name, torch.save would not tell a full disk from others
@@ -44,13 +51,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             RESUMABLE,
             f"training cannot go on from it; put back a copy of it, or move {folder} away, and the same command trains "
             "the run from its beginning",
+            self.owners,
         )
 
 
-def read_checkpoint(path: Path, needed: Collection[str], remedy: str) -> dict[str, Any]:
+def read_checkpoint(path: Path, needed: Collection[str], remedy: str, owners: Collection[str] = ()) -> dict[str, Any]:
     """Load a checkpoint, a zip file by torch.save, whose records all have the CRC-32 with which they were written.
 
-    Raises InputError for one that is damaged or lacks one of `needed`, with `remedy`: what can still be done.
+    Raises InputError for one that is damaged, lacks one of `needed`, or was written by a run that is none of `owners`,
+    with `remedy`: what can still be done.
     """
     try:
         file = path.open("rb")
@@ -67,6 +76,8 @@ def read_checkpoint(path: Path, needed: Collection[str], remedy: str) -> dict[st
     lacks = [key for key in needed if not isinstance(checkpoint, dict) or key not in checkpoint]
     if lacks:
         raise InputError(f"{path} is no checkpoint that holds what is needed here ({lacks[0]} is missing): {remedy}")
+    if owners and (owner := checkpoint.get("config_hash", next(iter(owners)))) not in owners:
+        raise InputError(f"{path} was written by a run with other settings (config_hash {owner[:8]}): {remedy}")
     return checkpoint
 
 

@@ -28,8 +28,8 @@ def frozen_norms(model: nn.Module, trained: Collection[str]) -> Tensor:
     whatever processor."""
     # of few numbers each: exact enough
     rows = [torch.linalg.vector_norm(p.detach(), dim=-1) for _, p in frozen_parameters(model, trained)]
-    found = [torch.linalg.vector_norm(row, dtype=torch.float64).item() for row in rows]
-    return torch.tensor(found, dtype=torch.float64)
+    found = [torch.linalg.vector_norm(row, dtype=torch.float64) for row in rows]
+    return torch.stack(found) if found else torch.empty(0, dtype=torch.float64)
 
 
 def check_frozen_norms(found: Tensor, own: Tensor) -> None:

@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 import tarfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
 ARCHIVE = Path("experiments") / "runs.tar.xz"  # finished runs without their checkpoints, for reports
 
 
-def create(cfg: DictConfig) -> Path:
-    """Make the folder of a new run, with config.yaml and identity.json; two launches in one second get two folders."""
+def create(cfg: DictConfig, longer_than: Sequence[str] = ()) -> Path:
+    """Make the folder of a new run, with config.yaml and identity.json, which names the runs that it goes on from; two
+    launches in one second get two folders."""
     if "/" in cfg.name or not cfg.name:
         raise InputError(f"name={cfg.name} becomes part of a folder's name: it must not be empty or contain /")
-    made_from = identity.record(cfg)
+    made_from = identity.record(cfg) | ({"longer_than": [*longer_than]} if longer_than else {})
     stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{cfg.name}-{made_from['config_hash'][:8]}"
     runs = Path(cfg.runs).expanduser()
     runs.mkdir(parents=True, exist_ok=True)
@@ -97,6 +99,12 @@ def recorded(run: Path) -> dict[str, Any]:
     if (run / "identity.json").is_file():
         return read_json(run / "identity.json", "config_hash", "sha256")
     return identity.record(load_config(run))
+
+
+def checkpoint_owners(run: Path) -> list[str]:
+    """The config_hash of a run, and of each whose checkpoints it went on from, which had fewer epochs."""
+    known = recorded(run)
+    return [known["config_hash"], *known.get("longer_than", [])]
 
 
 def load_config(run: Path) -> DictConfig:

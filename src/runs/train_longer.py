@@ -34,7 +34,7 @@ def longer_config(run: Path, runs: str | Path, max_epochs: int) -> DictConfig:
 
 def begin_longer(run: Path, cfg: DictConfig) -> Path:
     """The folder of a run with the config `cfg` and the checkpoints of `run`."""
-    folder = run_dir.create(cfg)
+    folder = run_dir.create(cfg, run_dir.checkpoint_owners(run))
     unfinished = folder / ".checkpoints.unfinished"
     shutil.copytree(run / "checkpoints", unfinished)
     os.replace(unfinished, folder / "checkpoints")

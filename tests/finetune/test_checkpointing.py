@@ -47,3 +47,11 @@ def test_a_checkpoint_that_is_not_there_or_lacks_something_is_named(path: Path) 
         read_checkpoint(path, ("state_dict", "optimizer_states"), "begin anew")
     with pytest.raises(InputError, match=r"b.ckpt cannot be read.*begin anew"):
         read_checkpoint(path.with_name("b.ckpt"), (), "begin anew")
+
+
+def test_a_checkpoint_is_read_by_the_run_that_wrote_it_and_those_that_go_on_from_it(tmp_path: Path) -> None:
+    AtomicCheckpointIO(["first"]).save_checkpoint(dict(CONTENT), path := tmp_path / "a.ckpt")
+    for owners in ((), ["first"], ["longer", "first"]):
+        assert read_checkpoint(path, (), "begin anew", owners)["step"] == CONTENT["step"]
+    with pytest.raises(InputError, match=r"a.ckpt .*other settings.*begin anew"):
+        read_checkpoint(path, (), "begin anew", ["second"])

@@ -616,6 +616,19 @@ def test_a_damaged_checkpoint_is_named_with_what_can_be_done(
         train(config(home, f"resume={folder}"))
 
 
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_the_checkpoint_of_another_run_is_refused(run: Run, home: Path, tmp_path: Path, name: str) -> None:
+    other = train(config(home, "optimizer.lr=0.02")).folder
+    folder = Path(shutil.copytree(run.folder, tmp_path / "copy"))
+    path = Path(shutil.copy(other / f"checkpoints/{name}.ckpt", folder / "checkpoints"))
+    with pytest.raises(InputError, match=f"{re.escape(str(path))} .*other settings"):
+        build.restore(folder) if name == "best" else train(config(home, f"resume={folder}", f"runs={tmp_path}"), 4)
+    assert list(tmp_path.iterdir()) == [folder]
+    (folder / "result.json").unlink()
+    with pytest.raises(InputError, match=f"{path.name} .*other settings"):
+        train(config(home, f"resume={folder}"))
+
+
 def test_a_run_whose_gpt_has_changed_is_neither_used_nor_gone_on_with(home: Path, tmp_path: Path) -> None:
     cfg = config(home, "task.trainable=last_layer")
     export(build.build_gpt(cfg), file := tmp_path / "gpt")
