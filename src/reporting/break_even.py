@@ -36,16 +36,17 @@ def crossing(counts: Sequence[float], differences: Sequence[float]) -> float:
 def drawn_differences(
     differences: "Sequence[NDArray[np.floating]]", groups: "NDArray[np.integer] | None"
 ) -> "NDArray[np.floating]":
-    """Mean differences (DRAWS, parts) with seeds and messages drawn anew, the same for each part (S, N)."""
+    """Mean differences (DRAWS, parts) with seeds and messages drawn anew, the same for each part (S, N) of as many
+    seeds."""
     import numpy as np
 
-    seeds, messages = differences[0].shape
-    numbers = np.arange(messages) if groups is None else groups
+    numbers = np.arange(differences[0].shape[1]) if groups is None else groups
     rng, drawn = np.random.default_rng(0), int(numbers.max()) + 1
-    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS)
+    of_seeds = {n: rng.multinomial(n, np.full(n, 1 / n), DRAWS) for n in sorted({len(each) for each in differences})}
     of_messages = rng.multinomial(drawn, np.full(drawn, 1 / drawn), DRAWS)[:, numbers]
-    whole = seeds * of_messages.sum(1)
-    return np.stack([((of_seeds @ each) * of_messages).sum(1) / whole for each in differences], axis=1)
+    whole = of_messages.sum(1)
+    sums = [((of_seeds[len(each)] @ each) * of_messages).sum(1) / len(each) for each in differences]
+    return np.stack([each / whole for each in sums], axis=1)
 
 
 def break_even(rows: Sequence[Row], against: Sequence[Row]) -> tuple[bool, float, float, float]:

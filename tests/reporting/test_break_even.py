@@ -57,6 +57,17 @@ def test_a_bound_stands_where_the_lines_do_not_cross(lines: list[rows.Row]) -> N
     assert "all passes last_block at fewer than 200 (" in break_even_note(turned, references(turned))[0]
 
 
+def test_a_study_that_is_under_way_has_a_break_even_of_the_seeds_that_are_there(tmp_path: Path) -> None:
+    path = write_study(
+        tmp_path, "lines", {"task.trainable": ["last_block", "all"], "data.fraction": [0.1, 0.2], "seed": [1, 2]}
+    )
+    for point in study.trials(study.read(path))[:-1]:
+        n = 150 if point.values["task.trainable"] == "last_block" else round(1000 * point.values["data.fraction"])
+        write_run(tmp_path, point, answers(200, n, seed=point.values["seed"]))
+    found = rows.read(study.read(path), tmp_path / "runs")
+    assert "all passes last_block at 141 (" in break_even_note(found, references(found))[0]
+
+
 def test_an_interval_covers_the_break_even_of_other_seeds_and_messages() -> None:
     """Differences that rise by a straight line over the logarithm, with spread over seeds and messages."""
     from src.reporting.break_even import drawn_differences
