@@ -33,18 +33,21 @@ class LogLines(L.Callback):
         self._print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}")
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *given: Any) -> None:
-        self._now_and_then("training", given[2], trainer.num_training_batches)
+        if trainer.num_training_batches == float("inf"):  # pretraining: one epoch, of so many steps, or by the clock
+            self._now_and_then("training", trainer.global_step, trainer.max_steps, "steps")
+        else:
+            self._now_and_then("training", given[2] + 1, trainer.num_training_batches)
 
     def on_validation_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *given: Any) -> None:
-        self._now_and_then("validation", given[2], sum(trainer.num_val_batches))
+        self._now_and_then("validation", given[2] + 1, sum(trainer.num_val_batches))
 
     def on_predict_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *given: Any) -> None:
         what = "frozen blocks" if type(module).__name__ == "FrozenBlocks" else "prediction"
-        self._now_and_then(what, given[2], sum(trainer.num_predict_batches))
+        self._now_and_then(what, given[2] + 1, sum(trainer.num_predict_batches))
 
-    def _now_and_then(self, what: str, batch_index: int, batches: float) -> None:
+    def _now_and_then(self, what: str, done: int, whole: float, units: str = "batches") -> None:
         if perf_counter() - self.printed > SECONDS:
-            self._print(f"{what}: {batch_index + 1} of {batches} batches")
+            self._print(f"{what}: {done}{f' of {whole}' if whole > 0 else ''} {units}")
 
     def _print(self, line: str) -> None:
         print(line, flush=True)

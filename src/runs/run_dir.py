@@ -102,7 +102,10 @@ def recorded(run: Path) -> dict[str, Any]:
 
 
 def checkpoint_owners(run: Path) -> list[str]:
-    """The config_hash of a run, and of each whose checkpoints it went on from, which had fewer epochs."""
+    """The config_hash of a run, and of each whose checkpoints it went on from, which had fewer epochs; none where it
+    was not recorded."""
+    if not (run / "identity.json").is_file():
+        return []
     known = recorded(run)
     return [known["config_hash"], *known.get("longer_than", [])]
 

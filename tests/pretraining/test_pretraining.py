@@ -675,6 +675,14 @@ def test_a_time_budget_ends_training_and_rules_the_learning_rate(
     assert_same(again, found)
 
 
+def test_a_log_holds_a_line_of_the_steps_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("src.runs.progress.SECONDS", 0)
+    fit(tmp_path / "steps", *SETTINGS)
+    assert "training: 11 of 12 steps" in capsys.readouterr().out.splitlines()
+
+
 def test_the_schedule_follows_the_clock_where_there_is_a_budget() -> None:
     tiny = ("gpt.n_layer=1", "gpt.n_head=1", "gpt.n_embd=4", "gpt.context_length=8", "corpus.path=a")
     clock = Throughput(120.0)
