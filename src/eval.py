@@ -79,15 +79,15 @@ Answers = tuple[dict[str, "Predictions"], dict[str, list[int]]]  # of each split
 def answers_of_gpt(folder: "Path", cfg: "DictConfig", data: "TextData", trained_on: dict[str, Any]) -> Answers:
     """What a fine-tuned GPT says of all splits."""
     from src.config import build
-    from src.config.trainer import build_trainer, check_trainer, whole
+    from src.config.trainer import check_trainer, whole
     from src.evaluation.metrics import predict
 
-    if check_trainer(cfg := whole(cfg)).world_size > 1:
+    trainer = check_trainer(whole(cfg))
+    if trainer.world_size > 1:
         raise InputError("trainer.devices: src.eval measures on one device; leave it out")
     model = build.restore(folder)
     data.encode_for(model.prompts, model.reads_padding, model.gpt.config.context_length)
     data.read_as(trained_on["labels"], trained_on["max_length"], trained_on["width"])
-    trainer = build_trainer(cfg, logger=False, enable_checkpointing=False)
     predictions = {part: predict(trainer, model, data.evaluation_loader(part)) for part in data.splits}
     return predictions, model.classes_by_question
 

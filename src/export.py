@@ -6,7 +6,6 @@ The folder holds weights, tokenizer, and README.md, a model card that says how t
 Further option: runs=<folder of the run folders>.
 """
 
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +53,6 @@ def main() -> None:
     given = options(Options, sys.argv[1:], __doc__ or "")
     if not given.to:
         raise InputError("to= is empty: give a new folder")
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is half-written goes
     print(export(given.run, given.to, given.hub, given.onnx, given.runs))
 
 

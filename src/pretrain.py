@@ -130,7 +130,7 @@ def summarize(
     return {
         "id": folder.name,
         "name": cfg.name,
-        "config_hash": run_dir.config_hash(cfg),
+        **run_dir.recorded(folder),
         "seed": cfg.seed,
         "commit": provenance.commit(),
         "corpus": {

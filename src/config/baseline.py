@@ -4,7 +4,6 @@ Nothing of it is unpickled: checkpoints/training.json holds the messages that it
 validation chose, and it is fitted to them again, which takes a second where training a GPT takes minutes.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from functools import partial
@@ -21,7 +20,7 @@ from src.errors import InputError
 from src.evaluation import baselines
 from src.evaluation.baselines import Labelled, TextClassifier
 from src.evaluation.metrics import Predictions
-from src.runs import run_dir
+from src.runs import identity, run_dir
 
 KEPT = Path("checkpoints") / "training.json"
 
@@ -69,19 +68,15 @@ def save(run: Path, data: TextData, constants: Mapping[str, Any]) -> None:
     """Keep what the model of a run is fitted to."""
     kept = {"constants": dict(constants), **labelled(data)["train"]._asdict()}
     (run / KEPT).parent.mkdir(exist_ok=True)
-    run_dir.write_text(run / KEPT, json.dumps({"sha256": sha256_of(kept), **kept}) + "\n")
+    run_dir.write_text(run / KEPT, json.dumps({"sha256": identity.hash_of(kept), **kept}) + "\n")
 
 
 def restore(run: Path) -> TextClassifier:
     """The fitted model of a finished run. Raises InputError where what it was fitted to is gone or damaged."""
     cfg = run_dir.load_config(run)
     kept = run_dir.read_json(run / KEPT, "sha256", "constants", "texts", "labels")
-    if kept.pop("sha256") != sha256_of(kept):
+    if kept.pop("sha256") != identity.hash_of(kept):
         raise InputError(f"{run / KEPT} is damaged: put back a copy of it, or train the run anew")
     model = build_baseline(cfg, kept["constants"])
     call("task", partial(model.fit, kept["texts"], kept["labels"]))
     return model
-
-
-def sha256_of(kept: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

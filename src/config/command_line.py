@@ -85,13 +85,9 @@ def fail(sentence: str) -> NoReturn:
     sys.exit(2)
 
 
+@one_sentence()
 def hydra_main(config_name: str, run: Callable[[Any], Any]) -> None:
     """Compose conf/<config_name>.yaml with the command line and call `run` with it, once a job."""
-    with one_sentence():
-        _hydra_main(config_name, run)
-
-
-def _hydra_main(config_name: str, run: Callable[[Any], Any]) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -171,7 +167,7 @@ def was_given(key: str) -> bool:
 def check_resume(arguments: list[str], changeable: tuple[str, ...] = ()) -> None:
     """Raises InputError for settings beside resume= that are not `changeable`: they would be ignored."""
     allowed = ("runs=", "hydra", "-", *changeable)
-    settings = [one for one in arguments if "=" in one and not one.startswith(allowed)]
+    settings = [one for one in arguments if ("=" in one or one.startswith("~")) and not one.startswith(allowed)]
     others = [one for one in settings if not one.startswith("resume=")]
     if others and set(settings) - {*others, "resume=", "resume=null"}:
         raise InputError(f"{others[0]}: resume= takes all settings from the run; leave it out")

@@ -29,15 +29,6 @@ class Column(NamedTuple):
     order: list[Any] | None = None
 
 
-class Measure(NamedTuple):
-    """A number that only some runs have: its names, what a row has of it, and how it is shown."""
-
-    name: str
-    heading: str
-    of: Callable[[Row], float | None]
-    show: Callable[[float], str]
-
-
 def column(name: str, heading: str, values: Sequence[T | None], show: Callable[[T], str] = str) -> Column:
     """A column whose texts follow from its values."""
     return Column(name, heading, [*values], [MISSING if value is None else show(value) for value in values])
@@ -68,7 +59,8 @@ def accuracy_columns(rows: Sequence[Row]) -> list[Column]:
     """How many runs have finished, and what they came to."""
     accuracy = per_row(rows, lambda row: row.accuracy)
     validation = per_row(rows, lambda row: row.mean("metrics", "validation", "accuracy"))
-    deviations = {split: [row.deviation(split) for row in rows] for split in ("test", "validation")}
+    splits = ("test", "validation")
+    deviations = {split: [row.deviation("metrics", split, "accuracy") for row in rows] for split in splits}
     intervals = per_row(rows, lambda row: row.interval)
     runs, wanted = [len(row.runs) for row in rows], [row.wanted for row in rows]
     return [
@@ -94,17 +86,20 @@ def optional_columns(rows: Sequence[Row]) -> list[Column]:
     """Measures of the runs that write answers, do several tasks, or look at what the language model forgot."""
     tasks = sorted({task for row in rows for run in row.runs for task in run.result.get("tasks", {}).get("test", {})})
 
-    def at(*path: str) -> Callable[[Row], float | None]:
-        return lambda row: row.mean(*path)
+    def means(*path: str) -> list[float | None]:
+        return [row.mean(*path) for row in rows]
 
-    measures = [
-        *(Measure(f"test_{task}", f"{task} (%)", at("tasks", "test", task, "accuracy"), percent) for task in tasks),
-        Measure("generated_accuracy", "written (%)", lambda row: of_messages(row, "generated_accuracy"), percent),
-        Measure("valid_rate", "valid (%)", lambda row: of_messages(row, "valid_rate"), percent),
-        Measure("perplexity_before", "perplexity before", at("language", "before", "perplexity"), "{:.1f}".format),
-        Measure("perplexity_after", "after", at("language", "after", "perplexity"), "{:.1f}".format),
+    def shares(name: str) -> list[float | None]:
+        return [of_messages(row, name) for row in rows]
+
+    perplexity = "{:.1f}".format
+    found = [
+        *(column(f"test_{task}", f"{task} (%)", means("tasks", "test", task, "accuracy"), percent) for task in tasks),
+        column("generated_accuracy", "written (%)", shares("generated_accuracy"), percent),
+        column("valid_rate", "valid (%)", shares("valid_rate"), percent),
+        column("perplexity_before", "perplexity before", means("language", "before", "perplexity"), perplexity),
+        column("perplexity_after", "after", means("language", "after", "perplexity"), perplexity),
     ]
-    found = [column(m.name, m.heading, [m.of(row) for row in rows], m.show) for m in measures]
     return [one for one in found if any(value is not None for value in one.values)]
 
 
@@ -195,9 +190,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
-def with_deviation(means: Sequence[float | None], deviations: Sequence[float | None]) -> list[str]:
+def with_deviation(
+    means: Sequence[float | None], deviations: Sequence[float | None], show: Callable[[float], str] = percent
+) -> list[str]:
     return [
-        MISSING if mean is None else percent(mean) + (f" ± {percent(deviation)}" if deviation is not None else "")
+        MISSING if mean is None else show(mean) + (f" ± {show(deviation)}" if deviation is not None else "")
         for mean, deviation in zip(means, deviations, strict=True)
     ]
 

@@ -11,7 +11,7 @@ import io
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -81,10 +81,6 @@ class Wanted:
                 return False
         return True
 
-    def is_present(self, run: Finished) -> bool:
-        """Whether a run read what the project ships today."""
-        return not self.replaced(run)
-
     def replaced(self, run: Finished) -> dict[str, tuple[str, str]]:
         """What a run read of the project's that is another today: setting -> the sha256 then and now."""
         own = {key: source for key, source in self.sources.items() if isinstance(source, str)}
@@ -104,16 +100,11 @@ def of_row(asked: Sequence[Wanted], found: dict[str, list[Finished]], is_only: b
         [run for run in found.get(one.settings, []) if one.is_met(run, is_only) and run.predictions] for one in asked
     ]
     every = [(one, run) for one, runs in zip(asked, fitting, strict=True) for run in runs]
-    present = [run for one, run in every if one.is_present(run)]
     if not every:
         return [None] * len(asked)
-    leader = newest(present or [run for _, run in every])
+    of_today = [run for one, run in every if not one.replaced(run)]
+    leader = max(of_today or [run for _, run in every], key=lambda run: run.folder.name)  # which begins with the time
     return [next((run for run in runs if agree(run, leader)), None) for runs in fitting]
-
-
-def newest(runs: Iterable[Finished]) -> Finished:
-    """The last one by its id, which begins with the time."""
-    return max(runs, key=lambda run: run.folder.name)
 
 
 def agree(one: Finished, other: Finished) -> bool:
@@ -183,6 +174,6 @@ def unpacked(archive: Path, written: int) -> Path:
     try:
         with tarfile.open(archive) as content:
             content.extractall(folder.name, filter="data")
-    except (OSError, EOFError, tarfile.TarError) as error:
+    except run_dir.UNREADABLE as error:
         raise InputError(f"{archive} cannot be read: {error}; bring it back, or move it away") from None
     return Path(folder.name) / "runs"

@@ -4,11 +4,9 @@ CSV has them of all runs that measured them; readers see those that the study's 
 """
 
 from collections.abc import Callable, Sequence
-from statistics import stdev
 from typing import NamedTuple
 
-from src.reporting.columns import MISSING, Column, column, percent
-from src.reporting.finished import reach
+from src.reporting.columns import Column, column, percent, with_deviation
 from src.reporting.rows import Row
 
 
@@ -47,10 +45,9 @@ def probability_columns(rows: Sequence[Row], metric: str) -> list[Column]:
         means = [row.mean(*number.place) for row in rows]
         if all(mean is None for mean in means):
             continue
-        deviations = [deviation(row, number.place) for row in rows]
+        deviations = [row.deviation(*number.place) for row in rows]
         heading = number.heading if number in shown else ""
-        texts = [in_words(number, mean, spread) for mean, spread in zip(means, deviations, strict=True)]
-        found.append(Column(number.name, heading, means, texts))
+        found.append(Column(number.name, heading, means, with_deviation(means, deviations, number.show)))
         found.append(column(f"{number.name}_deviation", "", deviations))
     return found
 
@@ -71,15 +68,3 @@ def probability_notes(metric: str) -> list[str]:
             "1 where validation has no error. loss: negative log-likelihood in nats."
         ]
     return []
-
-
-def deviation(row: Row, place: tuple[str, ...]) -> float | None:
-    """Standard deviation over seeds of what stands at a place in result.json; None with fewer than two."""
-    values = [value for run in row.runs if (value := reach(run.result, place)) is not None]
-    return stdev(values) if len(values) > 1 else None
-
-
-def in_words(number: Number, mean: float | None, spread: float | None) -> str:
-    if mean is None:
-        return MISSING
-    return number.show(mean) + (f" ± {number.show(spread)}" if spread is not None else "")

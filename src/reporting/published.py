@@ -20,7 +20,6 @@ class Published:
     """A row of that table: its number, the experiment that repeats it, and its test accuracy."""
 
     row: int
-    experiment: str
     gpt: str
     weights: str
     accuracy: float
@@ -36,12 +35,7 @@ def published_rows() -> dict[str, Published]:
     with TABLE.open(encoding="utf-8", newline="") as file:
         return {
             line["experiment"]: Published(
-                int(line["row"]),
-                line["experiment"],
-                line["gpt"],
-                line["weights"],
-                float(line["test_accuracy"]) / 100,
-                line["note"],
+                int(line["row"]), line["gpt"], line["weights"], float(line["test_accuracy"]) / 100, line["note"]
             )
             for line in csv.DictReader(file)
         }
@@ -55,7 +49,7 @@ def repeated_by(cfg: Any, known: dict[str, Published]) -> Published | None:
     given = (cfg.gpt.name, cfg.gpt.weights, identity.pinned_data(cfg.data))
     if given != (row.gpt, row.weights, UCI_TEXT_SHA256):
         return None
-    book = study.config(study.Trial({}, (f"+experiment={row.experiment}", f"gpt={row.gpt}", "data=sms_spam")))
+    book = study.config(study.Trial({}, (f"+experiment={cfg.name}", f"gpt={row.gpt}", "data=sms_spam")))
     return row if decisive(cfg) == decisive(book) else None
 
 

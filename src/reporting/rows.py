@@ -138,10 +138,11 @@ class Row:
         found = [reach(run.result, path) for run in self.runs]
         return None if not found or None in found else fmean(value for value in found if value is not None)
 
-    def deviation(self, split: str) -> float | None:
-        """Standard deviation of a split's accuracy over seeds; None with fewer than two."""
-        values = [fmean(run.result["metrics"][split]["accuracy"] for run in runs) for runs in self.by_seed]
-        return stdev(values) if len(values) > 1 else None
+    def deviation(self, *path: str) -> float | None:
+        """Standard deviation over seeds, each the mean over its folds, of such a number; None with fewer than two."""
+        found = [[reach(run.result, path) for run in runs] for runs in self.by_seed]
+        whole = [[value for value in of_seed if value is not None] for of_seed in found]
+        return stdev(map(fmean, whole)) if len(found) > 1 and found == whole else None
 
 
 def read(asked: study.Study, runs: str | Path, archive: Path | None = None) -> list[Row]:

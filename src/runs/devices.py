@@ -69,9 +69,7 @@ def for_use(cfg: DictConfig) -> DictConfig:
     same = on_one_device({str(key): value for key, value in plain.items()})
     if same["data"].get("padding") == "none":
         same["data"]["batch_size"] = 1
-    made = OmegaConf.create(same)
-    OmegaConf.set_struct(made, True)
-    return made
+    return OmegaConf.create(same, flags={"struct": True})
 
 
 def move(cfg: DictConfig, on: Settings) -> None:

@@ -64,9 +64,7 @@ def as_read(cfg: DictConfig) -> DictConfig:
         return cfg
     read = {key: value for key, value in plain(cfg).items() if key in WITHOUT_GPT}
     read["data"] = {key: value for key, value in read["data"].items() if key not in OF_BATCHES}
-    made = OmegaConf.create(read)
-    OmegaConf.set_struct(made, True)
-    return made
+    return OmegaConf.create(read, flags={"struct": True})
 
 
 def config_hash(cfg: DictConfig) -> str:

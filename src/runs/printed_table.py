@@ -2,26 +2,17 @@
 
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from src.runs import run_dir
 
 SHARES = ("accuracy", "generated_accuracy", "valid_rate")
 
 
 def show_metrics(title: str, metrics: dict[str, dict[str, float]], sizes: dict[str, int]) -> None:
-    """Print metrics x splits under a title."""
-    from rich.console import Console
-
-    console = Console()
-    console.print(title, style="italic", soft_wrap=True, highlight=False, markup=False)
-    console.print(metrics_table(metrics, sizes))
-
-
-def metrics_table(metrics: dict[str, dict[str, float]], sizes: dict[str, int]) -> "Table":
-    """Metrics x splits, for a terminal of 80 characters: there are more metrics than splits."""
+    """Print metrics x splits under a title, for a terminal of 80 characters: there are more metrics than splits."""
     from rich.box import SIMPLE_HEAD
+    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
@@ -33,7 +24,9 @@ def metrics_table(metrics: dict[str, dict[str, float]], sizes: dict[str, int]) -
         form = "{:.2%}" if name in SHARES else "{:.3f}"
         shown = (values[name] for values in metrics.values())
         table.add_row(name, *("-" if isnan(value) else form.format(value) for value in shown))
-    return table
+    console = Console()
+    console.print(title, style="italic", soft_wrap=True, highlight=False, markup=False)
+    console.print(table)
 
 
 def show(result: dict[str, Any], run: Path) -> None:
@@ -54,8 +47,9 @@ def show(result: dict[str, Any], run: Path) -> None:
         before, after = (language[when]["perplexity"] for when in ("before", "after"))
         console.print(f"perplexity of the language model on held-out text: {before:.1f} before, {after:.1f} after")
     console.print(spent(result) if "gpt" in result else spent_without_gpt(result))
-    console.print(f"run folder: {run} (result.json, predictions.csv, checkpoints)", soft_wrap=True, highlight=False)
-    console.print(f'use it:     python -m src.predict run={run.name} text="..."', soft_wrap=True, highlight=False)
+    use = run_dir.command("predict", "run", run)
+    where = f'run folder: {run} (result.json, predictions.csv, checkpoints)\nuse it:     {use} text="..."'
+    console.print(where, soft_wrap=True, highlight=False, markup=False)
 
 
 def spent(result: dict[str, Any]) -> str:

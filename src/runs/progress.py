@@ -72,5 +72,4 @@ def say_how_to_resume(run: Path, command: str) -> Iterator[None]:
 
 def how_to_resume(run: Path, command: str) -> str:
     """The command that goes on with a run."""
-    place = "" if run.parent == Path("runs") else f" runs={run.parent}"
-    return f"go on with python -m src.{command} resume={run.name}{place}"
+    return f"go on with {run_dir.command(command, 'resume', run)}"

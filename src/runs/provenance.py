@@ -12,14 +12,11 @@ def commit() -> str | None:
     """The commit that the code runs from, with a + for uncommitted changes; None outside a checkout."""
     here = Path(__file__).parent
     try:
-        git = ["git", "-C", str(here)]
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        ).stdout
+        named = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]  # by no tag: the whole hash
+        found = subprocess.run(["git", "-C", str(here), *named], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head + ("+" if dirty.strip() else "")
+    return found.stdout.strip()
 
 
 def environment(device: "torch.device", precision: Any) -> dict[str, str]:

@@ -7,7 +7,9 @@ import csv
 import hashlib
 import io
 import json
+import lzma
 import math
+import shlex
 import shutil
 import tarfile
 from collections.abc import Sequence
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from src.evaluation.metrics import Predictions
 
 ARCHIVE = Path("experiments") / "runs.tar.xz"  # finished runs without their checkpoints, for reports
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, tarfile.TarError)  # what a damaged archive is met with
 
 
 def create(cfg: DictConfig, longer_than: Sequence[str] = ()) -> Path:
@@ -77,7 +80,7 @@ def is_archived(run: str) -> bool:
     try:
         with tarfile.open(ARCHIVE) as archive:
             return any(name.split("/")[-2:] == [run, "config.yaml"] for name in archive.getnames())
-    except (OSError, tarfile.TarError):
+    except UNREADABLE:
         return False
 
 
@@ -110,11 +113,15 @@ def checkpoint_owners(run: Path) -> list[str]:
     return [known["config_hash"], *known.get("longer_than", [])]
 
 
+def command(entry: str, key: str, run: Path) -> str:
+    """A command about a run, as it may be pasted into a shell."""
+    place = [] if run.parent == Path("runs") else [f"runs={run.parent}"]
+    return shlex.join(["python", "-m", f"src.{entry}", f"{key}={run.name}", *place])
+
+
 def load_config(run: Path) -> DictConfig:
     """The resolved config of a run."""
-    cfg = OmegaConf.create(read_config(run))
-    OmegaConf.set_struct(cfg, True)
-    return cfg
+    return OmegaConf.create(read_config(run), flags={"struct": True})
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -141,7 +148,7 @@ def load_result(run: Path) -> dict[str, Any]:
     """The result.json of a run. Raises InputError if the run did not end, or the file is damaged."""
     if not has_finished(run):
         entry = "pretrain" if "corpus" in load_config(run) else "train"
-        raise InputError(f"run {run.name} has not finished: go on with python -m src.{entry} resume={run.name}")
+        raise InputError(f"run {run.name} has not finished: go on with {command(entry, 'resume', run)}")
     return read_json(run / "result.json", "config_hash")
 
 

@@ -75,10 +75,25 @@ def draws(study: Study) -> list[dict[str, Any]]:
 
 
 def requested(study: Study, runs: str | Path) -> list[dict[str, Any]]:
-    """The trials of a bayes study so far, one a line of its record; a line that a kill cut short does not count."""
+    """The trials of a bayes study so far, one a line of its record; a line that a kill cut short does not count.
+
+    Raises InputError for a record of other parameters, or a damaged one.
+    """
     path = record(study, runs)
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        found: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("\n")]
+        outside = {key for one in found for key in one.keys() ^ study.parameters.keys()} or {
+            key for one in found for key, value in one.items() if not study.parameters[key].includes(value)
+        }
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}): bring it back, or move it away to begin anew") from None
+    if outside:
+        raise InputError(
+            f"{min(outside)}: {path} has trials of the study {study.name} with another choice of it; give the study "
+            "another name, or move that file away to begin anew"
+        )
+    return found
 
 
 def record(study: Study, runs: str | Path) -> Path:
@@ -120,14 +135,17 @@ def check(trials: Sequence[Trial], done: Collection[str] = ()) -> dict[str, Tria
     its real width, unless their run is `done`. Raises InputError with what is wrong, and the overrides that made it.
     """
     from src.config import build
+    from src.config.trainer import partial_flag
 
     found, faults, built = dict[str, Trial](), dict[str, list[Trial]](), dict[str, Any]()
     for trial in trials:
         try:
             key = run_dir.config_hash(cfg := config(trial))
             build.check_config(cfg)
-            if identity.has_gpt(cfg):
-                refuse_partial(cfg)
+            if identity.has_gpt(cfg) and (flag := partial_flag(cfg)):
+                raise InputError(
+                    f"trainer.{flag}={cfg.trainer[flag]} makes a partial run, which is no result: leave it out"
+                )
             if key not in found and key not in done:
                 alike = [part for part in trial.overrides if not part.startswith("seed=")]
                 once(built, alike, partial(build_parts, cfg, built))
@@ -173,7 +191,8 @@ def build_parts(cfg: DictConfig, built: dict[str, Any]) -> None:
     model = build.build_task(narrow, data.labels)
     build.check_decisions(cfg, data, len(model.questions))
     around = [cfg.data, [[*prompt.before, -1, *prompt.after, -1, prompt.reserve] for prompt in model.prompts]]
-    once(built, ["tokens", *around, model.reads_padding, cfg.gpt.context_length], partial(encode, data, model))
+    encode = partial(data.encode_for, model.prompts, model.reads_padding, cfg.gpt.context_length)
+    once(built, ["tokens", *around, model.reads_padding, cfg.gpt.context_length], encode)
 
 
 def build_baseline(cfg: DictConfig, built: dict[str, Any]) -> None:
@@ -184,19 +203,6 @@ def build_baseline(cfg: DictConfig, built: dict[str, Any]) -> None:
     data = once(built, ["data", cfg.data], lambda: build.build_data(cfg))
     data.labelled_texts()
     build.check_decisions(cfg, data)
-
-
-def encode(data: Any, model: Any) -> None:
-    """Make the batches of a run's data, which says whether they fit the task."""
-    data.encode_for(model.prompts, model.reads_padding, model.gpt.config.context_length)
-
-
-def refuse_partial(cfg: DictConfig) -> None:
-    """Raises InputError for a run that leaves out examples or epochs: it would never be a result."""
-    from src.config.trainer import partial_flag
-
-    if key := partial_flag(cfg):
-        raise InputError(f"trainer.{key}={cfg.trainer[key]} makes a partial run, which is no result: leave it out")
 
 
 def once(built: dict[str, Any], of: list[Any], make: Callable[[], Any]) -> Any:

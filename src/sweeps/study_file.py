@@ -106,6 +106,10 @@ class Parameter(Section):
         whole = {type(self.min), type(self.max)} == {int}
         return self.distribution or ("int_uniform" if whole else "uniform")
 
+    def includes(self, value: Any) -> bool:
+        """Whether a value is one of them."""
+        return value in self.choices if self.choices else self.min <= value <= self.max
+
     def draw(self, rng: random.Random) -> Any:
         """A random value."""
         if self.choices:

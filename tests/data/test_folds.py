@@ -113,7 +113,9 @@ def test_a_row_is_over_the_folds_of_each_seed(tmp_path: Path) -> None:
     assert both.right.sum(1).tolist() == [42, 36]
     assert both.seeds == [1, 2]
     assert both.groups is None
-    assert both.deviation("test") == pytest.approx(2**0.5 * 0.05)
+    assert both.deviation("metrics", "test", "accuracy") == pytest.approx(2**0.5 * 0.05)
+    assert both.deviation("metrics", "test", "ece") == 0  # of two seeds with 0.125 each, in every fold
+    assert lora.deviation("metrics", "test", "ece") is None  # one seed is whole
     assert (len(lora.runs), lora.wanted, lora.right.shape) == (3, 6, (1, 60))
     made = table("folds", "", found, references(found))
     assert any("3 folds" in note for note in made.notes)

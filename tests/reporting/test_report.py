@@ -453,7 +453,7 @@ def test_the_table_says_mean_deviation_and_interval_over_seeds(found: list[rows.
     shown = made(found)
     assert texts(shown, "runs") == ["3 of 3", "3 of 3", "2 of 3", "0 of 3"]
     assert texts(shown, "test (%)") == ["60.00 ± 1.00", "80.00 ± 1.00", "81.50 ± 0.71", "-"]
-    assert found[0].deviation("test") == pytest.approx(stdev([0.59, 0.6, 0.61]))
+    assert found[0].deviation("metrics", "test", "accuracy") == pytest.approx(stdev([0.59, 0.6, 0.61]))
     assert texts(shown, "validation (%)")[0] == "75.00 ± 0.00"
     assert found[0].interval == intervals.accuracy_interval(found[0].right)
     alone = intervals.wilson(60, 100)  # as wide, since the seeds err on the same messages

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,13 @@ def test_a_run_answers_by_the_threshold_that_it_chose(run: Run, capsys: pytest.C
     assert said in Page({"run": served}, None).render()
     printed_table.show(run.result, run.folder)
     assert said in capsys.readouterr().out
+
+
+def test_what_is_printed_can_be_pasted_into_a_shell(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    printed_table.show(run.result, Path("/tmp/my runs/20260101-mini[new]"))
+    command = capsys.readouterr().out.partition("use it:")[2]
+    expected = ["python", "-m", "src.predict", "run=20260101-mini[new]", "runs=/tmp/my runs", "text=..."]
+    assert shlex.split(command) == expected
 
 
 def test_calibrated_probabilities_are_scaled_and_say_the_same(run: Run) -> None:

@@ -203,11 +203,20 @@ def test_reports_read_the_archive_and_own_runs_win_over_it_the_newest_first(tmp_
     assert [run.name for run in study.finished(tmp_path / "runs").values()] == ["2"]
 
 
-def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
-    path, _ = written(tmp_path, "seeds")
-    text(tmp_path / "experiments" / "runs.tar.xz", "cut")
+@pytest.mark.parametrize("damage", ["text", "cut", "flipped"])
+def test_a_damaged_archive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    path, points = written(tmp_path, "seeds")
+    write_run(tmp_path, points[0], answers(20, 10))
+    archive(tmp_path)
+    file = tmp_path / "experiments" / "runs.tar.xz"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes({"text": b"cut", "cut": file.read_bytes()[:-100], "flipped": bytes(content)}[damage])
     with pytest.raises(InputError, match=r"runs\.tar\.xz cannot be read"):
         read(path, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="is no run"):
+        run_dir.find("runs", "nothing")
 
 
 def test_a_report_needs_no_data_and_takes_no_runs_on_other_data(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 from src.config import build
-from src.config.command_line import prepared
+from src.config.command_line import check_resume, prepared
 from src.config.trainer import build_loggers
 from src.data import sms_spam
 from src.errors import InputError
@@ -1252,6 +1252,14 @@ def test_a_log_file_holds_a_line_now_and_then(
 
 
 # ---- the command line
+
+
+@pytest.mark.parametrize("other", ["seed=1", "~callbacks", "+gpt.dropout=0.1"])
+def test_nothing_beside_resume_is_ignored(other: str) -> None:
+    with pytest.raises(InputError, match=re.escape(other)):
+        check_resume(["resume=x", "runs=y", other])
+    check_resume(["resume=x", "runs=y", "trainer.devices=2"], ("trainer.devices=",))
+    check_resume(["resume=null", other])
 
 
 WRONG = [

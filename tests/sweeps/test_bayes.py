@@ -1,6 +1,7 @@
 """Studies of method bayes: where they search, and how they go on."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,32 @@ def test_a_bayes_study_goes_on_after_a_kill_with_what_it_had_requested(tmp_path:
     speed = asked.model_copy(update={"metric": Metric(name="final/test/speed")})
     with pytest.raises(InputError, match="final/test/speed"):
         bayes.outcomes(speed, [first], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"task.lora.rank": None}, "task.lora.rank"),
+        ({"task.lora.alpha": {"values": [8, 16]}}, "task.lora.alpha"),
+        ({"gpt.dropout": {"min": 0.0, "max": 0.1}}, "gpt.dropout"),
+        ({"task.trainable": {"values": ["all", "last_block"]}}, "task.trainable"),
+    ],
+)
+def test_a_bayes_study_whose_parameters_have_changed_is_refused(
+    tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    record = study.record(ASKED, tmp_path)
+    record.parent.mkdir()
+    requested = {"gpt.dropout": 0.3, "task.lora.rank": 2, "optimizer.lr": 1e-3, "task.trainable": "lora"}
+    record.write_text(json.dumps(requested) + "\n", encoding="utf-8")
+    assert study.requested(ASKED, tmp_path) == [requested]
+    changed = {key: value for key, value in (SEARCH | change).items() if value is not None}
+    other = Study.model_validate({"name": "s", "method": "bayes", "parameters": changed, "run_cap": 40})
+    with pytest.raises(InputError, match=re.escape(named)):
+        study.trials(other, tmp_path)
+    record.write_text("[]\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"s\.jsonl is damaged"):
+        study.trials(ASKED, tmp_path)
 
 
 def test_without_optuna_bayes_is_answered_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
