@@ -30,7 +30,8 @@ class LogLines(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in sorted(trainer.progress_bar_metrics.items()))
-        self._print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}")
+        of = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""  # pretraining has steps in their place
+        self._print(f"epoch {trainer.current_epoch + 1}{of}  {metrics}")
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *given: Any) -> None:
         if trainer.num_training_batches == float("inf"):  # pretraining: one epoch, of so many steps, or by the clock

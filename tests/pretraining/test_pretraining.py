@@ -680,7 +680,9 @@ def test_a_log_holds_a_line_of_the_steps_now_and_then(
 ) -> None:
     monkeypatch.setattr("src.runs.progress.SECONDS", 0)
     fit(tmp_path / "steps", *SETTINGS)
-    assert "training: 11 of 12 steps" in capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    assert "training: 11 of 12 steps" in lines
+    assert lines[-1].startswith("epoch 1  ")
 
 
 def test_the_schedule_follows_the_clock_where_there_is_a_budget() -> None:
