@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     """ids (B, T), length (B,) of each message in tokens, label (B,) class numbers, row (B,) place in its split.
 
     part       the split's name
-    features   what frozen blocks have made of the ids, where that is known already (see finetune/features.py)
+    features   what frozen blocks have made of the ids, where that is known already (see finetune/feature_cache.py)
     counted    how many rows count: 0 for a rank without any of its own, which is given another's; None for all
     whole      labels of the whole batch, of which this is a rank's share (see sharding.py)
     """
@@ -160,8 +160,8 @@ def evaluation_batches(messages: Messages, batch_size: int, rows: Sequence[int] 
 
 def packed_batches(messages: Messages, extra: int = 0) -> list[list[int]]:
     """All of them once, in batches of about TOKENS tokens that differ in themselves or in one before (see
-    gpt/beginnings.py); `extra` more are counted a message. A batch holds messages of like length, as their attention is
-    padded to the longest, and those that begin alike follow each other."""
+    gpt/shared_prefixes.py); `extra` more are counted a message. A batch holds messages of like length, as their
+    attention is padded to the longest, and those that begin alike follow each other."""
 
     def group(ids: list[int]) -> int:
         if messages.width is not None:
@@ -174,7 +174,7 @@ def packed_batches(messages: Messages, extra: int = 0) -> list[list[int]]:
     for row in sorted(range(len(messages)), key=lambda row: (group(messages.ids[row]), messages.ids[row])):
         ids = messages.ids[row]
         padded = ids + [END_OF_TEXT] * ((messages.width or len(ids)) - len(ids))
-        new = len(padded) - common_prefix_length(before, padded) + extra
+        new = len(padded) - sum(takewhile(bool, map(eq, before, padded))) + extra
         fits = batches and tokens + new <= TOKENS and (len(batches[-1]) + 1) * len(padded) <= 4 * TOKENS
         if not fits or (messages.padding == "none" and len(padded) > len(before)):
             batches.append([])
@@ -182,11 +182,6 @@ def packed_batches(messages: Messages, extra: int = 0) -> list[list[int]]:
         batches[-1].append(row)
         before, tokens = padded, tokens + new
     return [sorted(batch, key=messages.ids.__getitem__) for batch in batches]
-
-
-def common_prefix_length(a: list[int], b: list[int]) -> int:
-    """How many tokens two messages begin with alike."""
-    return sum(takewhile(bool, map(eq, a, b)))
 
 
 def chunked(rows: list[int], size: int) -> list[list[int]]:

@@ -6,7 +6,7 @@ A dataset is a subclass that says how its texts and labels are read (datasets.py
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
@@ -21,6 +21,9 @@ from src.data.sharding import Shard
 from src.data.splits import Splits, deduplicated, distinct, fraction_of, grouped
 from src.data.tokenizer import encode
 from src.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Padding = Literal["longest", "batch", "none", "context"]
 
@@ -187,8 +190,14 @@ class TextData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         messages = self.splits["train"]
         lengths = [len(row) for row in messages.ids] if self.padding == "batch" else None
-        batches = ShuffledBatches(len(messages), self.batch_size * ranks.world(), self.seed, lengths)
-        return training_loader(messages, batches, self.num_workers)
+        size, several = self.batch_size * ranks.world(), ranks.world() > 1
+        batches = ShuffledBatches(len(messages), size, self.seed, lengths, self.groups_to_even())
+        own = Shard(messages, ranks.rank(), ranks.world()) if several else messages  # a rank's share of each batch
+        return loader(own, batches, self.num_workers)
+
+    def groups_to_even(self) -> "NDArray[Any] | None":
+        """The group of each training message, where an epoch is to have as many of each; None where it is not."""
+        return None
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self.evaluation_loader("validation")
@@ -236,12 +245,6 @@ def evaluation_loader(messages: Messages, batch_size: int, num_workers: int = 0)
     """Every message once, in large batches, of like length where the padding varies; a rank's share of these."""
     batches = evaluation_batches(messages, batch_size * ranks.world())
     return loader(messages, ranks.share(batches) or [[]], num_workers)
-
-
-def training_loader(messages: Messages, batches: ShuffledBatches, num_workers: int) -> DataLoader[Batch]:
-    """Batches of messages; of a run on several devices, a rank's share of each."""
-    several = ranks.world() > 1
-    return loader(Shard(messages, ranks.rank(), ranks.world()) if several else messages, batches, num_workers)
 
 
 def loader(messages: Dataset[Batch], batches: Any, num_workers: int) -> DataLoader[Batch]:

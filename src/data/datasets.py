@@ -87,8 +87,12 @@ class Table(TextData):
             raise InputError(
                 "data.validation_path and data.test_path go together: give both, or neither for a stratified split"
             )
-        if self.fold is not None:
-            raise InputError("data.fold divides one file: leave data.validation_path and data.test_path out")
+        for key, usual in {"fold": None, "balance": False, "split": "grouped"}.items():
+            if (value := getattr(self, key)) != usual:
+                raise InputError(
+                    f"data.{key}={value} is how one file is divided: leave data.validation_path and data.test_path "
+                    f"out, or data.{key}"
+                )
         given = [self.corpus, self._read(self.validation_path, 1), self._read(self.test_path, 1)]
         splits, self.notes = given_files(*(corpus.examples for corpus in given))
         self.split_name, self.dropped["empty"] = "given files", sum(corpus.empty for corpus in given)

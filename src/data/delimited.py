@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from src.errors import InputError
 
+csv.field_size_limit(sys.maxsize)  # a text may be long
+
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -36,7 +38,6 @@ def choose_delimiter(text: str, usual: str, fits: Callable[[list[str]], bool]) -
 
 def read_csv(text: str, delimiter: str) -> list[Record]:
     """The records of a CSV. Raises InputError for quotation marks that do not fit, with the line of their row."""
-    csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     records, line = list[Record](), 1
     try:

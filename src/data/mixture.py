@@ -3,16 +3,19 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch.utils.data import DataLoader
 
 from src import ranks
-from src.data.batching import Batch, Messages, ShuffledBatches, evaluation_batches
-from src.data.datamodule import TextData, loader, training_loader
+from src.data.batching import Batch, Messages, evaluation_batches
+from src.data.datamodule import TextData, loader
 from src.data.prompts import Prompt
 from src.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 SPLITS = ("train", "validation", "test")
 SHARED = ("fraction", "padding", "max_length", "batch_size", "num_workers")
@@ -44,6 +47,14 @@ class Mixture(TextData):
             raise InputError("data.fold is that of a source: give data.sources.<name>.fold")
         self._share()
         self.labels = tuple(f"{name}/{label}" for name, part in self.sources.items() for label in part.labels)
+        self.all_examples = {
+            split: [
+                example._replace(label=f"{name}/{example.label}")
+                for name in self.asked(split)
+                for example in self.sources[name].all_examples[split]
+            ]
+            for split in SPLITS
+        }
 
     def _share(self) -> None:
         defaults = {field.name: field.default for field in fields(TextData)}
@@ -103,15 +114,11 @@ class Mixture(TextData):
             "width": self.width,
         }
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        messages = self.splits["train"]
-        lengths = [len(row) for row in messages.ids] if self.padding == "batch" else None
-        groups = None
-        if self.sampling == "even":
-            names = self.asked("train")
-            groups = np.repeat(np.arange(len(names)), [len(self.sources[name].splits["train"]) for name in names])
-        batches = ShuffledBatches(len(messages), self.batch_size * ranks.world(), self.seed, lengths, groups)
-        return training_loader(messages, batches, self.num_workers)
+    def groups_to_even(self) -> "NDArray[Any] | None":
+        if self.sampling == "size":
+            return None
+        names = self.asked("train")
+        return np.repeat(np.arange(len(names)), [len(self.sources[name].splits["train"]) for name in names])
 
     def read_as(self, labels: Sequence[str], limit: int, width: int | None) -> None:
         """A mix is read as it was in training if it holds the same tasks. Raises InputError if it does not."""

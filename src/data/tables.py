@@ -219,7 +219,7 @@ def _jsonl(source: Source, text: str, columns: Sequence[Column]) -> Iterator[tup
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # or a number of thousands of digits
             raise InputError(f"{source.path}, line {number}: this is no JSON: {error}") from None
         if not isinstance(row, dict):
             raise InputError(f'{source.path}, line {number}: not {{"text": ..., "label": ...}}')

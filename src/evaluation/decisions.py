@@ -4,7 +4,6 @@ f1                the threshold of the highest F1
 precision>=0.99   of those with at least this precision, the one of the highest recall
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,7 +52,12 @@ def decide(
         return found, {"positive": labels[number]}
     threshold, is_met = choose(found["validation"], aim)
     found = {part: one._replace(threshold=threshold) for part, one in found.items()}
-    chosen = {"aim": aim, "met": is_met, "probability": 1 / (1 + math.exp(-threshold)), "log_odds": threshold}
+    chosen = {
+        "aim": aim,
+        "met": is_met,
+        "probability": torch.tensor(threshold, dtype=torch.float64).sigmoid().item(),
+        "log_odds": threshold,
+    }
     qualities = {part: quality(found[part]) for part in ("validation", "test")}
     return found, {"positive": labels[number], "threshold": chosen | qualities}
 

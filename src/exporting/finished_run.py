@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from omegaconf import DictConfig
 from src.config import build
 from src.data.batching import Batch, Messages
 from src.data.datamodule import evaluation_loader, padding_of
-from src.data.prompts import Prompt, Task
+from src.data.prompts import Prompt
 from src.errors import InputError
 from src.evaluation.metrics import Predictions
 from src.finetune.base import FineTuner
@@ -55,16 +54,6 @@ class FinishedRun:
         """What was read: name, split, labels, sizes, max_length, width."""
         return self.result["data"]
 
-    @cached_property
-    def tasks(self) -> list[Task]:
-        """What is asked of a message; none of the bare text."""
-        return self.model.tasks
-
-    @cached_property
-    def prompt(self) -> Prompt:
-        """What a classifier has around a message."""
-        return self.model.prompts[0]
-
     @property
     def padding(self) -> str:
         """What padding means to the model (see Messages): fixed, batch, free or none."""
@@ -92,7 +81,7 @@ class FinishedRun:
     def batches(self, texts: list[list[int]], task: str | None = None) -> Iterator[Batch]:
         """Each of the texts, as ids, in one batch: as in training with the prompt around it, which asks `task` or else
         the first question, cut, and padded in the same way."""
-        prompt, classes = self.question(task or (self.tasks[0].name if self.tasks else None))
+        prompt, classes = self.question(task or (self.model.tasks[0].name if self.model.tasks else None))
         ids = [prompt.around(row, self.data["max_length"]) for row in texts]
         width = self.data["width"] and self.data["width"] - prompt.reserve
         messages = Messages(ids, [classes[0]] * len(ids), width, self.padding)

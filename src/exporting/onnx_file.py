@@ -122,7 +122,7 @@ def _answer_scores(session: Any, batch: Batch, run: FinishedRun) -> Tensor:
     """Log-probability (B, K) of each answer to the first question, -inf for those to another."""
     scores = torch.full((len(batch.ids), len(run.data["labels"])), -torch.inf)
     for row, length in enumerate(batch.length.tolist()):
-        for number, answer in zip(run.tasks[0].classes, run.tasks[0].answers, strict=True):
+        for number, answer in zip(run.model.tasks[0].classes, run.model.tasks[0].answers, strict=True):
             ids = torch.cat([batch.ids[row, :length], torch.tensor(answer[:-1], dtype=torch.long)])[None]
             log_p = _run(session, ids, torch.ones_like(ids))[0, length - 1 :].log_softmax(-1)
             scores[row, number] = log_p.gather(1, torch.tensor(answer)[:, None]).sum()

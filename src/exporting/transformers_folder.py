@@ -36,9 +36,10 @@ def write(run: FinishedRun, folder: Path) -> None:
     if "auto_map" in config:
         shutil.copyfile(CODE, folder / CODE.name)
     if run.writes:
-        _dump(folder / "generation_config.json", {**special, "do_sample": False, "max_new_tokens": answer_tokens(run)})
+        longest = max(len(answer) for task in run.model.tasks for answer in task.answers)  # <|endoftext|> ends it
+        _dump(folder / "generation_config.json", {**special, "do_sample": False, "max_new_tokens": longest})
     limit = run.model.gpt.config.context_length if run.writes else run.data["max_length"]
-    tokenizer_files.write(folder, limit, Prompt() if run.writes else run.prompt)
+    tokenizer_files.write(folder, limit, Prompt() if run.writes else run.model.prompts[0])
 
 
 def decision(run: FinishedRun) -> dict[str, Any]:
@@ -47,11 +48,6 @@ def decision(run: FinishedRun) -> dict[str, Any]:
         return {}
     positive = run.data["labels"].index(run.result["positive"])
     return {"positive_id": positive, "threshold": chosen["probability"]}
-
-
-def answer_tokens(run: FinishedRun) -> int:
-    """How many tokens the longest answer of an instruct run has, with the <|endoftext|> that ends it."""
-    return max(len(answer) for task in run.tasks for answer in task.answers)
 
 
 def is_stock(run: FinishedRun) -> bool:

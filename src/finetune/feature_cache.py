@@ -1,4 +1,4 @@
-"""What the frozen blocks make of each message, computed once: ids -> FineTuner.frozen -> rows for every epoch.
+"""What the frozen blocks make of each message, computed once: ids -> FineTuner.encode_frozen -> rows for every epoch.
 
 Blocks below the first trained one are a constant function of the ids while training, so that this is exact. What
 messages of a batch begin with alike is computed once for all of them. Rows are kept in memory, or on disk

@@ -58,17 +58,10 @@ class CausalLM(ClippedGradients):
         padded: int = 0,
     ) -> None:
         super().__init__()
-        self.padded = padded
         if chunk < 1 or (num_sampled is not None and num_sampled < 1):
             raise InputError(f"chunk={chunk} and num_sampled={num_sampled} must be at least 1")
-        self.gpt, self.optimizer, self.scheduler, self.num_sampled, self.chunk, self.seed = (
-            gpt,
-            optimizer,
-            scheduler,
-            num_sampled,
-            chunk,
-            seed,
-        )
+        self.gpt, self.optimizer, self.scheduler, self.padded = gpt, optimizer, scheduler, padded
+        self.num_sampled, self.chunk, self.seed = num_sampled, chunk, seed
         self.chunk_loss = chunk_loss
         self.validation_loss = MeanMetric(nan_strategy="disable")
         self.progress = progress or (lambda: self.trainer.global_step / max(1, self.trainer.max_steps))

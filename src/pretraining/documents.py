@@ -31,13 +31,14 @@ def documents(path: str | Path) -> Iterator[Document]:
                 raise InputError(f"{file} is no text in UTF-8 ({error})") from None
         else:
             for number, line in enumerate(_lines(file), 1):
-                yield _document(line, name, f"{file}, line {number}")
+                if line.strip():
+                    yield _document(line, name, f"{file}, line {number}")
 
 
 def _document(line: bytes, name: str, place: str) -> Document:
     try:
         record = json.loads(line.decode())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{place}: not JSON lines in UTF-8 ({error})") from None
     if isinstance(record, dict):
         source, text = record.get("source", name), record.get("text")
@@ -48,7 +49,9 @@ def _document(line: bytes, name: str, place: str) -> Document:
 
 def text_files(path: Path) -> list[Path]:
     """The file at `path`, or those below a folder, in order. Raises InputError for none, and for another kind."""
-    files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES)) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
     if not files or not all(file.is_file() for file in files):
         raise InputError(f"corpus: there is no text at {path}; give a {', '.join(SUFFIXES)} file or a folder of them")
     if strange := [file for file in files if not file.name.endswith(SUFFIXES)]:

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -64,7 +63,8 @@ class Service:
 
     def __init__(self, predictors: Mapping[str, Predictor]) -> None:
         self.predictors, self.worker = predictors, Worker()
-        self.writer = next((one for one in predictors.values() if one.run.writes), None)
+        writers = [one for one in predictors.values() if one.run.writes]
+        self.writer = writers[-1] if writers else None  # of free prompts: instruct= before run=
         self.view = page.Page(predictors, self.writer)
 
     async def health(self, request: Request) -> Response:
@@ -111,9 +111,13 @@ class Service:
         await self._checked([text])
         parts = word_attribution.pieces(text)
         answers = await self._answers([text, *word_attribution.without_each(parts)])
-        written = await self._ask(self.writer, self.writer.written_answers, [text]) if self.writer else [None]
+        written = {
+            option: (await self._ask(one, one.written_answers, [text]))[0]
+            for option, one in self.predictors.items()
+            if one.run.writes
+        }
         return {
-            option: {**own[0], "pieces": word_attribution.moved(parts, own), "written": written[0]}
+            option: {**own[0], "pieces": word_attribution.moved(parts, own), "written": written.get(option)}
             for option, own in answers.items()
         }
 
@@ -148,7 +152,7 @@ async def json_body(request: Request) -> str:
 def same_origin(request: Request) -> None:
     """Raises HTTPException for a request that a page of another site sent."""
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
         raise HTTPException(403, "requests from other sites are refused")
 
 

@@ -1,13 +1,12 @@
 """A finished run on its device and in its precision, kept in memory: texts -> answers, prompts -> what it writes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from src.config.trainer import build_trainer, whole
+from src.data.batching import Messages
 from src.data.prompts import Prompt
 from src.data.tokenizer import END_OF_TEXT, decode, encode
 from src.errors import InputError
@@ -96,10 +95,15 @@ class Predictor:
             raise InputError(f"the {what} is too long: run {self.id} reads {limit} tokens at most; shorten it")
 
     def answers(self, texts: list[str]) -> list[dict[str, Any]]:
-        """Label and probabilities of each text, and the answer that was written (see FinishedRun.answers)."""
+        """Label and probabilities of each text, and the answer that was written (see FinishedRun.answers). Raises
+        InputError for an empty one."""
+        if "" in texts:
+            raise InputError(f"message {texts.index('') + 1} is empty: there is nothing to answer")
+        if not texts:
+            return []
         ids = encode(texts)
         self.cut += sum(len(row) > self.limit for row in ids)
-        with self._computing():
+        with torch.inference_mode(), self._precision.forward_context():
             batches = self.run.batches(ids, self.task)
             outputs = [self.model.predict_step(self._to_device(batch), i) for i, batch in enumerate(batches)]
         return list(self.run.answers(texts, self._decided(in_order(outputs)), self.task))
@@ -136,17 +140,7 @@ class Predictor:
     def write(self, prompts: list[list[int]], n: int) -> list[str]:
         """Up to n tokens after each prompt, by greedy decoding, as text. Raises InputError for a run with a head."""
         self.check_writes()
-        length = torch.tensor([len(ids) for ids in prompts])
-        padded = torch.full((len(prompts), int(length.max())), END_OF_TEXT)
-        for row, prompt in zip(padded, prompts, strict=True):
-            row[: len(prompt)] = torch.tensor(prompt)
-        with self._computing():
-            model = self.model
-            ids, length = padded.to(self._device), length.to(self._device)
-            decoder = Decoder(model.gpt, ids, length, n, model.logits, model.first_trainable, model.arithmetic)
-            return [decode(written) for written in decoder.generate(n, END_OF_TEXT)]
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
+        batch, model = self._to_device(Messages(prompts, [0] * len(prompts), None)[[*range(len(prompts))]]), self.model
         with torch.inference_mode(), self._precision.forward_context():
-            yield
+            reading = batch.ids, batch.length, n, model.logits, model.first_trainable, model.arithmetic
+            return [decode(written) for written in Decoder(model.gpt, *reading).generate(n, END_OF_TEXT)]

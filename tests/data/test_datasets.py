@@ -6,6 +6,8 @@ import io
 import json
 import re
 import socket
+import subprocess
+import sys
 import unicodedata
 import zipfile
 from collections import Counter
@@ -573,6 +575,20 @@ def test_given_splits_are_used_as_they_are(tmp_path: Path) -> None:
     assert data.examples["train"] == [("x", "ham"), ("y", "spam"), ("x", "ham")]
     assert data.examples["validation"] == [("b", "spam"), ("x", "ham")]
     assert data.examples["test"] == [("c", "spam"), ("a", "ham"), ("c", "spam")]
+    for how in ({"balance": True}, {"split": "deduplicated"}, {"fold": "1/2"}):
+        with refused(f"data.{next(iter(how))}", "data.test_path"):
+            encoded(Table(**files, **how))
+
+
+def test_a_long_first_row_and_a_number_of_many_digits_are_read_or_named(tmp_path: Path) -> None:
+    texts = ['"Hello there ' + "ha " * 50_000, "b"]
+    path = write(tmp_path / "a.tsv", "".join(f"ham\t{text}\nspam\tc\n" for text in texts))
+    read = f"read_corpus({str(path)!r}, text_column=1, label_column=0)"  # by a process that has read nothing before
+    code = f"from src.data.corpus import read_corpus; print(len({read}.examples))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "4\n"
+    path = write(tmp_path / "a.jsonl", '{"text": "a", "label": ' + "1" * 5000 + "}\n")
+    with refused(f"{path}, line 1"):
+        read_corpus(path, text_column="text", label_column="label")
 
 
 # fraction

@@ -462,6 +462,13 @@ def test_a_message_of_a_mix_is_cut_at_prediction_as_in_training(
     assert max(map(len, run.data.splits["test"].ids)) <= run.result["data"]["max_length"]
 
 
+def test_a_mix_of_one_task_chooses_a_threshold_and_an_epoch_as_the_task_alone_does(home: Path) -> None:
+    given = ("~data.sources.topic", "threshold=f1", "monitor=validation/average_precision", "trainer.max_epochs=1")
+    result = train(mix(home, *given)).result
+    assert result["threshold"]["aim"] == "f1"
+    assert result["positive"] in result["data"]["labels"]
+
+
 def test_metrics_of_a_mix_are_those_of_each_task_and_their_mean(home: Path) -> None:
     run = train(mix(home))
     by_task, metrics = run.result["tasks"]["test"], run.result["metrics"]["test"]

@@ -575,6 +575,15 @@ def test_pretrained_weights_are_read_from_the_store_that_repositories_share(cach
     assert_same_weights(weights.build("small", "pretrained", CONFIG, seed=0), scattered())
 
 
+def test_a_cache_without_links_is_read_and_said_not_to_be_checked(cache, content, monkeypatch, caplog):
+    publish(monkeypatch, None)
+    link = put(cache, content, sha256(content))
+    link.unlink()
+    link.write_bytes(content)
+    assert_same_weights(weights.build("small", "pretrained", CONFIG, seed=0), scattered())
+    assert "not checked" in caplog.text
+
+
 @pytest.mark.parametrize("pinned", [True, False])
 def test_a_tampered_download_is_refused(pinned, cache, content, monkeypatch):
     publish(monkeypatch, sha256(content) if pinned else None)

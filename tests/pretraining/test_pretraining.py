@@ -225,7 +225,8 @@ GOOD = b'{"text": "a"}\n'
         ("a.jsonl", b'{"text": "a", "source": 3}', "{file}, line 1: a document is"),
         ("a.jsonl", b'["text"]', "{file}, line 1: a document is"),
         ("a.jsonl", GOOD * 3 + b'{"text": "\xff"}\n', "{file}, line 4: not JSON lines in UTF-8"),
-        ("a.jsonl.zst", compressed(GOOD + b"\n" + GOOD), "{file}, line 2: not JSON lines in UTF-8"),
+        ("a.jsonl.zst", compressed(GOOD + b"\n" + b"[" * 100_000), "{file}, line 3: not JSON lines in UTF-8"),
+        ("a.jsonl", b'{"text": "a", "n": ' + b"1" * 5000 + b"}\n", "{file}, line 1: not JSON lines in UTF-8"),
         ("a.txt", b"abc\xff", "{file} is no text in UTF-8"),
         ("a.jsonl.zst", GOOD, "{file} is no Zstandard file"),
         ("a.jsonl.zst", compressed(GOOD * 99)[:-3], "{file} ends in the middle"),
@@ -242,6 +243,12 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str | None, content:
         file.write_bytes(content)
     assert named.replace("{file}", str(file)) in sentence(lambda: pack(file, tmp_path / "cache"))
     assert list((tmp_path / "cache").rglob("*.json")) == []
+
+
+def test_empty_lines_and_folders_with_a_file_s_name_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "corpus" / "notes.txt").mkdir(parents=True)
+    (tmp_path / "corpus" / "a.jsonl").write_bytes(b"\n" + GOOD + b"\n")
+    assert pack(tmp_path / "corpus", tmp_path / "cache").documents == 1
 
 
 def test_a_folder_without_text_is_named(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pandas
 import pytest
 from hydra import compose, initialize_config_dir
 
+from src.errors import InputError
 from src.predict import predict_texts
 from src.serving import inputs
 from src.train import train
@@ -243,3 +244,9 @@ def test_a_table_in_another_encoding_is_read_by_it(predict: Callable[..., Answer
     answer = predict(f"file={file}", "text_column=text", "encoding=cp1252", "labels_only=true")
     assert answer.out.encode("latin-1").decode().splitlines()[1].startswith("café;1;")
     assert "semicolons" in answer.error
+
+
+def test_no_text_has_no_answer_and_an_empty_one_is_refused(run: Path) -> None:
+    assert list(predict_texts(str(run), [])) == []
+    with pytest.raises(InputError, match="message 2 is empty"):
+        list(predict_texts(str(run), ["a", ""]))

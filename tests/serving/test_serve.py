@@ -41,6 +41,7 @@ TINY = [
 KINDS = {
     "classify": ("data.max_length=32", "task.pooling=last_nonpad"),
     "instruct": ("task=instruct", "data.max_length=48", 'data.instruction="Is it spam?"'),
+    "sorted": ("task=instruct", "data.max_length=48", "data.answers={ham: fine, spam: junk}", "seed=7"),
     "batch": ("data.max_length=32", "task.pooling=last", "data.padding=batch"),
 }
 TEXTS = [
@@ -243,6 +244,7 @@ def test_a_body_without_a_length_is_measured_too(client: TestClient) -> None:
         ("POST", "/predict", {"Host": "evil.example", "Content-Type": "application/json"}, 400),
         ("POST", "/predict", {"Origin": "https://evil.example", "Content-Type": "application/json"}, 403),
         ("POST", "/predict", {"Origin": "null", **FORM}, 403),
+        ("POST", "/predict", {"Origin": "http://[", **FORM}, 403),
         ("OPTIONS", "/predict", {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}, 405),
     ],
 )
@@ -338,6 +340,17 @@ def test_a_free_prompt_is_continued_on_the_page(client: TestClient) -> None:
         True,
         200,
     )
+
+
+def test_of_two_instruct_runs_each_card_shows_what_its_own_writes(options: Options, run: Callable[[str], str]) -> None:
+    served = load(Options(run=run("sorted"), instruct=options.instruct, runs=options.runs))
+    with TestClient(application(served, ["127.0.0.1"]), base_url=HOST) as both:
+        seen = Seen(both.post("/predict", content=urlencode({"text": TEXTS[0], "message": "1"}), headers=FORM).text)
+        for option, one in served.items():
+            assert one.written_answers([TEXTS[0]])[0] in seen.texts[f"{option}-card"].partition("It writes")[2]
+        prompt = both.post("/write", json={"prompt": "Hello"}).json()
+    assert prompt["written"] == served["instruct"].continuations(["Hello"])[0]
+    assert prompt["written"] != served["run"].continuations(["Hello"])[0]
 
 
 def test_a_classifier_alone_writes_nothing(options: Options) -> None:
