@@ -924,7 +924,8 @@ def test_a_pretrained_gpt_is_not_asked_for_labels(tmp_path: Path, command: Comma
     refused(answer, f"gpt.weights={tmp_path / 'model'}")
     (tmp_path / "result.json").unlink()
     answer = command(module, f"run={tmp_path}", *filter(None, [given]))
-    assert answer.error.endswith(f"has not finished: go on with python -m src.pretrain resume={tmp_path.name}\n")
+    go_on = f"python -m src.pretrain resume={tmp_path.name} runs={tmp_path.parent}"
+    assert answer.error.endswith(f"has not finished: go on with {go_on}\n")
 
 
 @pytest.mark.parametrize("module", ["predict", "eval"])
