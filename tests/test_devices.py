@@ -110,7 +110,7 @@ def on_two(do: Callable[[], Any]) -> None:
 
 
 def folder_of(home: Path, name: str) -> Path:
-    (found,) = home.glob(f"*-{name}-*")
+    (found,) = home.glob(f"????????-??????-{name}-*")
     return found
 
 
