@@ -16,7 +16,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from src.config.command_line import compose, one_sentence
@@ -71,10 +71,9 @@ def work(cfg: "DictConfig") -> Work:
 
 def repeated(messages: list[list[int]]) -> int:
     """How many tokens stand behind the same ones as in another message."""
-    return sum(
-        len(list(takewhile(lambda ids: ids[0] == ids[1], zip(a, b, strict=False))))
-        for a, b in pairwise(sorted(messages))
-    )
+    from src.data.batching import common_prefix_length
+
+    return sum(common_prefix_length(a, b) for a, b in pairwise(sorted(messages)))
 
 
 def total(lengths: "Counter[int]", operations: Callable[[int], int]) -> int:

@@ -174,7 +174,7 @@ def packed_batches(messages: Messages, extra: int = 0) -> list[list[int]]:
     for row in sorted(range(len(messages)), key=lambda row: (group(messages.ids[row]), messages.ids[row])):
         ids = messages.ids[row]
         padded = ids + [END_OF_TEXT] * ((messages.width or len(ids)) - len(ids))
-        new = len(padded) - sum(takewhile(bool, map(eq, before, padded))) + extra
+        new = len(padded) - common_prefix_length(before, padded) + extra
         fits = batches and tokens + new <= TOKENS and (len(batches[-1]) + 1) * len(padded) <= 4 * TOKENS
         if not fits or (messages.padding == "none" and len(padded) > len(before)):
             batches.append([])
@@ -182,6 +182,11 @@ def packed_batches(messages: Messages, extra: int = 0) -> list[list[int]]:
         batches[-1].append(row)
         before, tokens = padded, tokens + new
     return [sorted(batch, key=messages.ids.__getitem__) for batch in batches]
+
+
+def common_prefix_length(a: list[int], b: list[int]) -> int:
+    """How many tokens two messages begin with alike."""
+    return sum(takewhile(bool, map(eq, a, b)))
 
 
 def chunked(rows: list[int], size: int) -> list[list[int]]:

@@ -9,6 +9,7 @@ from src.reporting.chart import Chart
 from src.reporting.table import Table
 
 CLAIMS = (  # what the project's claims rest on comes first, in their order
+    "break_even",
     "instruction_vs_classification",
     "few_messages",
     "specialist_vs_generalist",
