@@ -580,6 +580,7 @@ def test_given_splits_are_used_as_they_are(tmp_path: Path) -> None:
             encoded(Table(**files, **how))
 
 
+@pytest.mark.slow
 def test_a_long_first_row_and_a_number_of_many_digits_are_read_or_named(tmp_path: Path) -> None:
     texts = ['"Hello there ' + "ha " * 50_000, "b"]
     path = write(tmp_path / "a.tsv", "".join(f"ham\t{text}\nspam\tc\n" for text in texts))

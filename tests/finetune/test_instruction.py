@@ -462,6 +462,7 @@ def test_a_message_of_a_mix_is_cut_at_prediction_as_in_training(
     assert max(map(len, run.data.splits["test"].ids)) <= run.result["data"]["max_length"]
 
 
+@pytest.mark.slow
 def test_a_mix_of_one_task_chooses_a_threshold_and_an_epoch_as_the_task_alone_does(home: Path) -> None:
     given = ("~data.sources.topic", "threshold=f1", "monitor=validation/average_precision", "trainer.max_epochs=1")
     result = train(mix(home, *given)).result

@@ -342,6 +342,7 @@ def test_a_free_prompt_is_continued_on_the_page(client: TestClient) -> None:
     )
 
 
+@pytest.mark.slow
 def test_of_two_instruct_runs_each_card_shows_what_its_own_writes(options: Options, run: Callable[[str], str]) -> None:
     served = load(Options(run=run("sorted"), instruct=options.instruct, runs=options.runs))
     with TestClient(application(served, ["127.0.0.1"]), base_url=HOST) as both:
