@@ -212,7 +212,7 @@ def explain(error: Exception) -> str:
     what Hydra's grammar takes apart, quoted as it would not."""
     from hydra.errors import OverrideParseException
     from omegaconf import DictConfig
-    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
     from src.runs.legacy import RENAMED
 
@@ -227,7 +227,10 @@ def explain(error: Exception) -> str:
         parent, node = cause.full_key.rpartition(".")[0], cause.parent_node
         keys = ", ".join(map(str, node)) if isinstance(node, DictConfig) else "none"
         return f"there is no setting {cause.full_key}: {parent or 'the top level'} has {keys}"
-    return " ".join(str(error).split()).partition(" Config search path")[0]
+    said = " ".join(str(error).split()).partition(" Config search path")[0]
+    if isinstance(cause, OmegaConfBaseException) and (merged := re.match(r"Error merging override (.*)$", said)):
+        return f"{merged[1]}: {str(cause).splitlines()[0]}"
+    return said
 
 
 def how_to_quote(argument: str) -> str:
