@@ -21,6 +21,9 @@ from src.errors import InputError
 from src.gpt.shared_prefixes import Context, SharedPrefixes
 
 
+MOST_PARAMETERS = 10**11  # building more layers would take until memory or patience ends
+
+
 @dataclass(frozen=True)
 class GPTConfig:
     """Architecture of a GPT; the defaults are GPT-2 small. Raises InputError if the sizes do not fit together."""
@@ -40,6 +43,14 @@ class GPTConfig:
             raise InputError(f"gpt.n_embd={self.n_embd} must be a multiple of gpt.n_head={self.n_head}")
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"gpt.dropout={self.dropout} must lie in [0, 1)")
+        if self.parameters > MOST_PARAMETERS:
+            sizes = f"gpt.n_layer={self.n_layer}, gpt.n_embd={self.n_embd}, gpt.context_length={self.context_length}"
+            raise InputError(f"{sizes} make more than {MOST_PARAMETERS:.0e} parameters: give smaller ones")
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights in matrices and embeddings."""
+        return 12 * self.n_layer * self.n_embd**2 + (self.context_length + self.vocab_size) * self.n_embd
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float = 0.0) -> Tensor:

@@ -196,6 +196,8 @@ def test_dropout_acts_in_training_only():
         ("n_embd", 100),  # no multiple of the heads
         ("dropout", 1.0),
         ("dropout", -0.1),
+        ("n_layer", 10**18),
+        ("n_embd", 12 * 10**12),
     ],
 )
 def test_settings_that_cannot_be_are_refused(key, value):
