@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from src.errors import InputError
 from src.gpt.shared_prefixes import Context, SharedPrefixes
 
-
 MOST_PARAMETERS = 10**11  # building more layers would take until memory or patience ends
 
 
