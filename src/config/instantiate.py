@@ -69,10 +69,13 @@ def find(section: str, settings: Mapping[str, Any]) -> Any:
     if not isinstance(name, str):
         raise InputError(f"{section}._target_ is missing: give the dotted path of a class or function")
     try:
-        return pkgutil.resolve_name(name)
+        found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{section}._target_={name} cannot be imported: {reason}") from None
+    if not callable(found):
+        raise InputError(f"{section}._target_={name} is no class and no function")
+    return found
 
 
 def check(section: str, target: Any, settings: Mapping[str, Any], given: Mapping[str, Any] = {}) -> None:

@@ -44,7 +44,7 @@ class GPTConfig:
             raise InputError(f"gpt.dropout={self.dropout} must lie in [0, 1)")
         if self.parameters > MOST_PARAMETERS:
             sizes = f"gpt.n_layer={self.n_layer}, gpt.n_embd={self.n_embd}, gpt.context_length={self.context_length}"
-            raise InputError(f"{sizes} make more than {MOST_PARAMETERS:.0e} parameters: give smaller ones")
+            raise InputError(f"{sizes}, gpt.vocab_size={self.vocab_size} make more than {MOST_PARAMETERS:.0e} parameters: give smaller ones")
 
     @property
     def parameters(self) -> int:

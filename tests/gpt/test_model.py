@@ -198,6 +198,7 @@ def test_dropout_acts_in_training_only():
         ("dropout", -0.1),
         ("n_layer", 10**18),
         ("n_embd", 12 * 10**12),
+        ("vocab_size", 10**18),
     ],
 )
 def test_settings_that_cannot_be_are_refused(key, value):

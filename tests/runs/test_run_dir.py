@@ -1311,6 +1311,7 @@ WRONG = [
     ("task.kind=foo", "task=classify"),
     ("logger.kind=foo", "logger.kind is called otherwise today"),
     ("task._target_=foo", "task._target_=foo"),
+    ("optimizer._target_=math", "optimizer._target_=math"),
     ("data._target_=torch.nn.Linear", "data"),
     ("resume=nothing", "nothing is no run"),
     ("resume=x", "resume="),  # which takes all settings from the run
