@@ -43,8 +43,10 @@ class GPTConfig:
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"gpt.dropout={self.dropout} must lie in [0, 1)")
         if self.parameters > MOST_PARAMETERS:
-            sizes = f"gpt.n_layer={self.n_layer}, gpt.n_embd={self.n_embd}, gpt.context_length={self.context_length}"
-            raise InputError(f"{sizes}, gpt.vocab_size={self.vocab_size} make more than {MOST_PARAMETERS:.0e} parameters: give smaller ones")
+            sizes = ", ".join(
+                f"gpt.{key}={getattr(self, key)}" for key in ("n_layer", "n_embd", "vocab_size", "context_length")
+            )
+            raise InputError(f"{sizes} make more than {MOST_PARAMETERS:.0e} parameters: give smaller ones")
 
     @property
     def parameters(self) -> int:
