@@ -11,7 +11,6 @@ from src.reporting.table import Table
 CLAIMS = (  # what the project's claims rest on comes first, in their order
     "break_even",
     "instruction_vs_classification",
-    "few_messages",
     "specialist_vs_generalist",
     "zero_shot",
     "bridge",
