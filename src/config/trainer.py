@@ -33,6 +33,7 @@ PARTIAL = {  # argument -> what it is where nothing is left out
     "overfit_batches": 0,
 }
 LEAST = {"max_epochs": 1, "accumulate_grad_batches": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
+MOST = {"devices": 1_000, "num_nodes": 100_000}  # on a machine, and machines: what Lightning would try to start
 EVERY_EPOCH = ("val_check_interval", "check_val_every_n_epoch")
 
 
@@ -59,16 +60,21 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback] | None = None, **gi
 
 
 def check_least(cfg: DictConfig, **other: int) -> None:
-    """Raises InputError for a trainer argument below its least value, or `other` ones."""
+    """Raises InputError for a trainer argument below its least value, or `other` ones, or above its largest."""
     for key, least in (LEAST | other).items():
         if isinstance(value := cfg.trainer.get(key), int | float) and value < least:
             raise InputError(f"trainer.{key}={value} must be at least {least}")
+    for key, most in MOST.items():
+        if isinstance(value := cfg.trainer.get(key), int) and value > most:
+            raise InputError(f"trainer.{key}={value} must be at most {most}")
 
 
 def check_trainer(cfg: DictConfig) -> L.Trainer:
     """A Trainer that shows which devices there are. Raises InputError for trainer arguments that Lightning refuses, or
     takes and should not."""
     check_least(cfg)
+    if cfg.trainer.get("max_epochs") is None:
+        raise InputError("trainer.max_epochs is missing: give trainer.max_epochs=<number>")
     for key in EVERY_EPOCH:
         if cfg.trainer.get(key) not in (None, 1, 1.0):
             raise InputError(
