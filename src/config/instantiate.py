@@ -9,7 +9,9 @@ import json
 import math
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import torch
@@ -99,11 +101,14 @@ def check(section: str, target: Any, settings: Mapping[str, Any], given: Mapping
 
 
 def type_hints(target: Any) -> dict[str, Any]:
-    """Parameter -> its annotation, as far as they can be read."""
-    try:
-        return get_type_hints(inspect.getattr_static(target, "__init__") if inspect.isclass(target) else target)
-    except (NameError, TypeError):
-        return {}
+    """Parameter -> its annotation, those of them that can be read: names under TYPE_CHECKING cannot."""
+    called = inspect.getattr_static(target, "__init__") if inspect.isclass(target) else target
+    hints: dict[str, Any] = {}
+    for name, annotation in getattr(called, "__annotations__", {}).items():
+        with suppress(NameError, TypeError):
+            one = SimpleNamespace(__annotations__={name: annotation})
+            hints |= get_type_hints(one, getattr(called, "__globals__", {}))
+    return hints
 
 
 def check_type(key: str, value: Any, wanted: Any) -> None:

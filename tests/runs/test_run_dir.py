@@ -1312,6 +1312,7 @@ WRONG = [
     ("data.path=spam (1).csv", "'data.path=\"spam (1).csv\"'"),
     ("data.instruction=Yes, or no?", "'data.instruction=\"Yes, or no?\"'"),
     ("task.kind=foo", "task=classify"),
+    ("logger.wandb.offline=abc", "logger.wandb.offline=abc"),
     ("logger.kind=foo", "logger.kind is called otherwise today"),
     ("task._target_=foo", "task._target_=foo"),
     ("optimizer._target_=math", "optimizer._target_=math"),
