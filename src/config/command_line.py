@@ -220,6 +220,8 @@ def explain(error: Exception) -> str:
         return f"{error.override} cannot be read{how_to_quote(error.override)}"
     if ambiguous := re.match(r"Ambiguous value for argument '(.*)'$", str(error).splitlines()[0]):
         return f"{ambiguous[1]} would be several values{how_to_quote(ambiguous[1])}"
+    if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and error.full_key:  # read by a run: ~key took it away
+        return f"{error.full_key} is missing: give {error.full_key}=<value>"
     cause = error.__cause__
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
         if now := RENAMED.get(cause.full_key):

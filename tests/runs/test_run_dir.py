@@ -1305,6 +1305,7 @@ WRONG = [
     ("+trainer.check_val_every_n_epoch=2", "trainer.check_val_every_n_epoch"),
     ("task=null", "classify"),
     ("~gpt.n_layer", "gpt.n_layer"),
+    ("~monitor", "monitor="),
     ("gpt.n_embd=1000000000000", "gpt"),
     ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val"),
     ("optimizer.lr=.nan", "optimizer.lr"),
