@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import lightning as L
 import torch
+from annotated_types import Ge
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -98,10 +99,10 @@ def build_cache(cfg: DictConfig) -> FeatureCache:
     return feature_cache(**run_dir.plain(cfg.cache))
 
 
-def feature_cache(kind: Literal["disk", "memory", "off"], folder: str | None, max_gb: float) -> FeatureCache:
-    """The cache of a `cache` section. Raises InputError for values that cannot be."""
-    if max_gb < 0:
-        raise InputError(f"cache.max_gb={max_gb} must not be negative")
+def feature_cache(
+    kind: Literal["disk", "memory", "off"], folder: str | None, max_gb: Annotated[float, Ge(0)]
+) -> FeatureCache:
+    """The cache of a `cache` section. Raises InputError for a disk without a folder."""
     if kind == "disk" and not folder:
         raise InputError("cache.folder is missing: cache=disk needs a folder")
     most = max_gb * 1e9

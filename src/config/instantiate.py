@@ -96,9 +96,10 @@ def check(section: str, target: Any, settings: Mapping[str, Any], given: Mapping
 
 
 def type_hints(target: Any) -> dict[str, Any]:
-    """Parameter -> its annotation, as far as they can be read."""
+    """Parameter -> its annotation, as far as they can be read, with the bounds that it may have."""
+    made = inspect.getattr_static(target, "__init__") if inspect.isclass(target) else target
     try:
-        return get_type_hints(inspect.getattr_static(target, "__init__") if inspect.isclass(target) else target)
+        return get_type_hints(made, include_extras=True)
     except (NameError, TypeError):
         return {}
 

@@ -6,11 +6,12 @@ A dataset is a subclass that says how its texts and labels are read (datasets.py
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch.utils.data import DataLoader, Dataset
 
 from src import ranks
@@ -51,9 +52,9 @@ class TextData(L.LightningDataModule):
     fold: str | None = None
     fraction: float = 1.0
     padding: Padding = "longest"
-    max_length: int | None = None
-    batch_size: int = 8
-    num_workers: int = 0
+    max_length: Annotated[int, Ge(1)] | None = None
+    batch_size: Annotated[int, Ge(1)] = 8
+    num_workers: Annotated[int, Ge(0)] = 0
     instruction: str | None = None
     answers: Mapping[str, Any] | None = None
     seed: int = 123
@@ -75,14 +76,8 @@ class TextData(L.LightningDataModule):
             raise InputError(f"data.split={self.split} is unknown: use {', '.join(self.SPLITS)}")
         if self.fold is not None and self.split != "grouped":
             raise InputError(f"data.fold={self.fold} divides groups of near-duplicates: it needs data.split=grouped")
-        if self.batch_size < 1:
-            raise InputError(f"data.batch_size={self.batch_size} must be at least 1")
-        if self.num_workers < 0:
-            raise InputError(f"data.num_workers={self.num_workers} must not be negative")
         if self.padding == "none" and self.batch_size != 1:
             raise InputError(f"data.padding=none needs data.batch_size=1, not {self.batch_size}")
-        if self.max_length is not None and self.max_length < 1:
-            raise InputError(f"data.max_length={self.max_length} must be at least 1, or null")
 
     def read(self) -> Corpus:
         """The labelled texts of this dataset."""

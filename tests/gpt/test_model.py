@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedModel
 
+from src.config.instantiate import build
 from src.data.prompts import Question
 from src.errors import InputError
 from src.finetune.classifier import Classifier
@@ -825,7 +826,7 @@ def test_outputs_and_gradients_equal_those_of_peft(scaling, pefts_alpha, dora):
 @pytest.mark.parametrize(("key", "value"), [("rank", 0), ("scaling", "rank"), ("init", "book"), ("target", "heads")])
 def test_adapters_that_cannot_be_are_refused(key, value):
     with pytest.raises(InputError, match=f"task.lora.{key}={value}"):
-        LoRA(**{key: value})
+        build("task.lora", {"_target_": "src.gpt.lora.LoRA", key: value})
 
 
 def test_the_shipped_weights_are_those_that_are_pinned() -> None:
