@@ -130,7 +130,7 @@ def sources(cfg: Settings) -> dict[str, Path | str]:
     found: dict[str, Path | str] = {}
     gpt = cfg.get("gpt", {})
     if is_path(weights := gpt.get("weights")):
-        found["gpt.weights"] = Path(weights)
+        found["gpt.weights"] = weights_source(Path(weights).expanduser())
     elif weights == "pretrained" and (pinned := pinned_weights(gpt.get("name"))):
         found["gpt.weights"] = pinned
     for place, section in sections(cfg):
@@ -159,6 +159,13 @@ def names_a_path(key: str) -> bool:
 def is_path(weights: Any) -> bool:
     """Whether gpt.weights names a place."""
     return weights not in (None, "random", "pretrained")
+
+
+def weights_source(path: Path) -> Path:
+    """What holds the weights that a path names: of a run its best checkpoint, of an index of shards their folder."""
+    if (path / "config.yaml").is_file():
+        return path / "checkpoints" / "best.ckpt"
+    return path.parent if path.name.endswith(".index.json") else path
 
 
 def pinned_weights(name: Any) -> str | None:
