@@ -16,10 +16,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 import torch.nn.functional as F
-import zstandard
 from lightning.pytorch.callbacks import Callback, LambdaCallback
 from omegaconf import DictConfig
 from torch import Tensor
@@ -69,7 +69,7 @@ def jsonl(*records: dict[str, str]) -> bytes:
 
 
 def compressed(content: bytes) -> bytes:
-    return zstandard.ZstdCompressor().compress(content)
+    return pyarrow.compress(content, codec="zstd", asbytes=True)
 
 
 # text -> tokens on disk
@@ -228,8 +228,8 @@ GOOD = b'{"text": "a"}\n'
         ("a.jsonl.zst", compressed(GOOD + b"\n" + b"[" * 100_000), "{file}, line 3: not JSON lines in UTF-8"),
         ("a.jsonl", b'{"text": "a", "n": ' + b"1" * 5000 + b"}\n", "{file}, line 1: not JSON lines in UTF-8"),
         ("a.txt", b"abc\xff", "{file} is no text in UTF-8"),
-        ("a.jsonl.zst", GOOD, "{file} is no Zstandard file"),
-        ("a.jsonl.zst", compressed(GOOD * 99)[:-3], "{file} ends in the middle"),
+        ("a.jsonl.zst", GOOD, "{file} cannot be read"),
+        ("a.jsonl.zst", compressed(GOOD * 99)[:-3], "{file} cannot be read"),
         ("a.jsonl", b"", "{file} holds no text"),
         ("a.jsonl", b'{"text": ""}\n', "{file} holds no text"),
         ("a.txt", b"", "{file} holds no text"),
