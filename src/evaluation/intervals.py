@@ -8,7 +8,6 @@ Near-duplicates among the messages are drawn together. `right` is (S, N) boolean
 the numbers of groups of near-duplicates.
 """
 
-from math import sqrt
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,14 +32,11 @@ class Interval(NamedTuple):
 
 def wilson(right: float, n: float) -> Interval:
     """Wilson's score interval of `right` among n."""
-    z, p = NormalDist().inv_cdf(0.975), right / n
-    centre, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    low = 0.0 if right == 0 else (centre - half) / scale
-    return Interval(low, 1.0 if right == n else (centre + half) / scale)
+    low, high = score_interval(right / n, n, NormalDist().inv_cdf(0.975))
+    return Interval(float(low), float(high))
 
 
-def score_interval(p: "Numbers", n: "Numbers", z: "Numbers") -> "tuple[Numbers, Numbers]":
+def score_interval(p: "Numbers | float", n: "Numbers | float", z: "Numbers | float") -> "tuple[Numbers, Numbers]":
     """Both ends of Wilson's interval at z, for shares p of n that need not be whole."""
     import numpy as np
 
