@@ -50,15 +50,20 @@ def check_config(cfg: DictConfig) -> None:
 
 def build_gpt(cfg: DictConfig) -> GPT:
     """The GPT that a run starts from."""
-    section = run_dir.plain(cfg.gpt)
-    name, source = section.pop("name"), os.path.expanduser(section.pop("weights"))
-    check("gpt", GPTConfig, section)
-    config = call("gpt", partial(GPTConfig, **section))
-    if config.vocab_size <= END_OF_TEXT:
-        raise InputError(f"gpt.vocab_size={config.vocab_size} must hold GPT-2's {END_OF_TEXT + 1} tokens")
+    config, source = gpt_config(cfg), os.path.expanduser(cfg.gpt.weights)
     if (Path(source) / "config.yaml").is_file():
         return fine_tuned_gpt(Path(source), config)
-    return call("gpt", partial(weights.build, name, source, config, cfg.seed))
+    return call("gpt", partial(weights.build, cfg.gpt.name, source, config, cfg.seed))
+
+
+def gpt_config(cfg: DictConfig) -> GPTConfig:
+    """The sizes of the GPT."""
+    sizes = {key: value for key, value in run_dir.plain(cfg.gpt).items() if key not in ("name", "weights")}
+    check("gpt", GPTConfig, sizes)
+    config: GPTConfig = call("gpt", partial(GPTConfig, **sizes))
+    if config.vocab_size <= END_OF_TEXT:
+        raise InputError(f"gpt.vocab_size={config.vocab_size} must hold GPT-2's {END_OF_TEXT + 1} tokens")
+    return config
 
 
 def fine_tuned_gpt(run: Path, config: GPTConfig) -> GPT:
