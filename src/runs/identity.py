@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import InputError
+from src.files import file_sha256
 from src.gpt.pinned_weights import PUBLISHED, SHIPPED
 from src.runs.devices import on_one_device
 
@@ -211,5 +212,4 @@ def _file_sha256(path: Path) -> str:
 
 @cache  # a study asks of each of its runs
 def _unchanged_file_sha256(path: Path, *_: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)

@@ -31,6 +31,7 @@ from src.config.command_line import compose, one_sentence
 from src.config.instantiate import build_optimizer, build_scheduler
 from src.data.tokenizer import END_OF_TEXT, encode
 from src.errors import InputError
+from src.finetune.checkpointing import StepCheckpoint
 from src.finetune.optim import MuonAdamW, lr_multiplier, warmup_schedule
 from src.gpt import weights
 from src.gpt.model import GPT, GPTConfig
@@ -557,9 +558,10 @@ def fit(
         losses[trainer.fit_loop.total_batch_idx] = output["loss"].item()
         rates[trainer.fit_loop.total_batch_idx] = trainer.optimizers[0].param_groups[0]["lr"]
 
-    ours = [clock, LambdaCallback(on_train_batch_end=note), *parts.pretraining_callbacks(cfg, run), *callbacks]
-    trainer = parts.pretrainer(cfg, windows.epoch_batches, ours, logger=False, default_root_dir=run)
     last = run / "checkpoints" / "last.ckpt"
+    kept = StepCheckpoint(last, cfg.checkpoint_every)
+    ours = [clock, LambdaCallback(on_train_batch_end=note), kept, *callbacks]
+    trainer = parts.pretrainer(cfg, windows.epoch_batches, ours, logger=False, default_root_dir=run)
     trainer.fit(
         model,
         windows,
