@@ -182,10 +182,10 @@ def pinned_data(section: Settings) -> str | None:
     from src.data.datasets import BUNDLED
     from src.data.sms_spam import UCI_TEXT_SHA256
 
-    match str(section.get("_target_")).rpartition(".")[2]:
-        case "SmsSpam":
+    match section.get("_target_"):
+        case "src.data.datasets.SmsSpam":
             return UCI_TEXT_SHA256
-        case "Bundled":
+        case "src.data.datasets.Bundled":
             return sha256_of(BUNDLED)
     return None
 

@@ -75,6 +75,12 @@ def test_the_trained_weights_of_a_run_count_and_not_where_it_lies(tmp_path: Path
     assert hash_on("a", "weights") == hash_on("moved", "weights") != hash_on("b", "others")
 
 
+def test_a_dataset_of_ones_own_is_not_taken_for_a_pinned_one_by_its_name(tmp_path: Path) -> None:
+    section = {"_target_": "mine.SmsSpam", "path": str(text(tmp_path / "mine.txt", "messages"))}
+    assert identity.pinned_data(section) is None
+    assert identity.contents({"data": section}) == {"data.path": identity.sha256_of(tmp_path / "mine.txt")}
+
+
 def test_the_shards_that_an_index_names_count(tmp_path: Path) -> None:
     index = text(tmp_path / "model.safetensors.index.json", "{}")
 
