@@ -6,12 +6,13 @@ A dataset is a subclass that says how its texts and labels are read (datasets.py
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
 import torch
 from annotated_types import Ge
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from src import ranks
@@ -22,9 +23,6 @@ from src.data.sharding import Shard
 from src.data.splits import Splits, deduplicated, distinct, fraction_of, grouped
 from src.data.tokenizer import encode
 from src.errors import InputError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Padding = Literal["longest", "batch", "none", "context"]
 
@@ -190,7 +188,7 @@ class TextData(L.LightningDataModule):
         own = Shard(messages, ranks.rank(), ranks.world()) if several else messages  # a rank's share of each batch
         return loader(own, batches, self.num_workers)
 
-    def groups_to_even(self) -> "NDArray[Any] | None":
+    def groups_to_even(self) -> NDArray[Any] | None:
         """The group of each training message, where an epoch is to have as many of each; None where it is not."""
         return None
 
