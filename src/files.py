@@ -2,6 +2,7 @@
 where the system or a network refuses."""
 
 import errno
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -47,6 +48,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         finally:
             with suppress(OSError):
                 unfinished.unlink()
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

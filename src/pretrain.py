@@ -43,6 +43,7 @@ def train_on_text(cfg: DictConfig, on: dict[str, Any] | None, held: ExitStack) -
     from src.config import build
     from src.config import pretraining as parts
     from src.config.trainer import build_callbacks, build_loggers, build_trainer, check_loggers
+    from src.finetune.checkpointing import StepCheckpoint
     from src.finetune.cost import peak_memory_bytes
     from src.pretraining.continuations import Continuations
     from src.pretraining.held_out import losses_by_source, validation_batches
@@ -75,7 +76,8 @@ def train_on_text(cfg: DictConfig, on: dict[str, Any] | None, held: ExitStack) -
     folder = begin_folder(processes, probe, source, lambda: run_dir.create(cfg), "pretrain", held)
     logger = build_loggers(cfg, folder, remove_on_failure=source is None) if processes.first else []
     batches: Any = DataLoader([ranks.share(batch) for batch in whole], batch_size=None)  # type: ignore[arg-type]
-    callbacks = [clock, tell, *parts.pretraining_callbacks(cfg, folder), *given_callbacks]
+    checkpoint = StepCheckpoint(folder / "checkpoints" / "last.ckpt", cfg.checkpoint_every)
+    callbacks = [clock, tell, checkpoint, *given_callbacks]
     trainer = parts.pretrainer(cfg, windows.epoch_batches, callbacks, logger=logger, default_root_dir=folder)
     try:
         trainer.fit(model, windows, batches, ckpt_path=run_dir.last_checkpoint(folder), weights_only=True)

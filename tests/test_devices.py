@@ -330,6 +330,8 @@ def test_identity_holds_the_global_batch_and_not_the_devices(home: Path) -> None
     assert key("data.batch_size=2", "trainer.devices=2", "trainer.num_nodes=2") == one
     assert key("data.batch_size=1", "trainer.devices='0,1,2,3,4,5,6,7'") == one
     assert key("data.batch_size=4", "trainer.devices=[0,1]", "+trainer.strategy=ddp") == one
+    assert key("data.batch_size=8", "trainer.devices=auto") == one
+    assert key("data.batch_size=8", "trainer.devices=[1]") == one
     assert key("data.batch_size=8", "trainer.devices=2") != one
     assert key("data.batch_size=4") != one
 
@@ -346,6 +348,14 @@ def test_a_run_goes_on_with_its_global_batch_or_not_at_all(given: tuple[int, int
         return
     devices.settle(cfg, trainer, before)
     assert (cfg.data.batch_size, devices.global_batch_of(cfg)) == (batch_size, 8)
+
+
+@pytest.mark.parametrize(("given", "kept"), [("auto", 1), (-1, 1), ([1], [1]), ("1,", "1,"), (1, 1)])
+def test_a_run_that_asks_for_all_devices_keeps_how_many_and_another_which(given: Any, kept: Any) -> None:
+    cfg: Any = OmegaConf.create({"data": {"batch_size": 2}, "trainer": {"devices": given, "num_nodes": 1}})
+    trainer: Any = SimpleNamespace(num_devices=1, num_nodes=1, world_size=1)
+    devices.settle(cfg, trainer)
+    assert cfg.trainer.devices == kept
 
 
 def test_features_that_several_ranks_wrote_are_read_by_any_number(tmp_path: Path) -> None:

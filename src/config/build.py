@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import lightning as L
 import torch
+from annotated_types import Ge
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -49,15 +50,20 @@ def check_config(cfg: DictConfig) -> None:
 
 def build_gpt(cfg: DictConfig) -> GPT:
     """The GPT that a run starts from."""
-    section = run_dir.plain(cfg.gpt)
-    name, source = section.pop("name"), os.path.expanduser(section.pop("weights"))
-    check("gpt", GPTConfig, section)
-    config = call("gpt", partial(GPTConfig, **section))
-    if config.vocab_size <= END_OF_TEXT:
-        raise InputError(f"gpt.vocab_size={config.vocab_size} must hold GPT-2's {END_OF_TEXT + 1} tokens")
+    config, source = gpt_config(cfg), os.path.expanduser(cfg.gpt.weights)
     if (Path(source) / "config.yaml").is_file():
         return fine_tuned_gpt(Path(source), config)
-    return call("gpt", partial(weights.build, name, source, config, cfg.seed))
+    return call("gpt", partial(weights.build, cfg.gpt.name, source, config, cfg.seed))
+
+
+def gpt_config(cfg: DictConfig) -> GPTConfig:
+    """The sizes of the GPT."""
+    sizes = {key: value for key, value in run_dir.plain(cfg.gpt).items() if key not in ("name", "weights")}
+    check("gpt", GPTConfig, sizes)
+    config: GPTConfig = call("gpt", partial(GPTConfig, **sizes))
+    if config.vocab_size <= END_OF_TEXT:
+        raise InputError(f"gpt.vocab_size={config.vocab_size} must hold GPT-2's {END_OF_TEXT + 1} tokens")
+    return config
 
 
 def fine_tuned_gpt(run: Path, config: GPTConfig) -> GPT:
@@ -98,10 +104,10 @@ def build_cache(cfg: DictConfig) -> FeatureCache:
     return feature_cache(**run_dir.plain(cfg.cache))
 
 
-def feature_cache(kind: Literal["disk", "memory", "off"], folder: str | None, max_gb: float) -> FeatureCache:
-    """The cache of a `cache` section. Raises InputError for values that cannot be."""
-    if max_gb < 0:
-        raise InputError(f"cache.max_gb={max_gb} must not be negative")
+def feature_cache(
+    kind: Literal["disk", "memory", "off"], folder: str | None, max_gb: Annotated[float, Ge(0)]
+) -> FeatureCache:
+    """The cache of a `cache` section. Raises InputError for a disk without a folder."""
     if kind == "disk" and not folder:
         raise InputError("cache.folder is missing: cache=disk needs a folder")
     most = max_gb * 1e9

@@ -101,13 +101,13 @@ def check(section: str, target: Any, settings: Mapping[str, Any], given: Mapping
 
 
 def type_hints(target: Any) -> dict[str, Any]:
-    """Parameter -> its annotation, those of them that can be read: names under TYPE_CHECKING cannot."""
+    """Parameter -> its annotation with the bounds that it may have; names under TYPE_CHECKING cannot be read."""
     called = inspect.getattr_static(target, "__init__") if inspect.isclass(target) else target
     hints: dict[str, Any] = {}
     for name, annotation in getattr(called, "__annotations__", {}).items():
         with suppress(NameError, TypeError):
             one = SimpleNamespace(__annotations__={name: annotation})
-            hints |= get_type_hints(one, getattr(called, "__globals__", {}))
+            hints |= get_type_hints(one, getattr(called, "__globals__", {}), include_extras=True)
     return hints
 
 

@@ -1,6 +1,5 @@
 """Config -> the parts of pretraining."""
 
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -11,7 +10,6 @@ from src.config.build import build_gpt
 from src.config.instantiate import build_optimizer, build_scheduler
 from src.config.trainer import build_trainer, check_least
 from src.errors import InputError
-from src.finetune.checkpointing import StepCheckpoint
 from src.pretraining.causal_lm import CausalLM
 from src.pretraining.throughput import Throughput
 from src.runs import devices, run_dir
@@ -69,8 +67,3 @@ def pretrainer(cfg: DictConfig, epoch_batches: int, callbacks: list[Callback] | 
     given |= {"max_steps": steps, "num_sanity_val_steps": 0}
     given |= {"val_check_interval": cfg.validate_every * accumulate, "check_val_every_n_epoch": None}
     return build_trainer(cfg, callbacks, **given)
-
-
-def pretraining_callbacks(cfg: DictConfig, run: Path) -> list[Callback]:
-    """The checkpoint that a killed run goes on from."""
-    return [StepCheckpoint(run / "checkpoints" / "last.ckpt", cfg.checkpoint_every)]

@@ -6,11 +6,13 @@ A dataset is a subclass that says how its texts and labels are read (datasets.py
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
 import torch
+from annotated_types import Ge
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from src import ranks
@@ -21,9 +23,6 @@ from src.data.sharding import Shard
 from src.data.splits import Splits, deduplicated, distinct, fraction_of, grouped
 from src.data.tokenizer import encode
 from src.errors import InputError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Padding = Literal["longest", "batch", "none", "context"]
 
@@ -51,9 +50,9 @@ class TextData(L.LightningDataModule):
     fold: str | None = None
     fraction: float = 1.0
     padding: Padding = "longest"
-    max_length: int | None = None
-    batch_size: int = 8
-    num_workers: int = 0
+    max_length: Annotated[int, Ge(1)] | None = None
+    batch_size: Annotated[int, Ge(1)] = 8
+    num_workers: Annotated[int, Ge(0)] = 0
     instruction: str | None = None
     answers: Mapping[str, Any] | None = None
     seed: int = 123
@@ -75,14 +74,8 @@ class TextData(L.LightningDataModule):
             raise InputError(f"data.split={self.split} is unknown: use {', '.join(self.SPLITS)}")
         if self.fold is not None and self.split != "grouped":
             raise InputError(f"data.fold={self.fold} divides groups of near-duplicates: it needs data.split=grouped")
-        if self.batch_size < 1:
-            raise InputError(f"data.batch_size={self.batch_size} must be at least 1")
-        if self.num_workers < 0:
-            raise InputError(f"data.num_workers={self.num_workers} must not be negative")
         if self.padding == "none" and self.batch_size != 1:
             raise InputError(f"data.padding=none needs data.batch_size=1, not {self.batch_size}")
-        if self.max_length is not None and self.max_length < 1:
-            raise InputError(f"data.max_length={self.max_length} must be at least 1, or null")
 
     def read(self) -> Corpus:
         """The labelled texts of this dataset."""
@@ -195,7 +188,7 @@ class TextData(L.LightningDataModule):
         own = Shard(messages, ranks.rank(), ranks.world()) if several else messages  # a rank's share of each batch
         return loader(own, batches, self.num_workers)
 
-    def groups_to_even(self) -> "NDArray[Any] | None":
+    def groups_to_even(self) -> NDArray[Any] | None:
         """The group of each training message, where an epoch is to have as many of each; None where it is not."""
         return None
 

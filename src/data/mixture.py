@@ -3,9 +3,10 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from src import ranks
@@ -13,9 +14,6 @@ from src.data.batching import Batch, Messages, evaluation_batches
 from src.data.datamodule import TextData, loader
 from src.data.prompts import Prompt
 from src.errors import InputError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SPLITS = ("train", "validation", "test")
 SHARED = ("fraction", "padding", "max_length", "batch_size", "num_workers")
@@ -114,7 +112,7 @@ class Mixture(TextData):
             "width": self.width,
         }
 
-    def groups_to_even(self) -> "NDArray[Any] | None":
+    def groups_to_even(self) -> NDArray[Any] | None:
         if self.sampling == "size":
             return None
         names = self.asked("train")

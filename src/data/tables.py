@@ -4,7 +4,6 @@ What is not said of a file is taken from it where that is certain, and noted: it
 separator from the header, the quoting of a TSV from the fields that are quoted. Else the file is refused.
 """
 
-import codecs
 import gzip
 import io
 import json
@@ -18,13 +17,6 @@ from src.data.delimited import NAMES, Record, choose_delimiter, read_csv, read_t
 from src.errors import InputError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-MARKS = {  # the longer ones first: UTF-32's begins with UTF-16's
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 Column = str | int
 
 
@@ -99,7 +91,8 @@ def unpack(path: Path, content: bytes) -> Source:
 
 
 def _decode(source: Source, encoding: str | None, notes: list[str]) -> str:
-    found = encoding or _encoding(source.content)
+    # by its mark, or by the zeros among its first four bytes
+    found = encoding or json.detect_encoding(source.content).removesuffix("-sig")
     if not encoding and found != "utf-8":
         notes.append(f"read as {found}")
     try:
@@ -115,17 +108,6 @@ def _decode(source: Source, encoding: str | None, notes: list[str]) -> str:
             + ("" if encoding else "save the file as UTF-8, or ")
             + "say what it is: data.encoding=cp1252 (Windows), latin-1, utf-16, ..."
         ) from None
-
-
-def _encoding(content: bytes) -> str:
-    for mark, name in MARKS.items():
-        if content.startswith(mark):
-            return name
-    start = content[:1000]  # of UTF-16 without a mark, half of the bytes of Latin letters are zero
-    for parity, name in enumerate(("utf-16-be", "utf-16-le")):
-        if start[parity::2].count(0) > 0.4 * len(start[parity::2]):
-            return name
-    return "utf-8"
 
 
 class Delimited(NamedTuple):

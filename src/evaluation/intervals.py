@@ -8,17 +8,14 @@ Near-duplicates among the messages are drawn together. `right` is (S, N) boolean
 the numbers of groups of near-duplicates.
 """
 
-from math import sqrt
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
-    Right = NDArray[np.bool_]
-    Numbers = NDArray[Any]
-
+Right = NDArray[np.bool_]
+Numbers = NDArray[Any]
 ALPHA = 0.05
 SHARED = 2.0  # errors, as a weight, and
 DOUBT = 3  # as often the spread of seeds in the degrees of freedom: see `messages_worth`
@@ -33,27 +30,20 @@ class Interval(NamedTuple):
 
 def wilson(right: float, n: float) -> Interval:
     """Wilson's score interval of `right` among n."""
-    z, p = NormalDist().inv_cdf(0.975), right / n
-    centre, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    low = 0.0 if right == 0 else (centre - half) / scale
-    return Interval(low, 1.0 if right == n else (centre + half) / scale)
+    low, high = score_interval(right / n, n, NormalDist().inv_cdf(0.975))
+    return Interval(float(low), float(high))
 
 
-def score_interval(p: "Numbers", n: "Numbers", z: "Numbers") -> "tuple[Numbers, Numbers]":
+def score_interval(p: Numbers | float, n: Numbers | float, z: Numbers | float) -> tuple[Numbers, Numbers]:
     """Both ends of Wilson's interval at z, for shares p of n that need not be whole."""
-    import numpy as np
-
     centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     return np.where(p == 0, 0.0, (centre - half) / scale), np.where(p == 1, 1.0, (centre + half) / scale)
 
 
-def design_effect(residuals: "Numbers", groups: "Numbers") -> float:
+def design_effect(residuals: Numbers, groups: Numbers) -> float:
     """How many times as much the mean of (..., N) varies where messages are drawn by groups (Kish 1965); where nothing
     varies, as if each group were always answered alike."""
-    import numpy as np
-
     n, drawn = residuals.shape[-1], len(np.unique(groups))
     if drawn == n:
         return 1.0
@@ -62,7 +52,7 @@ def design_effect(residuals: "Numbers", groups: "Numbers") -> float:
     return squares / float((rows**2).sum()) * (1 - 1 / n) / (1 - 1 / max(2, drawn))
 
 
-def accuracy_interval(right: "Right", groups: "Numbers | None" = None) -> Interval:
+def accuracy_interval(right: Right, groups: Numbers | None = None) -> Interval:
     """The 95% interval of a mean accuracy over seeds."""
     seeds, n = right.shape
     effect = 1.0 if groups is None else max(1.0, design_effect(right.mean(0) - right.mean(), groups))
@@ -72,7 +62,7 @@ def accuracy_interval(right: "Right", groups: "Numbers | None" = None) -> Interv
     return Interval(float(low), float(high))
 
 
-def crossed_interval(right: "Right", effect: float = 1.0) -> "tuple[Numbers, Numbers]":
+def crossed_interval(right: Right, effect: float = 1.0) -> tuple[Numbers, Numbers]:
     """Both ends of the 95% interval of mean accuracies over other messages and other seeds; `right` is (..., S, N), S
     above 1. effect: the `design_effect` of the messages.
 
@@ -86,7 +76,7 @@ def crossed_interval(right: "Right", effect: float = 1.0) -> "tuple[Numbers, Num
     return score_interval(p, n, t.ppf(0.975, freedom))
 
 
-def messages_worth(right: "Right", effect: float = 1.0) -> "tuple[Numbers, Numbers]":
+def messages_worth(right: Right, effect: float = 1.0) -> tuple[Numbers, Numbers]:
     """With how many messages and one seed a mean accuracy would vary as much, and the degrees of freedom of that.
 
     Variance of the mean: (mean square of seeds + mean square of messages) / (S N), from which that of the rest is not
@@ -95,8 +85,6 @@ def messages_worth(right: "Right", effect: float = 1.0) -> "tuple[Numbers, Numbe
     The spread of three seeds, known from two numbers, is often much too small by chance, and the degrees of freedom
     would then be those of the many messages: with its weight alone, coverage falls to 91%, with `DOUBT` times it not.
     """
-    import numpy as np
-
     seeds, n = right.shape[-2:]
     p = right.mean((-2, -1))
     of_seeds = n * right.mean(-1).var(-1, ddof=1)

@@ -11,7 +11,6 @@ from src.config import build
 from src.data.batching import Batch, Messages
 from src.data.datamodule import evaluation_loader, padding_of
 from src.data.prompts import Prompt
-from src.errors import InputError
 from src.evaluation.metrics import Predictions
 from src.finetune.base import FineTuner
 from src.finetune.classifier import Classifier
@@ -38,16 +37,10 @@ class FinishedRun:
     def load(cls, runs: str | Path, run: str, merged: bool = True) -> "FinishedRun":
         """Raises InputError for what is no run, has not finished, or was not fine-tuned."""
         folder = run_dir.find(runs, run)
-        if "corpus" in (cfg := run_dir.load_config(folder)):
-            raise InputError(
-                f"run {folder.name} is a pretrained GPT, which answers nothing yet: transformers loads its weights "
-                f"from {folder / 'model'} as they are; export a run that was fine-tuned"
-            )
-        result = run_dir.load_result(folder)
-        model = build.restore(folder)
+        result, model = run_dir.load_result(folder), build.restore(folder)
         if merged:
             merge(model)
-        return cls(devices.for_use(cfg), result, model.eval())
+        return cls(devices.for_use(run_dir.load_config(folder)), result, model.eval())
 
     @property
     def data(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from src.finetune import freezing as strategies
 from src.finetune.checkpointing import check_tensors
 from src.finetune.class_weights import ClassWeights, check_class_weights, class_weight
 from src.finetune.feature_store import Features
-from src.finetune.freezing import Stage
+from src.finetune.freezing import Decay, Epochs, Stage
 from src.finetune.frozen_identity import check_frozen_norms, frozen_norms
 from src.finetune.optim import OptimizerFactory, SchedulerFactory, adamw, warmup_schedule
 from src.finetune.training_steps import TrainingSteps
@@ -52,9 +52,9 @@ class FineTuner(TrainingSteps):
         scheduler: SchedulerFactory = warmup_schedule,
         frozen_precision: FrozenPrecision = "run",
         class_weights: ClassWeights = "none",
-        head_epochs: int = 0,
-        gradual_unfreezing: int = 0,
-        layer_decay: float = 1.0,
+        head_epochs: Epochs = 0,
+        gradual_unfreezing: Epochs = 0,
+        layer_decay: Decay = 1.0,
     ) -> None:
         super().__init__(optimizer, scheduler)
         self.frozen_precision, self.class_weights, self.layer_decay = frozen_precision, class_weights, layer_decay

@@ -17,8 +17,9 @@ from src.data.prompts import Question, make_task
 from src.errors import InputError
 from src.finetune.base import FineTuner, FrozenPrecision
 from src.finetune.class_weights import ClassWeights
+from src.finetune.freezing import Decay, Epochs
 from src.finetune.optim import OptimizerFactory, SchedulerFactory, adamw, warmup_schedule
-from src.finetune.pooling import POOLINGS, pooling_index
+from src.finetune.pooling import Pooling, pooling_index
 from src.gpt.lora import LoRA
 from src.gpt.model import GPT
 
@@ -38,7 +39,7 @@ class Classifier(FineTuner):
         gpt: GPT,
         questions: Sequence[Question],
         trainable: str = "last_block",
-        pooling: str = "last",
+        pooling: Pooling = "last",
         head: Literal["linear", "answers"] = "linear",
         prompt: Literal["none", "instruction"] = "none",
         template: str = "",
@@ -48,12 +49,10 @@ class Classifier(FineTuner):
         ignore_index: int = -100,
         frozen_precision: FrozenPrecision = "run",
         class_weights: ClassWeights = "none",
-        head_epochs: int = 0,
-        gradual_unfreezing: int = 0,
-        layer_decay: float = 1.0,
+        head_epochs: Epochs = 0,
+        gradual_unfreezing: Epochs = 0,
+        layer_decay: Decay = 1.0,
     ) -> None:
-        if pooling not in POOLINGS:
-            raise InputError(f"task.pooling={pooling} is unknown: use {', '.join(POOLINGS)}")
         if len(questions) > 1:
             raise InputError("a head over fixed labels answers one question: a mixture of several needs task=instruct")
         layer = nn.Linear(gpt.config.n_embd, len(questions[0].labels))

@@ -17,13 +17,17 @@ lora              the head and every LoRA factor; the book wraps the new head to
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from annotated_types import Ge, Gt, Le
 from torch import nn
 
 from src.errors import InputError
 from src.finetune.feature_store import Features
 
 IN_STAGES = ("head_epochs", "gradual_unfreezing")  # settings that train some parameters later than others
+Epochs = Annotated[int, Ge(0)]
+Decay = Annotated[float, Gt(0), Le(1)]
 NAMED_DEPTHS = {"last_block": 1, "last_two_blocks": 2}
 
 
@@ -130,12 +134,7 @@ def check_stages(
     gradual_unfreezing: int,
     layer_decay: float,
 ) -> None:
-    """Raises InputError for values that cannot be, or that say nothing about what is trained."""
-    for key, value in (("head_epochs", head_epochs), ("gradual_unfreezing", gradual_unfreezing)):
-        if value < 0:
-            raise InputError(f"task.{key}={value} must not be negative")
-    if not 0 < layer_decay <= 1:
-        raise InputError(f"task.layer_decay={layer_decay} must lie in (0, 1]")
+    """Raises InputError for values that say nothing about what is trained."""
     heads = [name for name in trained if name.startswith("head.")]
     depths = {depth(name, n_layer) for name in trained} - {0}
     for key, value, is_used, why in (

@@ -18,6 +18,7 @@ from src.data.tokenizer import END_OF_TEXT, decode
 from src.errors import InputError
 from src.finetune.base import FineTuner, FrozenPrecision
 from src.finetune.class_weights import ClassWeights
+from src.finetune.freezing import Decay, Epochs
 from src.finetune.optim import OptimizerFactory, SchedulerFactory, adamw, warmup_schedule
 from src.gpt.generation import Blocks, Decoder
 from src.gpt.lora import LoRA
@@ -48,8 +49,8 @@ class InstructionTuner(FineTuner):
         scheduler: SchedulerFactory = warmup_schedule,
         frozen_precision: FrozenPrecision = "run",
         class_weights: ClassWeights = "none",
-        gradual_unfreezing: int = 0,
-        layer_decay: float = 1.0,
+        gradual_unfreezing: Epochs = 0,
+        layer_decay: Decay = 1.0,
     ) -> None:
         if not gpt.config.causal:
             raise InputError("task=instruct needs gpt.causal=true: without the mask a prompt would read its answer")

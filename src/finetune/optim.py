@@ -10,10 +10,11 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
+from annotated_types import Ge, Le, Lt
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
@@ -21,11 +22,11 @@ from src.errors import InputError
 
 OptimizerFactory = Callable[[Any], Optimizer]
 SchedulerFactory = Callable[..., LRScheduler]
-SHAPES = ("constant", "cosine", "linear")
+Shape = Literal["constant", "cosine", "linear"]
 
 
 def lr_multiplier(
-    progress: float, shape: str = "constant", warmup_ratio: float = 0.0, min_lr_ratio: float = 0.0
+    progress: float, shape: Shape = "constant", warmup_ratio: float = 0.0, min_lr_ratio: float = 0.0
 ) -> float:
     """Factor on the learning rate when a share `progress` of training is done: linear warm-up, then `shape` down to
     min_lr_ratio."""
@@ -41,20 +42,11 @@ def lr_multiplier(
 def warmup_schedule(
     optimizer: Optimizer,
     progress: Callable[[], float],
-    shape: str = "constant",
-    warmup_ratio: float = 0.0,
-    min_lr_ratio: float = 0.0,
+    shape: Shape = "constant",
+    warmup_ratio: Annotated[float, Ge(0), Lt(1)] = 0.0,
+    min_lr_ratio: Annotated[float, Ge(0), Le(1)] = 0.0,
 ) -> LambdaLR:
-    """A schedule over the whole of training: constant, cosine or linear, after a warm-up over `warmup_ratio` of it.
-
-    Raises InputError for values that cannot be.
-    """
-    if shape not in SHAPES:
-        raise InputError(f"scheduler.shape={shape} is unknown: use {', '.join(SHAPES)}")
-    if not 0 <= warmup_ratio < 1:
-        raise InputError(f"scheduler.warmup_ratio={warmup_ratio} must lie in [0, 1)")
-    if not 0 <= min_lr_ratio <= 1:
-        raise InputError(f"scheduler.min_lr_ratio={min_lr_ratio} must lie in [0, 1]")
+    """A schedule over the whole of training: constant, cosine or linear, after a warm-up over `warmup_ratio` of it."""
     return LambdaLR(optimizer, lambda _: lr_multiplier(progress(), shape, warmup_ratio, min_lr_ratio))
 
 

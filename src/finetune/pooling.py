@@ -8,17 +8,17 @@ mean          the mean over all T positions; the head being linear, the same as 
 The book's meanings are kept: with padding, "last" reads a padding position and "mean" averages over padding too.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from src.errors import InputError
-
-POOLINGS = ("first", "last", "last_nonpad", "mean")
+Pooling = Literal["first", "last", "last_nonpad", "mean"]
 
 
-def pooling_index(length: Tensor, width: int, pooling: str) -> Tensor | None:
+def pooling_index(length: Tensor, width: int, pooling: Pooling) -> Tensor | None:
     """Which of `width` tokens is read, (B, 1), of messages whose first length (B,) tokens are no padding; None for the
-    mean of all. Raises InputError for an unknown pooling."""
+    mean of all."""
     match pooling:
         case "first":
             return torch.zeros_like(length)[:, None]
@@ -28,4 +28,3 @@ def pooling_index(length: Tensor, width: int, pooling: str) -> Tensor | None:
             return length[:, None] - 1
         case "mean":
             return None
-    raise InputError(f"task.pooling={pooling} is unknown: use {', '.join(POOLINGS)}")

@@ -6,12 +6,12 @@ A LoRALinear keeps the names `weight` and `bias`, so that no key is ever remappe
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
-
-from src.errors import InputError
 
 TARGETS = {"all": "", "blocks": "blocks.", "attention": "attention.", "qkv": "attention.qkv", "mlp": "mlp."}
 
@@ -25,27 +25,15 @@ class LoRA:
     "rank", up to 1/sqrt(rank), as in the book, whose A is stored the other way round, so that the same call of
     kaiming_uniform_ takes the rank for the fan: for GPT-2 small and rank 16, 7 times as large. target is which layers
     get adapters, by TARGETS; dora adapts the direction of each row of a layer and trains its length beside it (Liu et
-    al. 2024, arXiv 2402.09353). Raises InputError for values that cannot be.
+    al. 2024, arXiv 2402.09353).
     """
 
-    rank: int = 16
-    alpha: float = 16.0
-    scaling: str = "alpha"
-    init: str = "in_features"
-    target: str = "all"
+    rank: Annotated[int, Ge(1)] = 16
+    alpha: Annotated[float, Gt(0)] = 16.0
+    scaling: Literal["alpha", "alpha_over_rank"] = "alpha"
+    init: Literal["in_features", "rank"] = "in_features"
+    target: Literal["all", "blocks", "attention", "qkv", "mlp"] = "all"
     dora: bool = False
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InputError(f"task.lora.rank={self.rank} must be at least 1")
-        if self.alpha <= 0:
-            raise InputError(f"task.lora.alpha={self.alpha} must be above 0")
-        if self.scaling not in ("alpha", "alpha_over_rank"):
-            raise InputError(f"task.lora.scaling={self.scaling} is unknown: use alpha or alpha_over_rank")
-        if self.init not in ("in_features", "rank"):
-            raise InputError(f"task.lora.init={self.init} is unknown: use in_features or rank")
-        if self.target not in TARGETS:
-            raise InputError(f"task.lora.target={self.target} is unknown: use {', '.join(TARGETS)}")
 
     @property
     def scale(self) -> float:

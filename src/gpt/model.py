@@ -54,16 +54,6 @@ class GPTConfig:
         return 12 * self.n_layer * self.n_embd**2 + (self.context_length + self.vocab_size) * self.n_embd
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float = 0.0) -> Tensor:
-    """Scaled dot-product attention written out, (B, H, T, D) each: the reference that tests hold the fused one to."""
-    T, D = q.shape[-2:]
-    scores = q @ k.transpose(-2, -1) / math.sqrt(D)  # (B, H, T, T)
-    if causal:
-        future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(future, float("-inf"))
-    return F.dropout(scores.softmax(-1), dropout) @ v
-
-
 class Attention(nn.Module):
     """Multi-head self-attention, (B, T, C) -> (B, T, C)."""
 

@@ -4,7 +4,6 @@ and so is config.json where there is one.
 `build` takes "random", "pretrained" or a path; `export` writes a folder that transformers' GPT2LMHeadModel reads.
 """
 
-import hashlib
 import json
 import logging
 import re
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from src.errors import InputError
-from src.files import whole_file, why_no_download
+from src.files import file_sha256, whole_file, why_no_download
 from src.gpt.model import GPT, GPTConfig
 from src.gpt.pinned_weights import PUBLISHED, SHIPPED
 from src.gpt.weight_files import check_config, named_tensors, tensor_files
@@ -168,9 +167,7 @@ def published_file(name: str) -> Path:
 
 def verify(path: Path, sha256: str, remedy: str) -> None:
     """Raises InputError unless the file's content has this sha256."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+    if (found := file_sha256(path)) != sha256:
         raise InputError(
             f"{path.resolve()} has sha256 {found}, expected {sha256}: it is damaged or not the pinned file; {remedy}"
         )

@@ -43,7 +43,7 @@ class CausalLM(ClippedGradients):
     num_sampled    None for the exact softmax; a number samples the vocabulary in training (never in validation)
     chunk         tokens whose logits are held at once
     padded        the first so many windows of a batch, of all ranks, are padded as messages are (see pad_messages)
-    progress      share of training done, which the learning rate follows; by default steps of the Trainer's max_steps
+    `progress` is the share of training done, which the learning rate follows: steps of the Trainer's max_steps.
     """
 
     def __init__(
@@ -54,7 +54,6 @@ class CausalLM(ClippedGradients):
         num_sampled: int | None = None,
         chunk: int = 2048,
         seed: int = 123,
-        progress: Callable[[], float] | None = None,
         padded: int = 0,
     ) -> None:
         super().__init__()
@@ -64,7 +63,7 @@ class CausalLM(ClippedGradients):
         self.num_sampled, self.chunk, self.seed = num_sampled, chunk, seed
         self.chunk_loss = chunk_loss
         self.validation_loss = MeanMetric(nan_strategy="disable")
-        self.progress = progress or (lambda: self.trainer.global_step / max(1, self.trainer.max_steps))
+        self.progress: Callable[[], float] = lambda: self.trainer.global_step / max(1, self.trainer.max_steps)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Hidden states (B, T, C)."""

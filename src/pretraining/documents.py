@@ -1,9 +1,10 @@
 """Files of text -> documents: .jsonl, .jsonl.zst and .txt, or a folder of them."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from src.errors import InputError
 
@@ -60,30 +61,10 @@ def text_files(path: Path) -> list[Path]:
 
 
 def _lines(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as content:
-        if file.suffix != ".zst":
-            yield from content
-            return
-        rest = b""
-        for part in _decompressed(content, file):
-            *lines, rest = (rest + part).split(b"\n")
-            yield from lines
-    if rest:
-        yield rest
+    import pyarrow
 
-
-def _decompressed(content: BinaryIO, file: Path) -> Iterator[bytes]:
-    """Frame after frame: the library's own reader takes half a file for a whole one."""
-    import zstandard
-
-    frame = None
     try:
-        while compressed := content.read(1 << 20):
-            while compressed:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                yield frame.decompress(compressed)
-                compressed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    except zstandard.ZstdError as error:
-        raise InputError(f"{file} is no Zstandard file ({error})") from None
-    if frame:
-        raise InputError(f"{file} ends in the middle: get it again")
+        with io.BufferedReader(pyarrow.input_stream(str(file))) as content:  # which unpacks what is called .zst
+            yield from content
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error}") from None

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from src import ranks
 from src.data.tokenizer import END_OF_TEXT, VOCABULARY, encode
 from src.errors import InputError
+from src.files import file_sha256
 from src.pretraining.documents import Document, documents, text_files
 
 
@@ -51,7 +52,7 @@ def pack(path: str | Path, cache: str | Path) -> Packed:
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:
             facts = _tokenize(documents(path), Path(unfinished), path)
             facts |= {"text": str(path), "text_sha256": sha256, "vocabulary_sha256": VOCABULARY}
-            facts["tokens_sha256"] = _sha256(Path(unfinished) / "tokens")
+            facts["tokens_sha256"] = file_sha256(Path(unfinished) / "tokens")
             os.replace(Path(unfinished) / "tokens", tokens)
             text = json.dumps(facts, indent=2)
             (Path(unfinished) / "manifest").write_text(f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n")
@@ -68,15 +69,10 @@ def _manifest(manifest: Path, tokens: Path) -> dict[str, Any] | None:
     text, _, checksum = manifest.read_bytes().rstrip(b"\n").rpartition(b"\n")
     if hashlib.sha256(text).hexdigest().encode() == checksum and tokens.is_file():
         facts: dict[str, Any] = json.loads(text)
-        if _sha256(tokens) == facts["tokens_sha256"]:
+        if file_sha256(tokens) == facts["tokens_sha256"]:
             return facts
     print(f"{tokens} or its manifest is damaged: tokenizing again", file=sys.stderr)
     return None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _tokenize(texts: Iterator[Document], folder: Path, path: Path) -> dict[str, Any]:
@@ -108,7 +104,7 @@ def _content_hash(path: Path) -> str:
     """One sha256 over the files' names and contents."""
     whole = hashlib.sha256()
     for file in text_files(path):
-        whole.update(f"{file.name} {_sha256(file)}\n".encode())
+        whole.update(f"{file.name} {file_sha256(file)}\n".encode())
     return whole.hexdigest()
 
 

@@ -7,15 +7,14 @@ together (Owen 2007, The pigeonhole bootstrap), which is none too narrow.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from src.reporting.charts import DATA
 from src.reporting.comparisons import differences_by_seed
 from src.reporting.rows import PART, Row, brief, namer
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 DRAWS = 2000
 
@@ -34,12 +33,10 @@ def crossing(counts: Sequence[float], differences: Sequence[float]) -> float:
 
 
 def drawn_differences(
-    differences: "Sequence[NDArray[np.floating]]", groups: "NDArray[np.integer] | None"
-) -> "NDArray[np.floating]":
+    differences: Sequence[NDArray[np.floating]], groups: NDArray[np.integer] | None
+) -> NDArray[np.floating]:
     """Mean differences (DRAWS, parts) with seeds and messages drawn anew, the same for each part (S, N) of as many
     seeds."""
-    import numpy as np
-
     numbers = np.arange(differences[0].shape[1]) if groups is None else groups
     rng, drawn = np.random.default_rng(0), int(numbers.max()) + 1
     of_seeds = {n: rng.multinomial(n, np.full(n, 1 / n), DRAWS) for n in sorted({len(each) for each in differences})}
@@ -52,8 +49,6 @@ def drawn_differences(
 def break_even(rows: Sequence[Row], against: Sequence[Row]) -> tuple[bool, float, float, float]:
     """Rows of one way by rising numbers of training messages, each with its reference -> whether it is ahead with the
     most; of the one that is, the `crossing`, and both ends of its 95% interval."""
-    import numpy as np
-
     counts = [messages_of(row) for row in rows]
     pairs = list(zip(rows, against, strict=True))
     differences = [differences_by_seed(row, one, one.correct_on(row)) for row, one in pairs]

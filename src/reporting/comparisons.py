@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import stdev
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from src.errors import InputError
 from src.evaluation.differences import FEWEST_SEEDS, Crossed, crossed_test, holm, paired_p
 from src.evaluation.intervals import ALPHA
 from src.reporting.rows import PART, Row, find
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 VERDICTS = ("decided", "seen", "not seen")
 
@@ -106,7 +104,7 @@ def compared(rows: Sequence[Row], against: Sequence[Row | None]) -> list[Compari
     return found
 
 
-def differences_by_seed(row: Row, reference: Row, same: "NDArray[np.bool_]") -> "NDArray[np.floating]":
+def differences_by_seed(row: Row, reference: Row, same: NDArray[np.bool_]) -> NDArray[np.floating]:
     """For the seeds that both have, which message only the row got right (1) and only the reference (-1), (S, N);
     `same` is what the reference got right of the row's messages."""
     place = {seed: i for i, seed in enumerate(reference.seeds)}

@@ -10,17 +10,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from src.errors import InputError
 from src.evaluation.intervals import Interval, accuracy_interval
 from src.reporting.finished import Wanted, finished, of_row, reach, wanted
 from src.reporting.published import Published, published_rows, repeated_by
 from src.sweeps import study
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 PART = "data.fraction"
 FOLD = "data.fold"
@@ -98,13 +97,11 @@ class Row:
         return bool(other.runs) and other.places.keys() <= self.places.keys()
 
     @cached_property
-    def right(self) -> "NDArray[np.bool_]":
+    def right(self) -> NDArray[np.bool_]:
         """Seeds x test messages: what was answered rightly."""
-        import numpy as np
-
         return np.array([[right for run in runs for right in run.right] for runs in self.by_seed], dtype=bool)
 
-    def correct_on(self, other: "Row") -> "NDArray[np.bool_]":
+    def correct_on(self, other: "Row") -> NDArray[np.bool_]:
         """`right` on the test messages of a row that this one covers, in their order."""
         return self.right[:, [self.places[message] for message in other.places]]
 
@@ -119,10 +116,8 @@ class Row:
         return float(self.right.mean())
 
     @cached_property
-    def groups(self) -> "NDArray[np.int64] | None":
+    def groups(self) -> NDArray[np.int64] | None:
         """The number of each test message's group of near-duplicates; None where no run recorded it."""
-        import numpy as np
-
         recorded = [runs for runs in self.by_seed if all("group" in line for run in runs for line in run.predictions)]
         if not recorded:
             return None

@@ -3,7 +3,7 @@
 batch_size is that of a device. What can change numbers is the global batch, batch_size x devices x num_nodes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import lightning as L
 
 Settings = Mapping[str, Any]
+ALL = ("auto", "-1", -1)
 
 
 def world_of(trainer: Settings) -> int:
@@ -24,13 +25,11 @@ def world_of(trainer: Settings) -> int:
 
 def _on_a_machine(devices: Any, accelerator: str) -> int:
     """As Lightning counts them: 2, "2", a list [0, 1] or "0,1", or all with auto or -1."""
-    if isinstance(devices, str) and devices not in ("auto", "-1"):
+    if isinstance(devices, str) and devices not in ALL:
         named = [name for name in devices.split(",") if name.strip()]
         return int(devices) if devices.isdecimal() else len(named)
-    if isinstance(devices, int) and devices != -1:
-        return devices
-    if isinstance(devices, Sequence):
-        return len(devices)
+    if devices not in ALL:
+        return devices if isinstance(devices, int) else len(devices)
     from torch import cuda
 
     return max(1, cuda.device_count()) if accelerator in ("auto", "gpu", "cuda") else 1
@@ -51,14 +50,12 @@ def on_one_device(cfg: Settings) -> dict[str, Any]:
     same = deepcopy(dict(cfg))
     if "trainer" not in same:
         return same
-    if world_of(same["trainer"]) == 1:
-        same["trainer"].pop("num_nodes", None)  # which earlier versions did not have
-        return same
-    of_batch = same if "corpus" in same else same["data"]
-    of_batch["batch_size"] *= world_of(same["trainer"])
+    if (world := world_of(same["trainer"])) > 1:
+        of_batch = same if "corpus" in same else same["data"]
+        of_batch["batch_size"] *= world
+        same["trainer"].pop("strategy", None)
+    same["trainer"].pop("num_nodes", None)  # which earlier versions did not have
     same["trainer"]["devices"] = 1
-    for key in ("num_nodes", "strategy"):
-        same["trainer"].pop(key, None)
     return same
 
 
@@ -79,11 +76,11 @@ def move(cfg: DictConfig, on: Settings) -> None:
 
 
 def settle(cfg: DictConfig, trainer: "L.Trainer", before: Settings | None = None) -> None:
-    """Write down how many devices `trainer` found; where a run goes on that had the settings `before`, with such a
-    batch_size that the global batch stays. Raises InputError where none does that."""
+    """Write down how many devices `trainer` found, where all were asked for; where a run goes on that had the settings
+    `before`, with such a batch_size that the global batch stays. Raises InputError where none does that."""
     world = trainer.world_size
-    if world > 1:
-        move(cfg, {"devices": trainer.num_devices, "num_nodes": trainer.num_nodes})
+    if cfg.trainer.get("devices") in ALL:  # of which another machine has others
+        move(cfg, {"devices": trainer.num_devices})
     if before is None or (batch := global_batch_of(before)) == batch_size_of(cfg) * world:
         return
     if batch % world or ("data" in cfg and cfg.data.padding == "none"):

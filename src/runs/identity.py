@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import InputError
+from src.files import file_sha256
 from src.gpt.pinned_weights import PUBLISHED, SHIPPED
 from src.runs.devices import on_one_device
 
@@ -130,7 +131,7 @@ def sources(cfg: Settings) -> dict[str, Path | str]:
     found: dict[str, Path | str] = {}
     gpt = cfg.get("gpt", {})
     if is_path(weights := gpt.get("weights")):
-        found["gpt.weights"] = Path(weights)
+        found["gpt.weights"] = weights_source(Path(weights).expanduser())
     elif weights == "pretrained" and (pinned := pinned_weights(gpt.get("name"))):
         found["gpt.weights"] = pinned
     for place, section in sections(cfg):
@@ -161,6 +162,13 @@ def is_path(weights: Any) -> bool:
     return weights not in (None, "random", "pretrained")
 
 
+def weights_source(path: Path) -> Path:
+    """What holds the weights that a path names: of a run its best checkpoint, of an index of shards their folder."""
+    if (path / "config.yaml").is_file():
+        return path / "checkpoints" / "best.ckpt"
+    return path.parent if path.name.endswith(".index.json") else path
+
+
 def pinned_weights(name: Any) -> str | None:
     """What `gpt.weights=pretrained` are of a size: a sha256, or the revision on the hub that has one; None of a size
     without any."""
@@ -174,10 +182,10 @@ def pinned_data(section: Settings) -> str | None:
     from src.data.datasets import BUNDLED
     from src.data.sms_spam import UCI_TEXT_SHA256
 
-    match str(section.get("_target_")).rpartition(".")[2]:
-        case "SmsSpam":
+    match section.get("_target_"):
+        case "src.data.datasets.SmsSpam":
             return UCI_TEXT_SHA256
-        case "Bundled":
+        case "src.data.datasets.Bundled":
             return sha256_of(BUNDLED)
     return None
 
@@ -204,5 +212,4 @@ def _file_sha256(path: Path) -> str:
 
 @cache  # a study asks of each of its runs
 def _unchanged_file_sha256(path: Path, *_: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)

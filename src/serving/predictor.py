@@ -15,7 +15,6 @@ from src.evaluation.decisions import as_recorded, log_odds
 from src.evaluation.metrics import Predictions, in_order
 from src.exporting.finished_run import FinishedRun
 from src.gpt.generation import Decoder
-from src.runs import run_dir
 
 NEW_TOKENS = 40  # after a free prompt
 LONGEST_TOKEN = 128  # of GPT-2's vocabulary, in bytes
@@ -34,7 +33,6 @@ class Predictor:
         cls, runs: str, run: str, task: str | None = None, threshold: float | None = None, calibrated: bool = False
     ) -> "Predictor":
         """That of a run by its id or folder. Raises InputError for what is no finished run of fine-tuning."""
-        run_dir.trained_on(run_dir.find(runs, run))
         return cls(FinishedRun.load(runs, run, merged=False), task, threshold, calibrated)
 
     def __init__(

@@ -164,22 +164,22 @@ def check(trials: Sequence[Trial], done: Collection[str] = ()) -> dict[str, Tria
 
 def build_parts(cfg: DictConfig, built: dict[str, Any]) -> None:
     """Build what the run would, as far as it is cheap; what others had built, or failed to, is taken from `built`."""
-    from src.config import build
-    from src.config.instantiate import call
+    from src.config import baseline, build
     from src.config.trainer import build_callbacks, check_loggers, check_trainer
     from src.gpt import weights
-    from src.gpt.model import GPTConfig
     from src.gpt.pinned_weights import PUBLISHED
 
     check_loggers(cfg)
     if not identity.has_gpt(cfg):
-        build_baseline(cfg, built)
+        baseline.check_baseline(cfg)
+        data = once(built, ["data", cfg.data], lambda: build.build_data(cfg))
+        data.labelled_texts()
+        build.check_decisions(cfg, data)
         return
     check_trainer(cfg)
     build_callbacks(cfg)
     build.build_cache(cfg)
-    gpt = {key: value for key, value in run_dir.plain(cfg.gpt).items() if key not in ("name", "weights")}
-    call("gpt", partial(GPTConfig, **gpt))
+    build.gpt_config(cfg)
     if cfg.gpt.weights == "pretrained" and cfg.gpt.name in PUBLISHED:
         once(built, ["file", cfg.gpt.name], lambda: weights.published_file(cfg.gpt.name))
     elif cfg.gpt.weights != "random":
@@ -193,16 +193,6 @@ def build_parts(cfg: DictConfig, built: dict[str, Any]) -> None:
     around = [cfg.data, [[*prompt.before, -1, *prompt.after, -1, prompt.reserve] for prompt in model.prompts]]
     encode = partial(data.encode_for, model.prompts, model.reads_padding, cfg.gpt.context_length)
     once(built, ["tokens", *around, model.reads_padding, cfg.gpt.context_length], encode)
-
-
-def build_baseline(cfg: DictConfig, built: dict[str, Any]) -> None:
-    """The same, of a model without a GPT."""
-    from src.config import baseline, build
-
-    baseline.check_baseline(cfg)
-    data = once(built, ["data", cfg.data], lambda: build.build_data(cfg))
-    data.labelled_texts()
-    build.check_decisions(cfg, data)
 
 
 def once(built: dict[str, Any], of: list[Any], make: Callable[[], Any]) -> Any:
@@ -242,11 +232,8 @@ def begun(key: str, runs: str | Path) -> Path | None:
     for config in sorted(Path(runs).glob(f"*-{key[:8]}*/config.yaml"), reverse=True):
         run = config.parent
         try:
-            if (
-                not run_dir.has_finished(run)
-                and run_dir.read_config(run)
-                and run_dir.recorded(run)["config_hash"] == key
-            ):
+            unfinished = not run_dir.has_finished(run) and run_dir.read_config(run)
+            if unfinished and run_dir.recorded(run)["config_hash"] == key:
                 return run
         except InputError as error:
             print(f"left out: {error}", file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from src.config import build
 from src.config.command_line import compose
-from src.config.instantiate import build_optimizer, check_type
+from src.config.instantiate import build_optimizer, check, check_type
 from src.config.trainer import build_trainer, own_callbacks
 from src.data.batching import Messages, ShuffledBatches, chunked
 from src.data.datamodule import evaluation_loader, loader
@@ -128,8 +128,8 @@ def test_the_place_of_each_pooling(pooling: str, expected: list[list[int]] | Non
 
 
 def test_an_unknown_pooling_is_refused() -> None:
-    for refused in (lambda: pooling_index(torch.tensor([2]), 3, "middle"), lambda: classifier(pooling="middle")):
-        assert "task.pooling=middle" in sentence(refused)
+    given = {"gpt": None, "questions": None}
+    assert "task.pooling=middle" in sentence(lambda: check("task", Classifier, {"pooling": "middle"}, given))
 
 
 # trainable
@@ -389,8 +389,8 @@ def test_the_learning_rate_of_each_shape(shape: str, progress: float, expected: 
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(key: str, value: Any) -> None:
-    optimizer = FAST([nn.Parameter(torch.zeros(1))])
-    assert f"scheduler.{key}={value}" in sentence(lambda: warmup_schedule(optimizer, lambda: 0.0, **{key: value}))
+    settings = {"_partial_": True, key: value}
+    assert f"scheduler.{key}={value}" in sentence(lambda: check("scheduler", warmup_schedule, settings))
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedModel
 
+from src.config.instantiate import build
 from src.data.prompts import Question
 from src.errors import InputError
 from src.finetune.classifier import Classifier
 from src.gpt import weights
 from src.gpt.lora import LoRA, LoRALinear, inject, merge
-from src.gpt.model import GPT, Attention, Block, GPTConfig, attend
+from src.gpt.model import GPT, Attention, Block, GPTConfig
 from src.gpt.pinned_weights import Published
 from src.gpt.shared_prefixes import SharedPrefixes
 from src.gpt.weight_files import COMPUTED
@@ -131,6 +132,15 @@ def test_transformers_reads_what_export_wrote(tmp_path):
 # --------------------------------------------------------------------------------------------------------- the model
 
 
+def written_out(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """Scaled dot-product attention, (B, H, T, D) each."""
+    T, D = q.shape[-2:]
+    scores = q @ k.transpose(-2, -1) / math.sqrt(D)  # (B, H, T, T)
+    if causal:
+        scores = scores.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), float("-inf"))
+    return scores.softmax(-1) @ v
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("causal", [True, False])
 def test_fused_attention_equals_the_written_out_one(causal):
@@ -138,7 +148,7 @@ def test_fused_attention_equals_the_written_out_one(causal):
     attention, x = Attention(config).eval(), torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(4))
     scatter(attention)
     q, k, v = (part.view(2, 9, 3, 8).transpose(1, 2) for part in attention.qkv(x).split(24, -1))
-    expected = attention.out(attend(q, k, v, causal).transpose(1, 2).reshape(2, 9, 24))
+    expected = attention.out(written_out(q, k, v, causal).transpose(1, 2).reshape(2, 9, 24))
     torch.testing.assert_close(attention(x), expected, rtol=0, atol=1e-5)
 
 
@@ -828,7 +838,7 @@ def test_outputs_and_gradients_equal_those_of_peft(scaling, pefts_alpha, dora):
 @pytest.mark.parametrize(("key", "value"), [("rank", 0), ("scaling", "rank"), ("init", "book"), ("target", "heads")])
 def test_adapters_that_cannot_be_are_refused(key, value):
     with pytest.raises(InputError, match=f"task.lora.{key}={value}"):
-        LoRA(**{key: value})
+        build("task.lora", {"_target_": "src.gpt.lora.LoRA", key: value})
 
 
 def test_the_shipped_weights_are_those_that_are_pinned() -> None:

@@ -16,10 +16,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 import torch.nn.functional as F
-import zstandard
 from lightning.pytorch.callbacks import Callback, LambdaCallback
 from omegaconf import DictConfig
 from torch import Tensor
@@ -31,6 +31,7 @@ from src.config.command_line import compose, one_sentence
 from src.config.instantiate import build_optimizer, build_scheduler
 from src.data.tokenizer import END_OF_TEXT, encode
 from src.errors import InputError
+from src.finetune.checkpointing import StepCheckpoint
 from src.finetune.optim import MuonAdamW, lr_multiplier, warmup_schedule
 from src.gpt import weights
 from src.gpt.model import GPT, GPTConfig
@@ -69,7 +70,7 @@ def jsonl(*records: dict[str, str]) -> bytes:
 
 
 def compressed(content: bytes) -> bytes:
-    return zstandard.ZstdCompressor().compress(content)
+    return pyarrow.compress(content, codec="zstd", asbytes=True)
 
 
 # text -> tokens on disk
@@ -228,8 +229,8 @@ GOOD = b'{"text": "a"}\n'
         ("a.jsonl.zst", compressed(GOOD + b"\n" + b"[" * 100_000), "{file}, line 3: not JSON lines in UTF-8"),
         ("a.jsonl", b'{"text": "a", "n": ' + b"1" * 5000 + b"}\n", "{file}, line 1: not JSON lines in UTF-8"),
         ("a.txt", b"abc\xff", "{file} is no text in UTF-8"),
-        ("a.jsonl.zst", GOOD, "{file} is no Zstandard file"),
-        ("a.jsonl.zst", compressed(GOOD * 99)[:-3], "{file} ends in the middle"),
+        ("a.jsonl.zst", GOOD, "{file} cannot be read"),
+        ("a.jsonl.zst", compressed(GOOD * 99)[:-3], "{file} cannot be read"),
         ("a.jsonl", b"", "{file} holds no text"),
         ("a.jsonl", b'{"text": ""}\n', "{file} holds no text"),
         ("a.txt", b"", "{file} holds no text"),
@@ -557,9 +558,10 @@ def fit(
         losses[trainer.fit_loop.total_batch_idx] = output["loss"].item()
         rates[trainer.fit_loop.total_batch_idx] = trainer.optimizers[0].param_groups[0]["lr"]
 
-    ours = [clock, LambdaCallback(on_train_batch_end=note), *parts.pretraining_callbacks(cfg, run), *callbacks]
-    trainer = parts.pretrainer(cfg, windows.epoch_batches, ours, logger=False, default_root_dir=run)
     last = run / "checkpoints" / "last.ckpt"
+    kept = StepCheckpoint(last, cfg.checkpoint_every)
+    ours = [clock, LambdaCallback(on_train_batch_end=note), kept, *callbacks]
+    trainer = parts.pretrainer(cfg, windows.epoch_batches, ours, logger=False, default_root_dir=run)
     trainer.fit(
         model,
         windows,

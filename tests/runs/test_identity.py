@@ -66,6 +66,31 @@ def test_weights_are_the_same_as_a_file_and_in_a_folder(tmp_path: Path) -> None:
     assert identity.contents({"gpt": {"weights": str(file)}}) == identity.contents({"gpt": {"weights": str(tmp_path)}})
 
 
+def test_the_trained_weights_of_a_run_count_and_not_where_it_lies(tmp_path: Path) -> None:
+    def hash_on(run: str, checkpoint: str) -> str:
+        text(tmp_path / run / "config.yaml", "seed: 1")
+        text(tmp_path / run / "checkpoints" / "best.ckpt", checkpoint)
+        return identity.config_hash(composed(f"gpt.weights={tmp_path / run}"))
+
+    assert hash_on("a", "weights") == hash_on("moved", "weights") != hash_on("b", "others")
+
+
+def test_a_dataset_of_ones_own_is_not_taken_for_a_pinned_one_by_its_name(tmp_path: Path) -> None:
+    section = {"_target_": "mine.SmsSpam", "path": str(text(tmp_path / "mine.txt", "messages"))}
+    assert identity.pinned_data(section) is None
+    assert identity.contents({"data": section}) == {"data.path": identity.sha256_of(tmp_path / "mine.txt")}
+
+
+def test_the_shards_that_an_index_names_count(tmp_path: Path) -> None:
+    index = text(tmp_path / "model.safetensors.index.json", "{}")
+
+    def hash_on(shard: str) -> str:
+        text(tmp_path / "model-00001-of-00001.safetensors", shard)
+        return identity.config_hash(composed(f"gpt.weights={index}"))
+
+    assert hash_on("weights") != hash_on("others")
+
+
 def test_caches_and_places_of_pretraining_do_not_count(tmp_path: Path) -> None:
     corpora = [text(tmp_path / name / "one.txt", "text").parent for name in ("a", "b")]
     made = [{"corpus": {"path": str(path), "cache": str(path)}, "gpt": {"weights": "random"}} for path in corpora]
