@@ -1,6 +1,6 @@
 """Finished runs -> a web application: a page for people, and the same answers as JSON.
 
-    POST /predict -> body -> texts -> checked -> one thread, request by request -> answers
+    POST /predict -> body -> texts -> checked -> the worker's queue -> one batch of all that wait -> answers
 
 Only names of this machine may stand in the Host header: a foreign page whose name was made to point here (DNS
 rebinding) reads nothing. No other site may call (no CORS), nor send a form.
@@ -8,7 +8,6 @@ rebinding) reads nothing. No other site may call (no CORS), nor send a form.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from starlette.routing import Route
 
 from src.serving import page, requests, word_attribution
 from src.serving.predictor import Predictor
+from src.serving.worker import Worker
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; "
@@ -39,8 +39,9 @@ def application(predictors: Mapping[str, Predictor], hosts: Sequence[str]) -> St
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        with service.thread:
-            yield
+        service.worker.start()
+        yield
+        service.worker.stop()
 
     routes = [
         Route("/", service.page),
@@ -61,8 +62,7 @@ class Service:
     """The endpoints, and what they share: models, loaded once, and the thread that runs them."""
 
     def __init__(self, predictors: Mapping[str, Predictor]) -> None:
-        self.predictors = predictors
-        self.thread = ThreadPoolExecutor(max_workers=1)  # PyTorch's own threads then serve one caller
+        self.predictors, self.worker = predictors, Worker()
         writers = [one for one in predictors.values() if one.run.writes]
         self.writer = writers[-1] if writers else None  # of free prompts: instruct= before run=
         self.view = page.Page(predictors, self.writer)
@@ -112,7 +112,7 @@ class Service:
         parts = word_attribution.pieces(text)
         answers = await self._answers([text, *word_attribution.without_each(parts)])
         written = {
-            option: (await self._ask(one.written_answers, [text]))[0]
+            option: (await self._ask(one, one.written_answers, [text]))[0]
             for option, one in self.predictors.items()
             if one.run.writes
         }
@@ -125,7 +125,7 @@ class Service:
         if self.writer is None:
             raise HTTPException(422, "no run here can write: start with instruct=<id>")
         (checked,) = await asyncio.to_thread(requests.check, [prompt], "prompt", [self.writer.check_prompt])
-        return str((await self._ask(self.writer.continuations, [checked]))[0])
+        return str((await self._ask(self.writer, self.writer.continuations, [checked]))[0])
 
     async def _checked(self, texts: list[Any]) -> list[str]:
         checks = [one.check for one in self.predictors.values()]
@@ -133,11 +133,13 @@ class Service:
 
     async def _answers(self, texts: list[str]) -> dict[str, list[dict[str, Any]]]:
         """Of each run its answers to texts."""
-        each = await asyncio.gather(*(self._ask(one.answers, texts) for one in self.predictors.values()))
+        each = await asyncio.gather(*(self._ask(one, one.answers, texts) for one in self.predictors.values()))
         return dict(zip(self.predictors, each, strict=True))
 
-    async def _ask(self, function: Callable[[list[str]], list[Any]], items: list[str]) -> list[Any]:
-        return await asyncio.get_running_loop().run_in_executor(self.thread, function, items)
+    async def _ask(
+        self, predictor: Predictor, function: Callable[[list[str]], list[Any]], items: list[str]
+    ) -> list[Any]:
+        return await asyncio.wrap_future(self.worker.ask(function, items, alone=predictor.answers_depend_on_each_other))
 
 
 async def json_body(request: Request) -> str:

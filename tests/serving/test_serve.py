@@ -28,6 +28,7 @@ from src.predict import write as written_by_predict
 from src.serve import Options, allowed_hosts, bound, load
 from src.serving import predictor, requests, word_attribution
 from src.serving.app import OPENAPI, application
+from src.serving.worker import Worker
 from src.sweeps import study
 from src.train import train
 
@@ -152,6 +153,42 @@ def test_a_prompt_is_continued_as_by_predict(client: TestClient, options: Option
 def test_a_list_has_256_messages_at_most(client: TestClient) -> None:
     assert len(client.post("/predict", json={"text": ["a"] * 256}).json()["answers"]) == 256
     assert client.post("/predict", json={"text": ["a"] * 257}).status_code == 422
+
+
+def test_where_padding_is_read_requests_are_not_answered_together(home: Path, run: Callable[[str], str]) -> None:
+    runs = str(home / "runs")
+    (one,) = load(Options(run=run("batch"), runs=runs)).values()
+    worker = Worker()
+    asked = [["a"], ["see you at lunch " * 4], TEXTS]
+    results = [worker.ask(one.answers, texts, alone=one.answers_depend_on_each_other) for texts in asked]
+    worker.start()
+    worker.stop()
+    for texts, result in zip(asked, results, strict=True):
+        alone = list(predict_texts(run("batch"), texts, runs))
+        assert [close({"run": found}) for found in alone] == [{"run": found} for found in result.result()]
+
+
+def test_requests_that_wait_are_one_batch() -> None:
+    worker, calls = Worker(), list[list[int]]()
+
+    def double(items: list[int]) -> list[int]:
+        calls.append(items)
+        return [2 * item for item in items]
+
+    results = [worker.ask(double, [i, 10 + i]) for i in range(3)]
+    worker.start()
+    worker.stop()
+    assert [result.result() for result in results] == [[0, 20], [2, 22], [4, 24]]
+    assert calls == [[0, 10, 1, 11, 2, 12]]
+
+
+def test_a_fault_is_told_to_those_who_wait_and_the_next_are_answered() -> None:
+    worker = Worker()
+    worker.start()
+    with pytest.raises(ZeroDivisionError):
+        worker.ask(lambda items: [1 / item for item in items], [1, 0]).result()
+    assert worker.ask(lambda items: items, [1, 0]).result() == [1, 0]
+    worker.stop()
 
 
 # ---- wrong requests
