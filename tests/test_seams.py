@@ -129,7 +129,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_their_parts_train_resume_predict_and_report(theirs: list[str], tmp_path: Path) -> None:
+def test_their_parts_train_resume_predict_and_report(theirs, tmp_path):
     straight = train(compose("train", theirs))
     assert type(straight.model).__name__ == "MaxPooling"
     assert type(straight.trainer.optimizers[0]) is torch.optim.RMSprop
@@ -181,9 +181,7 @@ def test_their_parts_train_resume_predict_and_report(theirs: list[str], tmp_path
         ("data._target_=collections.Counter", "data"),
     ],
 )
-def test_what_does_not_fit_is_found_before_a_run_folder_exists(
-    theirs: list[str], tmp_path: Path, override: str, key: str
-) -> None:
+def test_what_does_not_fit_is_found_before_a_run_folder_exists(theirs, tmp_path, override, key):
     with pytest.raises(Exception, match=key.replace(".", r"\.")) as raised:
         train(compose("train", [*theirs, override if override.startswith(("+", "data", "task")) else f"++{override}"]))
     assert isinstance(raised.value, InputError), raised.value
@@ -196,7 +194,7 @@ FLAGS = "fast_dev_run=true limit_train_batches=2 limit_val_batches=1 overfit_bat
 @pytest.mark.parametrize(
     "flag", [pytest.param(flag, marks=[pytest.mark.slow] * (i > 0)) for i, flag in enumerate(FLAGS.split())]
 )
-def test_a_run_with_a_debugging_flag_is_partial_and_no_result(theirs: list[str], tmp_path: Path, flag: str) -> None:
+def test_a_run_with_a_debugging_flag_is_partial_and_no_result(theirs, tmp_path, flag):
     from src.sweeps.study import finished
 
     cfg = compose("train", [*theirs, f"+trainer.{flag}"])
@@ -208,14 +206,14 @@ def test_a_run_with_a_debugging_flag_is_partial_and_no_result(theirs: list[str],
     assert run_dir.load_result(run.folder)["partial"]
 
 
-def test_the_job_returns_what_a_sweeper_is_to_improve(theirs: list[str]) -> None:
+def test_the_job_returns_what_a_sweeper_is_to_improve(theirs):
     found = main(compose("train", [*theirs, "trainer.max_epochs=1", "optimized_metric=validation/loss"]))
     assert isinstance(found, float)
     with pytest.raises(InputError, match="optimized_metric"):
         main(compose("train", [*theirs, "trainer.max_epochs=1", "optimized_metric=loss"]))
 
 
-def test_a_checkpoint_alone_says_what_to_call_instead(theirs: list[str]) -> None:
+def test_a_checkpoint_alone_says_what_to_call_instead(theirs):
     run = train(compose("train", [*theirs, "trainer.max_epochs=1"]))
     with pytest.raises(InputError, match=r"build\.restore"):
         type(run.model).load_from_checkpoint(run.folder / "checkpoints/best.ckpt")
@@ -243,7 +241,7 @@ class Best(Sweeper):
 
 
 @pytest.mark.slow
-def test_a_sweeper_of_hydra_s_chooses_by_what_the_job_returns(theirs: list[str], tmp_path: Path) -> None:
+def test_a_sweeper_of_hydra_s_chooses_by_what_the_job_returns(theirs, tmp_path):
     (tmp_path / "hydra_plugins" / "best").mkdir(parents=True)
     (tmp_path / "hydra_plugins" / "best" / "__init__.py").write_text(SWEEPER, encoding="utf-8")
     (tmp_path / "conf" / "hydra" / "sweeper").mkdir(parents=True)

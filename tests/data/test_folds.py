@@ -1,7 +1,6 @@
 """Cross-validation: folds hold each message once, near-duplicates stand together, and a row of a table is over all."""
 
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,7 +34,7 @@ def messages(n: int, seed: int = 0) -> list[Example]:
 
 
 @pytest.mark.parametrize("k", [2, 5])
-def test_folds_hold_each_message_once_with_its_near_duplicates(k: int) -> None:
+def test_folds_hold_each_message_once_with_its_near_duplicates(k):
     examples = messages(150)
     numbers = near_duplicates([normalise(example.text) for example in examples])
     group = dict(zip(examples, numbers.tolist(), strict=True))
@@ -58,7 +57,7 @@ def data_of(*overrides: str) -> Any:
     return data
 
 
-def test_a_fold_is_the_same_for_every_seed_and_is_named() -> None:
+def test_a_fold_is_the_same_for_every_seed_and_is_named():
     one, other = (data_of("data.fold=2/5", f"seed={seed}") for seed in (1, 2))
     assert one.examples == other.examples
     assert one.facts_of_texts()["split"] == "grouped, fold 2/5"
@@ -76,17 +75,17 @@ def test_a_fold_is_the_same_for_every_seed_and_is_named() -> None:
         ({"fold": "1/999"}, "data.fold: class"),
     ],
 )
-def test_what_is_no_fold_is_refused(given: dict[str, Any], key: str) -> None:
+def test_what_is_no_fold_is_refused(given, key):
     with pytest.raises(InputError, match=key):
         Bundled(**given)
 
 
-def test_a_mixture_has_the_folds_of_its_sources() -> None:
+def test_a_mixture_has_the_folds_of_its_sources():
     with pytest.raises(InputError, match=r"data\.sources\.<name>\.fold"):
         Mixture(sources={"one": Bundled()}, fold="1/5")
 
 
-def test_a_run_without_folds_is_what_it_was_before_there_were_any() -> None:
+def test_a_run_without_folds_is_what_it_was_before_there_were_any():
     def settings(*overrides: str) -> dict[str, Any]:
         return identity.settings(identity.plain(compose("train", [*overrides])))
 
@@ -96,7 +95,7 @@ def test_a_run_without_folds_is_what_it_was_before_there_were_any() -> None:
     assert [source.get("fold") for source in mixed.values()] == ["1/5", None, None]
 
 
-def test_a_row_is_over_the_folds_of_each_seed(tmp_path: Path) -> None:
+def test_a_row_is_over_the_folds_of_each_seed(tmp_path):
     folds = ["1/3", "2/3", "3/3"]
     path = write_study(tmp_path, "folds", {"task.trainable": ["all", "lora"], "data.fold": folds, "seed": [1, 2]})
     right = {("1/3", 1): 18, ("2/3", 1): 14, ("3/3", 1): 10, ("1/3", 2): 12, ("2/3", 2): 12, ("3/3", 2): 12}
@@ -122,7 +121,7 @@ def test_a_row_is_over_the_folds_of_each_seed(tmp_path: Path) -> None:
     assert made.columns[0].values == ["all", "lora"]
 
 
-def test_seeds_of_one_fold_on_different_messages_are_no_row(tmp_path: Path) -> None:
+def test_seeds_of_one_fold_on_different_messages_are_no_row(tmp_path):
     path = write_study(tmp_path, "folds", {"data.fold": ["1/2", "2/2"], "seed": [1, 2]})
     for point in study.trials(study.read(path)):
         write_run(tmp_path, point, answers(20, 15), messages=f"{point.values}")

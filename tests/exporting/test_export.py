@@ -141,20 +141,14 @@ def example(folder: Path) -> str:
 # ---- the folder
 
 
-def test_an_exported_folder_holds_these_files_readable_by_all(stock: Path) -> None:
+def test_an_exported_folder_holds_these_files_readable_by_all(stock):
     files = {path.name: path.stat().st_mode for path in stock.iterdir()}
-    assert files.keys() == {
-        "README.md",
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    }
+    assert files.keys() == {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert len(set(files.values())) == 1
     assert list(stock.parent.iterdir()) == [stock]
 
 
-def test_the_tokenizer_file_gives_our_ids(stock: Path) -> None:
+def test_the_tokenizer_file_gives_our_ids(stock):
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(stock / "tokenizer.json"))
@@ -163,7 +157,7 @@ def test_the_tokenizer_file_gives_our_ids(stock: Path) -> None:
     assert [one.ids for one in tokenizer.encode_batch(texts)] == encode(texts)
 
 
-def test_a_bias_is_folded_into_the_final_norm_where_that_can_be() -> None:
+def test_a_bias_is_folded_into_the_final_norm_where_that_can_be():
     torch.manual_seed(0)
     head = nn.Linear(16, 3)
     folded = transformers_folder.folded(head)
@@ -173,7 +167,7 @@ def test_a_bias_is_folded_into_the_final_norm_where_that_can_be() -> None:
     assert transformers_folder.folded(nn.Linear(2, 3)) is None  # more classes than channels
 
 
-def test_a_card_says_what_the_run_measured(stock: Path, trained: Trained) -> None:
+def test_a_card_says_what_the_run_measured(stock, trained):
     run, card = trained["last_nonpad"], ModelCard.load(stock / "README.md")
     tested = run.result["metrics"]["test"]
     results = {one.metric_type: one.metric_value for one in card.data.eval_results or []}
@@ -183,7 +177,7 @@ def test_a_card_says_what_the_run_measured(stock: Path, trained: Trained) -> Non
     assert str(trained.home) not in card.content
 
 
-def test_a_card_is_sound_whatever_the_labels_are(trained: Trained) -> None:
+def test_a_card_is_sound_whatever_the_labels_are(trained):
     run = trained["last_nonpad"]
     data = run.result["data"] | {"labels": ["a|b", '"<script>\n: {{ x }}'], "name": "`x`: - |"}
     card = model_card.card(replace(run, result=run.result | {"data": data}), "me/mine", onnx=True)
@@ -192,20 +186,20 @@ def test_a_card_is_sound_whatever_the_labels_are(trained: Trained) -> None:
     assert ModelCard(card.content).data.model_name == run.result["id"]
 
 
-def test_a_card_has_a_sentence_for_the_leaks_of_every_split(trained: Trained) -> None:
+def test_a_card_has_a_sentence_for_the_leaks_of_every_split(trained):
     run = trained["last_nonpad"]
     for split in SmsSpam.SPLITS:
         told = replace(run, result=run.result | {"data": run.result["data"] | {"split": split}})
         assert model_card.LEAKS[split] in model_card.card(told, None, onnx=False).text
 
 
-def test_a_prompt_cannot_end_the_code_of_a_card(trained: Trained, tmp_path: Path) -> None:
+def test_a_prompt_cannot_end_the_code_of_a_card(trained, tmp_path):
     assert eval(model_card._python("``` \n'\"")) == "``` \n'\""
     assert "`" not in model_card._python("```")
 
 
 @pytest.mark.parametrize("taken", ["file", "folder"])
-def test_what_is_there_already_is_not_written_over(trained: Trained, tmp_path: Path, taken: str) -> None:
+def test_what_is_there_already_is_not_written_over(trained, tmp_path, taken):
     to, mine = tmp_path / "to", tmp_path / "to" / "mine"
     mine.parent.mkdir() if taken == "folder" else to.write_text("mine")
     if taken == "folder":
@@ -217,9 +211,7 @@ def test_what_is_there_already_is_not_written_over(trained: Trained, tmp_path: P
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space left")])
-def test_an_export_that_fails_leaves_nothing(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any
-) -> None:
+def test_an_export_that_fails_leaves_nothing(trained, tmp_path, monkeypatch, error):
     def fails(run: FinishedRun, folder: Path) -> None:
         (folder / "model.safetensors").write_text("half")
         raise error
@@ -284,7 +276,7 @@ def classified(trained: Trained, home: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*STOCK, *CUSTOM])
-def test_transformers_gives_our_logits(kind: str, trained: Trained, classified: dict[str, Any]) -> None:
+def test_transformers_gives_our_logits(kind, trained, classified):
     run, said = trained[kind], classified[kind]
     alone = torch.cat([logits(run, [text]) for text in TEXTS])
     together = logits(run, TEXTS) if run.padding == "batch" else alone
@@ -311,16 +303,14 @@ def logits(run: FinishedRun, texts: list[str]) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_a_foreign_architecture_is_not_taken_for_a_stock_one_and_refuses_what_it_cannot_read(
-    classified: dict[str, Any],
-) -> None:
+def test_a_foreign_architecture_is_not_taken_for_a_stock_one_and_refuses_what_it_cannot_read(classified):
     assert "trust_remote_code" in classified["untrusted"]
     assert "truncation=True" in classified["too long"]
     assert "padding_side='right'" in classified["padded on the left"]
 
 
 @pytest.mark.slow
-def test_the_code_of_a_card_answers_as_an_instruct_run_does(trained: Trained, home: Path) -> None:
+def test_the_code_of_a_card_answers_as_an_instruct_run_does(trained, home):
     code = """
 given = json.load(sys.stdin)
 said = {}
@@ -352,7 +342,7 @@ def written(run: FinishedRun, texts: list[str]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["last_nonpad", "last", "no_causal_mask_no_padding", "instruct"])
-def test_an_onnx_file_gives_our_logits_for_any_batch_and_length(kind: str, trained: Trained, tmp_path: Path) -> None:
+def test_an_onnx_file_gives_our_logits_for_any_batch_and_length(kind, trained, tmp_path):
     from onnxruntime import InferenceSession
 
     run = trained[kind]
@@ -366,16 +356,14 @@ def test_an_onnx_file_gives_our_logits_for_any_batch_and_length(kind: str, train
 
 
 @pytest.mark.slow
-def test_an_onnx_file_of_other_probabilities_is_not_kept(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_onnx_file_of_other_probabilities_is_not_kept(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_file.Graph, "_pooled", lambda graph, hidden, real, length: hidden[:, 0])
     with pytest.raises(InputError, match="onnx=true"):
         trained.export("last_nonpad", tmp_path / "to", onnx=True)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(onnx_file, "PACKAGES", ("no_such_package",))
     with pytest.raises(InputError, match="no_such_package"):
         onnx_file.check()
@@ -473,9 +461,7 @@ except InputError as error:
     return done.stdout.strip(), done.stderr.strip()
 
 
-def test_a_push_sends_every_file_to_a_private_repository(
-    stock: Path, home: Path, server: tuple[type[Hub], str]
-) -> None:
+def test_a_push_sends_every_file_to_a_private_repository(stock, home, server):
     seen, address = server
     out, error = push(stock, home, HF_ENDPOINT=address, HF_TOKEN="hf_right")
     assert (out, error) == (f"{address}/me/mine", "")
@@ -494,9 +480,7 @@ def test_a_push_sends_every_file_to_a_private_repository(
         ({"HF_TOKEN": "hf_right", "HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be reached"),
     ],
 )
-def test_where_nothing_can_be_pushed_one_sentence_says_so(
-    stock: Path, home: Path, server: tuple[type[Hub], str], environment: dict[str, str], said: str
-) -> None:
+def test_where_nothing_can_be_pushed_one_sentence_says_so(stock, home, server, environment, said):
     seen, address = server
     out, error = push(stock, home, **{"HF_ENDPOINT": address, **environment})
     assert out == ""
@@ -505,9 +489,7 @@ def test_where_nothing_can_be_pushed_one_sentence_says_so(
     assert seen.created == []
 
 
-def test_a_push_that_is_refused_says_where_the_folder_is(
-    stock: Path, home: Path, server: tuple[type[Hub], str]
-) -> None:
+def test_a_push_that_is_refused_says_where_the_folder_is(stock, home, server):
     seen, address = server
     seen.refuses = True
     out, error = push(stock, home, HF_ENDPOINT=address, HF_TOKEN="hf_right")
@@ -517,12 +499,12 @@ def test_a_push_that_is_refused_says_where_the_folder_is(
 
 
 @pytest.mark.parametrize("name", ["mine", "a/b/c", "me/", "me/m ne", ""])
-def test_a_name_that_the_hub_cannot_have_is_refused(name: str) -> None:
+def test_a_name_that_the_hub_cannot_have_is_refused(name):
     with pytest.raises(InputError, match="hub="):
         hub.check(name)
 
 
-def test_weights_are_those_of_the_run(stock: Path, trained: Trained) -> None:
+def test_weights_are_those_of_the_run(stock, trained):
     run, stored = trained["last_nonpad"], load_file(stock / "model.safetensors")
     assert run.model.head is not None
     torch.testing.assert_close(stored["score.weight"], run.model.head.weight.detach(), rtol=0, atol=0)

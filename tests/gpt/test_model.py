@@ -8,7 +8,7 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -342,7 +342,7 @@ def test_a_file_that_does_not_fit_is_refused_and_the_tensor_named(change, named,
 @pytest.mark.parametrize(
     "damage", [lambda whole: whole[:-1], lambda whole: whole[:100], lambda whole: b"PK\3\4" * 50, lambda whole: b""]
 )
-def test_a_damaged_file_is_refused(damage: Callable[[bytes], bytes], tmp_path):
+def test_a_damaged_file_is_refused(damage, tmp_path):
     weights.export(scattered(), tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
@@ -828,7 +828,7 @@ def test_adapters_that_cannot_be_are_refused(key, value):
         LoRA(**{key: value})
 
 
-def test_the_shipped_weights_are_those_that_are_pinned() -> None:
+def test_the_shipped_weights_are_those_that_are_pinned():
     path, _ = weights.SHIPPED["mini"]
     config = config_of("mini")
     gpt = weights.build("mini", "pretrained", config, seed=0)
@@ -839,7 +839,7 @@ def test_the_shipped_weights_are_those_that_are_pinned() -> None:
     assert not torch.equal(gpt.token_embedding.weight, GPT(config, seed=0).token_embedding.weight)
 
 
-def test_altered_shipped_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_altered_shipped_weights_are_refused(tmp_path, monkeypatch):
     path, sha256 = weights.SHIPPED["mini"]
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -853,7 +853,7 @@ def test_altered_shipped_weights_are_refused(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("k", [0, 2, 3])
-def test_the_suffix_at_some_places_is_the_suffix_there_with_the_same_gradients(k: int, causal: bool) -> None:
+def test_the_suffix_at_some_places_is_the_suffix_there_with_the_same_gradients(k, causal):
     gpt = GPT(dataclasses.replace(CONFIG, causal=causal), seed=0)
     scatter(gpt)
     ids = torch.randint(CONFIG.vocab_size, (4, 11), generator=torch.Generator().manual_seed(0))
@@ -912,13 +912,13 @@ def read_once(gpt: GPT, messages: list[list[int]], k: int) -> tuple[int, float]:
 
 
 @pytest.mark.parametrize("k", [0, 1, 3])
-def test_what_begins_alike_is_computed_once(k: int) -> None:
+def test_what_begins_alike_is_computed_once(k):
     rows, apart = read_once(scattered(), ALIKE, k)
     assert rows == (distinct(ALIKE) if k else 0) == (15 if k else 0)
     assert apart < 1e-5
 
 
-def test_any_messages_are_read_once() -> None:
+def test_any_messages_are_read_once():
     """Sorted, each distinct token is computed once; in any order the result is right."""
     gpt, generator = scattered(), torch.Generator().manual_seed(0)
     for n in range(1, 30):
@@ -932,14 +932,14 @@ def test_any_messages_are_read_once() -> None:
         assert apart < 1e-5
 
 
-def test_without_a_causal_mask_only_equal_messages_share() -> None:
+def test_without_a_causal_mask_only_equal_messages_share():
     gpt = scattered(dataclasses.replace(CONFIG, causal=False))
     rows, apart = read_once(gpt, [[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 5], [1, 2, 3, 5], [6, 2, 3, 5]], 2)
     assert rows == 12
     assert apart < 1e-5
 
 
-def test_autocast_leaves_what_is_computed_at_few_places_in_full_precision() -> None:
+def test_autocast_leaves_what_is_computed_at_few_places_in_full_precision():
     gpt, index = scattered(), torch.tensor([[3], [0]])
     x = torch.randn(2, 5, CONFIG.n_embd, generator=torch.Generator().manual_seed(0))
     exact, everywhere = gpt.upper_blocks_at(x, 2, index), gpt.upper_blocks_at(x, 1, index)

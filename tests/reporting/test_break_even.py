@@ -22,7 +22,7 @@ from tests.reporting.test_report import answers, write_run, write_study
         ([0.1, -0.1, 0.1], math.sqrt(200 * 400)),  # what was before it fell behind does not count
     ],
 )
-def test_a_crossing_is_where_it_stays_ahead(differences: list[float], at: float) -> None:
+def test_a_crossing_is_where_it_stays_ahead(differences, at):
     assert crossing([100, 200, 400], differences) == pytest.approx(at)
 
 
@@ -39,7 +39,7 @@ def lines(tmp_path: Path) -> list[rows.Row]:
     return rows.read(study.read(path), tmp_path / "runs")
 
 
-def test_break_even_lies_between_the_parts_on_which_the_order_changes(lines: list[rows.Row]) -> None:
+def test_break_even_lies_between_the_parts_on_which_the_order_changes(lines):
     against = references(lines)
     pairs = [(row, one) for row, one in zip(lines, against, strict=True) if one is not None and one is not row]
     ahead, at, low, high = break_even(*map(list, zip(*pairs, strict=True)))
@@ -50,14 +50,14 @@ def test_break_even_lies_between_the_parts_on_which_the_order_changes(lines: lis
     assert "all passes last_block at 159 (" in said
 
 
-def test_a_bound_stands_where_the_lines_do_not_cross(lines: list[rows.Row]) -> None:
+def test_a_bound_stands_where_the_lines_do_not_cross(lines):
     rest = [row for row in lines if row.values["data.fraction"] != 0.1]
     assert "passes last_block at fewer than 200 (" in break_even_note(rest, references(rest))[0]
     turned = [*rest[2:], *rest[:2]]
     assert "all passes last_block at fewer than 200 (" in break_even_note(turned, references(turned))[0]
 
 
-def test_a_study_that_is_under_way_has_a_break_even_of_the_seeds_that_are_there(tmp_path: Path) -> None:
+def test_a_study_that_is_under_way_has_a_break_even_of_the_seeds_that_are_there(tmp_path):
     path = write_study(
         tmp_path, "lines", {"task.trainable": ["last_block", "all"], "data.fraction": [0.1, 0.2], "seed": [1, 2]}
     )
@@ -68,7 +68,7 @@ def test_a_study_that_is_under_way_has_a_break_even_of_the_seeds_that_are_there(
     assert "all passes last_block at 141 (" in break_even_note(found, references(found))[0]
 
 
-def test_an_interval_covers_the_break_even_of_other_seeds_and_messages() -> None:
+def test_an_interval_covers_the_break_even_of_other_seeds_and_messages():
     """Differences that rise by a straight line over the logarithm, with spread over seeds and messages."""
     from src.reporting.break_even import drawn_differences
 

@@ -154,12 +154,12 @@ def texts(made: table.Table, heading: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 7), (7, 7), (1, 1), (285, 300), (150, 300), (299, 300), (40, 1115)])
-def test_wilsons_interval_is_scipys(right: int, n: int) -> None:
+def test_wilsons_interval_is_scipys(right, n):
     expected = stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
     assert intervals.wilson(right, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_holms_correction_of_a_worked_example() -> None:
+def test_holms_correction_of_a_worked_example():
     # smallest first: 4 x 0.005, 3 x 0.01, 2 x 0.03, then 0.04, which may not fall below 0.06
     assert differences.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert differences.holm([0.6, 0.7]) == [1.0, 1.0]
@@ -187,19 +187,17 @@ def covered(shape: tuple[int, int, int], accuracy: float, messages: float, seeds
 @pytest.mark.parametrize("seeds", [0.0, 0.4])
 @pytest.mark.parametrize("messages", [1, 2, 4, 10, 50])
 @pytest.mark.parametrize("shape", [(1000, 3, 250), (1000, 10, 250), (1000, 3, 1000)])
-def test_the_interval_over_messages_and_seeds_covers_the_accuracy(
-    shape: tuple[int, int, int], messages: float, seeds: float
-) -> None:
+def test_the_interval_over_messages_and_seeds_covers_the_accuracy(shape, messages, seeds):
     for accuracy in (0.8, 0.9, 0.95, 0.98, 0.99, 0.995):
         assert covered(shape, accuracy, messages, seeds) > 0.92, accuracy  # 0.93, less the noise of a thousand
 
 
 @pytest.mark.parametrize(("accuracy", "messages", "seeds"), [(0.99, 4, 0.0), (0.995, 50, 0.0), (0.8, 1, 0.4)])
-def test_the_interval_covers_where_resampled_messages_did_not(accuracy: float, messages: float, seeds: float) -> None:
+def test_the_interval_covers_where_resampled_messages_did_not(accuracy, messages, seeds):
     assert covered((400, 3, 300), accuracy, messages, seeds) >= 0.93
 
 
-def test_one_wrong_answer_of_one_seed_does_not_make_the_interval_that_of_as_many_messages() -> None:
+def test_one_wrong_answer_of_one_seed_does_not_make_the_interval_that_of_as_many_messages():
     right = np.ones((3, 300), dtype=bool)
     right[0, 0] = False
     low, high = intervals.accuracy_interval(right)
@@ -208,26 +206,26 @@ def test_one_wrong_answer_of_one_seed_does_not_make_the_interval_that_of_as_many
     assert intervals.wilson(899, 900).high < high < 1
 
 
-def test_seeds_that_agree_do_not_narrow_the_interval() -> None:
+def test_seeds_that_agree_do_not_narrow_the_interval():
     right = np.array([answers(300, 270)])
     alone = intervals.wilson(270, 300)
     assert intervals.accuracy_interval(np.repeat(right, 3, 0)) == pytest.approx(alone, abs=1e-3)
 
 
-def test_seeds_that_err_at_random_narrow_the_interval() -> None:
+def test_seeds_that_err_at_random_narrow_the_interval():
     apart = np.array([answers(300, 270, seed) for seed in range(9)])
     (low, high), alone = intervals.accuracy_interval(apart), intervals.wilson(270, 300)
     assert high - low < 0.6 * (alone.high - alone.low)
 
 
-def test_seeds_that_differ_widen_the_interval() -> None:
+def test_seeds_that_differ_widen_the_interval():
     right = np.array([answers(300, n) for n in (240, 270, 298)])
     (low, high), alone = intervals.accuracy_interval(right), intervals.wilson(269, 300)
     assert high - low > 2 * (alone.high - alone.low)
 
 
 @pytest.mark.parametrize(("right", "expected"), [(300, (300, 300)), (0, (0, 300))])
-def test_an_interval_of_answers_without_spread_is_wilsons(right: int, expected: tuple[int, int]) -> None:
+def test_an_interval_of_answers_without_spread_is_wilsons(right, expected):
     assert intervals.accuracy_interval(np.array([answers(300, right)] * 3)) == intervals.wilson(*expected)
 
 
@@ -238,7 +236,7 @@ def discordant(a: int, b: int) -> tuple[np.ndarray, np.ndarray]:
     return first, second
 
 
-def test_one_seed_each_is_compared_by_mcnemars_exact_test() -> None:
+def test_one_seed_each_is_compared_by_mcnemars_exact_test():
     for a in range(12):
         for b in range(12):
             expected = stats.binomtest(a, a + b).pvalue if a + b else 1.0
@@ -246,7 +244,7 @@ def test_one_seed_each_is_compared_by_mcnemars_exact_test() -> None:
     assert differences.paired_p(*discordant(700, 900)) == pytest.approx(stats.binomtest(700, 1600).pvalue, rel=1e-9)
 
 
-def test_seeds_that_agree_say_no_more_than_one() -> None:
+def test_seeds_that_agree_say_no_more_than_one():
     a, b = discordant(4, 0)
     assert differences.paired_p(a, b) == 0.125
     assert differences.paired_p(np.repeat(a, 3, 0), np.repeat(b, 3, 0)) == 0.125
@@ -254,7 +252,7 @@ def test_seeds_that_agree_say_no_more_than_one() -> None:
 
 
 @pytest.mark.parametrize("seeds", [(2, 2), (3, 3), (3, 2), (1, 3)])
-def test_several_seeds_are_compared_by_scipys_exact_permutation_test(seeds: tuple[int, int]) -> None:
+def test_several_seeds_are_compared_by_scipys_exact_permutation_test(seeds):
     rng = np.random.default_rng(1)
     hard = rng.random(12)
     a, b = (hard + 0.5 * rng.random((n, 12)) < limit for n, limit in zip(seeds, (0.9, 0.6), strict=True))
@@ -265,7 +263,7 @@ def test_several_seeds_are_compared_by_scipys_exact_permutation_test(seeds: tupl
     assert differences.paired_p(a, b) == pytest.approx(found.pvalue, rel=1e-9)
 
 
-def test_several_seeds_are_compared_as_the_paired_z_test_does_with_many_messages() -> None:
+def test_several_seeds_are_compared_as_the_paired_z_test_does_with_many_messages():
     rng = np.random.default_rng(3)
     hard = rng.random(2000)
     a, b = (hard + 0.3 * rng.random((3, 2000)) < limit for limit in (0.955, 0.94))
@@ -277,7 +275,7 @@ def test_several_seeds_are_compared_as_the_paired_z_test_does_with_many_messages
     assert differences.paired_p(b, a) == pytest.approx(differences.paired_p(a, b), rel=1e-9)
 
 
-def test_rows_with_the_same_answers_do_not_differ() -> None:
+def test_rows_with_the_same_answers_do_not_differ():
     right = np.array([answers(50, 40)] * 3)
     assert differences.paired_p(right, right) == 1.0
     assert differences.paired_p(right[:1], right[:1]) == 1.0
@@ -287,7 +285,7 @@ def test_rows_with_the_same_answers_do_not_differ() -> None:
 # ---- the published table
 
 
-def test_the_published_figures_are_nineteen_and_repeated_by_as_many_experiments(real_data: Path) -> None:
+def test_the_published_figures_are_nineteen_and_repeated_by_as_many_experiments(real_data):
     with (real_data / "book_table.csv").open(encoding="utf-8") as file:
         book = list(csv.DictReader(file))
     with published.TABLE.open(encoding="utf-8") as file:
@@ -299,7 +297,7 @@ def test_the_published_figures_are_nineteen_and_repeated_by_as_many_experiments(
     assert [line["weights"] for line in book] == [line["weights"] for line in ours]
 
 
-def test_each_published_row_has_an_experiment_that_names_it() -> None:
+def test_each_published_row_has_an_experiment_that_names_it():
     known = published.published_rows()
     assert [row.row for row in known.values()] == list(range(1, 20))
     for name, row in known.items():
@@ -307,7 +305,7 @@ def test_each_published_row_has_an_experiment_that_names_it() -> None:
         assert f"# Row {row.row}." in text
 
 
-def test_of_the_published_validation_figures_only_that_of_row_8_is_impossible() -> None:
+def test_of_the_published_validation_figures_only_that_of_row_8_is_impossible():
     with published.TABLE.open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
 
@@ -320,7 +318,7 @@ def test_of_the_published_validation_figures_only_that_of_row_8_is_impossible() 
     assert [line["row"] for line in lines if line["note"]] == ["8"]
 
 
-def test_the_published_interval_is_wilsons_on_300_messages() -> None:
+def test_the_published_interval_is_wilsons_on_300_messages():
     low, high = published.published_rows()["last_block"].interval
     assert (round(100 * low, 1), round(100 * high, 1)) == (91.9, 96.9)
 
@@ -344,14 +342,14 @@ def test_the_published_interval_is_wilsons_on_300_messages() -> None:
     ],
 )
 @pytest.mark.slow
-def test_a_config_repeats_a_published_row_only_as_a_whole(overrides: str, row: int | None) -> None:
+def test_a_config_repeats_a_published_row_only_as_a_whole(overrides, row):
     repeated = published.repeated_by(
         study.config(study.Trial({}, tuple(overrides.split()))), published.published_rows()
     )
     assert (repeated and repeated.row) == row
 
 
-def test_ours_is_held_against_the_published_interval(tmp_path: Path) -> None:
+def test_ours_is_held_against_the_published_interval(tmp_path):
     path = write_study(
         tmp_path, "book", {"+experiment": ["last_block", "first_token"], "gpt": ["small"], "data": ["sms_spam"]}
     )
@@ -370,7 +368,7 @@ def test_ours_is_held_against_the_published_interval(tmp_path: Path) -> None:
 # ---- rows
 
 
-def test_runs_belong_to_the_rows_whose_config_they_had(found: list[rows.Row], home: Path) -> None:
+def test_runs_belong_to_the_rows_whose_config_they_had(found, home):
     assert [(row.label, len(row.runs), row.wanted) for row in found] == [
         ("last_layer", 3, 3),
         ("last_block", 3, 3),
@@ -382,7 +380,7 @@ def test_runs_belong_to_the_rows_whose_config_they_had(found: list[rows.Row], ho
     assert [(row.label, len(row.runs)) for row in foreign] == [("other", 0)]
 
 
-def test_a_row_is_named_by_what_varies() -> None:
+def test_a_row_is_named_by_what_varies():
     values = [
         {"+experiment": "lora", "data.fraction": 0.5, "gpt.causal": True, "gpt.weights": "assets/mini/model"},
         {"+experiment": "lora", "data.fraction": 1, "gpt.causal": None, "gpt.weights": "assets/tiny/other"},
@@ -395,7 +393,7 @@ def test_a_row_is_named_by_what_varies() -> None:
     assert rows.namer([{}], "study")({}) == "study"
 
 
-def test_short_names_stay_distinct() -> None:
+def test_short_names_stay_distinct():
     keys = {"gpt.name", "data.name", "task.trainable", "+experiment"}
     assert rows.short_names(keys) == {
         "gpt.name": "gpt.name",
@@ -409,7 +407,7 @@ def test_short_names_stay_distinct() -> None:
     assert rows.short_values([0.123456, 0.123457]) == {"0.123456": "0.123456", "0.123457": "0.123457"}
 
 
-def test_runs_of_a_row_on_different_messages_are_refused(tmp_path: Path) -> None:
+def test_runs_of_a_row_on_different_messages_are_refused(tmp_path):
     path = write_study(tmp_path, "seeds", {"seed": [1, 2]})
     for point, messages in zip(study.trials(study.read(path)), "ab", strict=True):
         write_run(tmp_path, point, answers(20, 15), messages=messages)
@@ -419,9 +417,7 @@ def test_runs_of_a_row_on_different_messages_are_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["config.yaml", "result.json", "predictions.csv"])
 @pytest.mark.parametrize("content", [b"{", b"{}", b"", b"cut", b"\xff\xfe\x00", None])
-def test_a_damaged_run_is_named_and_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes | None
-) -> None:
+def test_a_damaged_run_is_named_and_left_out(tmp_path, capsys, name, content):
     path = write_study(tmp_path, "seeds", {"seed": [1, 2]})
     broken, whole = (write_run(tmp_path, point, answers(20, 15)) for point in study.trials(study.read(path)))
     if content is None and name != "result.json":
@@ -434,7 +430,7 @@ def test_a_damaged_run_is_named_and_left_out(
     assert str(broken / name) in capsys.readouterr().err
 
 
-def test_labels_that_a_spreadsheet_would_run_are_escaped_and_read_back(tmp_path: Path) -> None:
+def test_labels_that_a_spreadsheet_would_run_are_escaped_and_read_back(tmp_path):
     labels, certain = ["=1+1", "-1", "@a", "'x"], torch.eye(4).mul(9).log_softmax(-1)
     predictions = Predictions(certain, torch.arange(4))
     run_dir.write(tmp_path, {"data": {"labels": labels}}, list("abcd"), predictions)
@@ -449,7 +445,7 @@ def test_labels_that_a_spreadsheet_would_run_are_escaped_and_read_back(tmp_path:
 # ---- the table
 
 
-def test_the_table_says_mean_deviation_and_interval_over_seeds(found: list[rows.Row]) -> None:
+def test_the_table_says_mean_deviation_and_interval_over_seeds(found):
     shown = made(found)
     assert texts(shown, "runs") == ["3 of 3", "3 of 3", "2 of 3", "0 of 3"]
     assert texts(shown, "test (%)") == ["60.00 ± 1.00", "80.00 ± 1.00", "81.50 ± 0.71", "-"]
@@ -460,7 +456,7 @@ def test_the_table_says_mean_deviation_and_interval_over_seeds(found: list[rows.
     assert found[0].interval == pytest.approx(alone, abs=0.005)
 
 
-def test_a_missing_row_is_shown_as_missing(found: list[rows.Row]) -> None:
+def test_a_missing_row_is_shown_as_missing(found):
     shown = made(found)
     cells = [column.texts[3] for column in shown.columns if column.heading]
     assert cells[:2] == ["lora", "0 of 3"]
@@ -468,7 +464,7 @@ def test_a_missing_row_is_shown_as_missing(found: list[rows.Row]) -> None:
     assert shown.notes[-1] == "8 of 12 runs have finished; incomplete: all; lora."
 
 
-def test_rows_are_compared_with_the_first_and_corrected_together(found: list[rows.Row]) -> None:
+def test_rows_are_compared_with_the_first_and_corrected_together(found):
     shown = comparisons.compared(found, comparisons.references(found))
     p = [differences.paired_p(found[i].right, found[0].right) for i in (1, 2)]
     assert [one and one.reference for one in shown] == [None, "last_layer", "last_layer", None]
@@ -478,7 +474,7 @@ def test_rows_are_compared_with_the_first_and_corrected_together(found: list[row
     assert texts(made(found), "p (messages)") == ["-", "<0.001", "<0.001", "-"]
 
 
-def test_a_difference_has_its_deviation_over_the_seeds_that_both_rows_have(tmp_path: Path) -> None:
+def test_a_difference_has_its_deviation_over_the_seeds_that_both_rows_have(tmp_path):
     path = write_study(tmp_path, "seeds", {"task.pooling": ["last", "first"], "seed": [1, 2, 3]})
     right = {("last", 1): 10, ("last", 2): 14, ("last", 3): 11, ("first", 1): 16, ("first", 3): 8}
     for point in study.trials(study.read(path)):
@@ -491,7 +487,7 @@ def test_a_difference_has_its_deviation_over_the_seeds_that_both_rows_have(tmp_p
     assert texts(made(found), "difference")[1].endswith("+1.67 ± 31.82")
 
 
-def test_rows_that_the_named_reference_does_not_cover_are_compared_with_none(tmp_path: Path) -> None:
+def test_rows_that_the_named_reference_does_not_cover_are_compared_with_none(tmp_path):
     path = write_study(tmp_path, "half", {"data.padding": ["longest", "batch"], "task.pooling": ["last", "first"]})
     for point in study.trials(study.read(path))[:-1]:  # batch, first has not run
         write_run(tmp_path, point, answers(20, 15), messages=point.values["data.padding"])
@@ -499,7 +495,7 @@ def test_rows_that_the_named_reference_does_not_cover_are_compared_with_none(tmp
     assert comparisons.references(found, "pooling=first") == [found[1], found[1], None, None]
 
 
-def test_a_difference_that_three_seeds_show_is_seen_and_not_decided(found: list[rows.Row]) -> None:
+def test_a_difference_that_three_seeds_show_is_seen_and_not_decided(found):
     shown = made(found, "trainable=last_block")
     against = comparisons.compared(found, comparisons.references(found, "last_block"))
     assert texts(shown, "verdict") == ["seen", "-", "not seen", "-"]
@@ -525,14 +521,12 @@ def test_a_difference_that_three_seeds_show_is_seen_and_not_decided(found: list[
         (10, 0.06, 0.01, "not seen"),
     ],
 )
-def test_a_difference_is_decided_where_both_tests_agree_on_five_seeds(
-    seeds: int, corrected: float, crossed: float | None, verdict: str
-) -> None:
+def test_a_difference_is_decided_where_both_tests_agree_on_five_seeds(seeds, corrected, crossed, verdict):
     one = comparisons.Comparison("last", 0.02, 0.01, 0.001, corrected, seeds, 300, None, crossed)
     assert one.verdict == verdict
 
 
-def test_near_twins_count_as_one_message_where_runs_recorded_them(tmp_path: Path) -> None:
+def test_near_twins_count_as_one_message_where_runs_recorded_them(tmp_path):
     path = write_study(tmp_path, "twins", {"task.pooling": ["last", "first"], "seed": [1, 2]})
     texts = [f"{letter * 9} {' '.join(letter * 9)} {word}" for letter in "abcdef" for word in "wxyz"]
     for point in study.trials(study.read(path)):
@@ -556,14 +550,14 @@ def test_near_twins_count_as_one_message_where_runs_recorded_them(tmp_path: Path
     assert last.interval.low < intervals.accuracy_interval(last.right).low
 
 
-def test_the_power_of_a_study_stands_under_its_table(found: list[rows.Row]) -> None:
+def test_the_power_of_a_study_stands_under_its_table(found):
     shown = table.table("depth", "How deep?", found, comparisons.references(found), wanted=30)
     (note,) = (note for note in shown.notes if note.startswith("Power:"))
     points = r"with 3 seeds \d+\.\d, with 5 seeds \d+\.\d, with 10 seeds \d+\.\d, for 30 points 5 seeds"
     assert re.search(f"on 100 messages {points}", note)
 
 
-def test_one_run_a_row_gives_wilsons_interval_and_mcnemars_test(tmp_path: Path) -> None:
+def test_one_run_a_row_gives_wilsons_interval_and_mcnemars_test(tmp_path):
     right = {"last": answers(200, 180, 1), "first": answers(200, 150, 2)}
     found = one_seed(tmp_path, right)
     low, high = stats.binomtest(180, 200).proportion_ci(0.95, method="wilson")
@@ -578,7 +572,7 @@ def test_one_run_a_row_gives_wilsons_interval_and_mcnemars_test(tmp_path: Path) 
     assert values == [None, pytest.approx(stats.binomtest(gained, gained + lost).pvalue)]
 
 
-def test_rows_on_different_data_are_compared_within_their_data(tmp_path: Path) -> None:
+def test_rows_on_different_data_are_compared_within_their_data(tmp_path):
     path = write_study(tmp_path, "two", {"data.padding": ["longest", "batch"], "task.pooling": ["last", "first"]})
     right = {"last": answers(60, 50), "first": answers(60, 30, 1)}
     for point in study.trials(study.read(path)):
@@ -604,7 +598,7 @@ def by_fraction(folder: Path) -> list[rows.Row]:
     return rows.read(study.read(path), folder / "runs")
 
 
-def test_ways_are_compared_where_they_were_trained_on_the_same_part_of_the_messages(tmp_path: Path) -> None:
+def test_ways_are_compared_where_they_were_trained_on_the_same_part_of_the_messages(tmp_path):
     found = by_fraction(tmp_path)
     against = comparisons.references(found)
     assert against == [found[0]] * 4 + [found[4]] * 4
@@ -613,7 +607,7 @@ def test_ways_are_compared_where_they_were_trained_on_the_same_part_of_the_messa
     assert made(found).notes[-2].endswith("that was tested on the same messages, with the same fraction.")
 
 
-def test_a_reference_may_name_a_row_for_each_of_the_other_settings(tmp_path: Path) -> None:
+def test_a_reference_may_name_a_row_for_each_of_the_other_settings(tmp_path):
     found = by_fraction(tmp_path)
     against = comparisons.references(found, "pooling=first")
     assert against == [found[i] for i in (2, 3, 2, 3, 6, 7, 6, 7)]
@@ -623,7 +617,7 @@ def test_a_reference_may_name_a_row_for_each_of_the_other_settings(tmp_path: Pat
     assert notes[-2].endswith("that was tested on the same messages, with the same fraction and trainable.")
 
 
-def test_one_model_of_several_tasks_is_compared_with_that_of_one_task_on_its_messages(tmp_path: Path) -> None:
+def test_one_model_of_several_tasks_is_compared_with_that_of_one_task_on_its_messages(tmp_path):
     path = write_study(tmp_path, "tasks", {"experiment": ["generalist", "specialist_spam"], "seed": [1, 2]})
     ham, spam, mixed = ["ham", "spam"], answers(40, 30), answers(60, 42, 3)
     for point in study.trials(study.read(path)):
@@ -643,7 +637,7 @@ def test_one_model_of_several_tasks_is_compared_with_that_of_one_task_on_its_mes
     assert comparisons.references(found[::-1]) == [special, general]
 
 
-def test_messages_that_stand_twice_are_told_apart(tmp_path: Path) -> None:
+def test_messages_that_stand_twice_are_told_apart(tmp_path):
     (row,) = one_seed(tmp_path, {"last": [True, False, True]})
     run = row.runs[0]
     again = rows.Row(
@@ -653,14 +647,14 @@ def test_messages_that_stand_twice_are_told_apart(tmp_path: Path) -> None:
     assert again.correct_on(again).tolist() == [[True, False, True, False]]
 
 
-def test_a_reference_that_is_no_row_or_has_not_run_is_refused(found: list[rows.Row]) -> None:
+def test_a_reference_that_is_no_row_or_has_not_run_is_refused(found):
     with pytest.raises(InputError, match=r"reference=trainable=none is no row: .* last_layer, last_block, all, lora"):
         comparisons.references(found, "trainable=none")
     with pytest.raises(InputError, match="reference=lora: that row has no finished run"):
         comparisons.references(found, "lora")
 
 
-def test_the_costs_are_means_over_seeds_and_the_most_memory(tmp_path: Path) -> None:
+def test_the_costs_are_means_over_seeds_and_the_most_memory(tmp_path):
     path = write_study(tmp_path, "seeds", {"seed": [1, 2]})
     for point, n in zip(study.trials(study.read(path)), (1, 3), strict=True):
         cost = {"train_seconds": 100.0 * n, "train_flops": 2e12 * n, "peak_memory_bytes": n * 10**9}
@@ -674,7 +668,7 @@ def test_the_costs_are_means_over_seeds_and_the_most_memory(tmp_path: Path) -> N
     ]
 
 
-def test_what_only_some_runs_measure_has_a_column_when_one_has_it(found: list[rows.Row], tmp_path: Path) -> None:
+def test_what_only_some_runs_measure_has_a_column_when_one_has_it(found, tmp_path):
     assert "valid (%)" not in [column.heading for column in made(found).columns]
     path = write_study(tmp_path, "kinds", {"task.pooling": ["last", "first"]})
     last, first = study.trials(study.read(path))
@@ -706,7 +700,7 @@ def strange(tmp_path: Path) -> table.Table:
     return table.table("strange", STRANGE, found, comparisons.references(found))
 
 
-def test_markdown_has_the_same_cells_in_every_line(strange: table.Table) -> None:
+def test_markdown_has_the_same_cells_in_every_line(strange):
     text = render.markdown(strange)
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
@@ -720,7 +714,7 @@ def test_markdown_has_the_same_cells_in_every_line(strange: table.Table) -> None
     assert cells[1][2].strip() == "---:"
 
 
-def test_csv_gives_the_numbers_back(found: list[rows.Row]) -> None:
+def test_csv_gives_the_numbers_back(found):
     lines = list(csv.DictReader(io.StringIO(render.as_csv(made(found)))))
     assert [line["task.trainable"] for line in lines] == ["last_layer", "last_block", "all", "lora"]
     assert [float(line["test_accuracy"]) for line in lines[:3]] == [row.accuracy for row in found[:3]]
@@ -729,7 +723,7 @@ def test_csv_gives_the_numbers_back(found: list[rows.Row]) -> None:
     assert {lines[3][name] for name in ("test_accuracy", "difference", "p_holm", "train_flops")} == {""}
 
 
-def test_latex_escapes_what_it_would_obey(strange: table.Table) -> None:
+def test_latex_escapes_what_it_would_obey(strange):
     expected = (
         r"50\% \& a\_b \#1 \$x \{y\} \textasciitilde{}z \textasciicircum{}w \textbackslash{}v \textbar{}u "
         r"$<$t$>$ {*}s {[}r] é {[}U+5B57]"
@@ -739,7 +733,7 @@ def test_latex_escapes_what_it_would_obey(strange: table.Table) -> None:
     assert render.tex("-3.25 ± 1 ≈ last-block") == r"$-$3.25 $\pm$ 1 $\approx$ last-block"
 
 
-def test_latex_is_a_booktabs_table_with_balanced_braces_and_full_rows(strange: table.Table) -> None:
+def test_latex_is_a_booktabs_table_with_balanced_braces_and_full_rows(strange):
     text = render.latex(strange)
     bare = re.sub(r"\\[{}]", "", re.sub(r"(?m)(?<!\\)%.*", "", text))
     depth = np.cumsum([{"{": 1, "}": -1}.get(sign, 0) for sign in bare])
@@ -758,7 +752,7 @@ def test_latex_is_a_booktabs_table_with_balanced_braces_and_full_rows(strange: t
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-def test_latex_compiles(strange: table.Table, tmp_path: Path) -> None:
+def test_latex_compiles(strange, tmp_path):
     document = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n%s\\end{document}\n"
     (tmp_path / "t.tex").write_text(document % render.latex(strange), encoding="utf-8")
     command = ["pdflatex", "-draftmode", "-halt-on-error", "t.tex"]
@@ -774,7 +768,7 @@ def chart(found: list[rows.Row], kind: str) -> chart_data.Chart:
     return next(one for one in charts.charts(found) if one.kind == kind)
 
 
-def test_depth_puts_everything_and_lora_beyond_the_blocks(found: list[rows.Row]) -> None:
+def test_depth_puts_everything_and_lora_beyond_the_blocks(found):
     drawn = chart(found, "depth")
     assert drawn.ticks == [(0.0, "head"), (1.0, "1"), (2.0, "all")]
     (line,) = drawn.panels[0].series
@@ -790,14 +784,14 @@ def test_depth_puts_everything_and_lora_beyond_the_blocks(found: list[rows.Row])
     }
 
 
-def test_a_study_gets_the_charts_that_its_settings_give(found: list[rows.Row], tmp_path: Path) -> None:
+def test_a_study_gets_the_charts_that_its_settings_give(found, tmp_path):
     always = ["cost", "curves-loss", "curves-accuracy", "reliability", "confusion"]
     assert [one.kind for one in charts.charts(found)] == ["depth", *always]
     without_curve = one_seed(tmp_path, {"last": answers(20, 15), "first": answers(20, 10)})
     assert [one.kind for one in charts.charts(without_curve)] == ["cost", "reliability", "confusion"]
 
 
-def test_fraction_draws_a_line_for_each_of_the_other_settings(tmp_path: Path) -> None:
+def test_fraction_draws_a_line_for_each_of_the_other_settings(tmp_path):
     parts = [1.0, 0.1, 0.5]
     path = write_study(tmp_path, "data", {"data.fraction": parts, "task.pooling": ["last", "first"]})
     for point in study.trials(study.read(path)):
@@ -813,7 +807,7 @@ def test_fraction_draws_a_line_for_each_of_the_other_settings(tmp_path: Path) ->
     assert [(one.name, one.joined) for one in spent] == [("last", 3), ("first", 3)]
 
 
-def test_each_set_of_data_has_its_panel_where_a_series_looks_the_same(tmp_path: Path) -> None:
+def test_each_set_of_data_has_its_panel_where_a_series_looks_the_same(tmp_path):
     settings = {"data": ["bundled", "sms_spam"], "data.fraction": [0.1, 1.0], "task.pooling": ["last", "first"]}
     path = write_study(tmp_path, "data", settings)
     for point in study.trials(study.read(path)):
@@ -826,7 +820,7 @@ def test_each_set_of_data_has_its_panel_where_a_series_looks_the_same(tmp_path: 
         assert [(one.name, one.style) for one in uci.series] == [("first", 1)]
 
 
-def test_learning_curves_are_mean_and_range_over_seeds(found: list[rows.Row]) -> None:
+def test_learning_curves_are_mean_and_range_over_seeds(found):
     drawn = chart(found, "curves-loss")
     assert [panel.title for panel in drawn.panels] == ["last_layer", "last_block", "all"]
     validation, train = drawn.panels[0].series
@@ -836,7 +830,7 @@ def test_learning_curves_are_mean_and_range_over_seeds(found: list[rows.Row]) ->
     assert chart(found, "curves-accuracy").panels[0].series[0].high == pytest.approx([80, 80])
 
 
-def test_the_gaps_of_the_reliability_diagram_are_the_calibration_error() -> None:
+def test_the_gaps_of_the_reliability_diagram_are_the_calibration_error():
     rng = np.random.default_rng(5)
     p = rng.dirichlet([1, 1, 1], 500).astype(np.float32)
     label = rng.integers(0, 3, 500)
@@ -848,7 +842,7 @@ def test_the_gaps_of_the_reliability_diagram_are_the_calibration_error() -> None
     assert probability_charts.bins([1.0, 1.0], [True, False]).x == [1.0]
 
 
-def test_the_calibration_error_of_a_reliability_chart_is_that_of_its_bins(tmp_path: Path) -> None:
+def test_the_calibration_error_of_a_reliability_chart_is_that_of_its_bins(tmp_path):
     one, other = answers(50, 40), answers(50, 30, 1)  # with seeds apart, errors in both directions would not cancel
     path = write_study(tmp_path, "seeds", {"seed": [1, 2]})
     for point, right, confidence in zip(study.trials(study.read(path)), (one, other), (0.7, 0.7), strict=True):
@@ -857,7 +851,7 @@ def test_the_calibration_error_of_a_reliability_chart_is_that_of_its_bins(tmp_pa
     assert panel.title.endswith("ECE 0.000")  # 0.7 of all are right; 0.1 each way by seeds
 
 
-def test_learning_curves_leave_out_epochs_whose_loss_was_infinite(tmp_path: Path) -> None:
+def test_learning_curves_leave_out_epochs_whose_loss_was_infinite(tmp_path):
     path = write_study(tmp_path, "one", {"seed": [1]})
     curve = [
         dict.fromkeys(("train_loss", "validation_loss"), loss) | {"epoch": i} for i, loss in enumerate((2, None, 1))
@@ -866,7 +860,7 @@ def test_learning_curves_leave_out_epochs_whose_loss_was_infinite(tmp_path: Path
     assert chart(rows.read(study.read(path), tmp_path / "runs"), "curves-loss").panels[0].series[0].x == [0, 2]
 
 
-def test_the_confusion_matrix_is_scikit_learns(tmp_path: Path) -> None:
+def test_the_confusion_matrix_is_scikit_learns(tmp_path):
     labels = ["ham", "spam", "news"]
     (row,) = one_seed(tmp_path, {"last": answers(90, 60)}, labels=labels)
     lines = row.runs[0].predictions
@@ -875,7 +869,7 @@ def test_the_confusion_matrix_is_scikit_learns(tmp_path: Path) -> None:
     assert drawn == chart_data.Matrix(labels, expected.tolist())
 
 
-def test_cost_has_a_point_for_each_row_that_was_trained(found: list[rows.Row]) -> None:
+def test_cost_has_a_point_for_each_row_that_was_trained(found):
     drawn = chart(found, "cost").panels[0].series
     assert [(one.name, one.x, one.joined) for one in drawn] == [
         ("last_layer", [3.0], 1),
@@ -887,7 +881,7 @@ def test_cost_has_a_point_for_each_row_that_was_trained(found: list[rows.Row]) -
 # ---- figures
 
 
-def test_a_figure_has_the_same_bytes_each_time_and_no_date(found: list[rows.Row], tmp_path: Path) -> None:
+def test_a_figure_has_the_same_bytes_each_time_and_no_date(found, tmp_path):
     drawn = replace(chart(found, "depth"), title=f"{STRANGE[:-1]}$")  # $ twice would be mathematics
     once, again = figures.save(drawn, tmp_path / "once"), figures.save(drawn, tmp_path / "again")
     assert [path.name for path in once] == ["once.png", "once.pdf"]
@@ -895,7 +889,7 @@ def test_a_figure_has_the_same_bytes_each_time_and_no_date(found: list[rows.Row]
     assert b"Date" not in once[0].read_bytes() + once[1].read_bytes()
 
 
-def test_a_figure_shows_every_series_and_tells_them_apart() -> None:
+def test_a_figure_shows_every_series_and_tells_them_apart():
     series = [chart_data.Series(f"row {i}", i, [1.0 + i], [50.0 + i], [40.0], [90.0]) for i in range(20)]
     drawn = figures.draw(
         chart_data.Chart("cost", "Cost", "TFLOP", "accuracy", [chart_data.Panel("", series)], log_x=True)
@@ -908,7 +902,7 @@ def test_a_figure_shows_every_series_and_tells_them_apart() -> None:
     assert places == [(1.0 + i, 50.0 + i) for i in range(20)]
 
 
-def test_small_panels_share_their_axes_and_none_is_lost(found: list[rows.Row]) -> None:
+def test_small_panels_share_their_axes_and_none_is_lost(found):
     one = chart(found, "curves-loss")
     five = chart_data.Chart(one.kind, one.title, one.x_label, one.y_label, (one.panels * 2)[:5])
     drawn = figures.draw(five)
@@ -917,7 +911,7 @@ def test_small_panels_share_their_axes_and_none_is_lost(found: list[rows.Row]) -
     assert len({axes.get_ylim() for axes in shown}) == 1
 
 
-def test_titles_of_small_panels_do_not_run_into_each_other() -> None:
+def test_titles_of_small_panels_do_not_run_into_each_other():
     labels = [f"last_real_token, padding=longest, part {i}" for i in range(9)]
     point = [chart_data.Series("", 0, [0.2, 0.9], [0.3, 0.8], sizes=[0.5, 0.5], joined=2)]
     panels = [chart_data.Panel(f"{label}\nECE 0.100", point) for label in labels]
@@ -930,7 +924,7 @@ def test_titles_of_small_panels_do_not_run_into_each_other() -> None:
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_charts_with_more_panels_than_a_printed_page_holds_are_for_the_browser(tmp_path: Path) -> None:
+def test_charts_with_more_panels_than_a_printed_page_holds_are_for_the_browser(tmp_path):
     panel = chart_data.Panel("", [chart_data.Series("", 0, [1.0], [1.0], [1.0], [1.0])])
     many, few = (
         chart_data.Chart(kind, "", "", "", [panel] * n) for kind, n in (("many", entry.PANELS + 1), ("few", 2))
@@ -968,7 +962,7 @@ def written(found: list[rows.Row], strange: table.Table) -> str:
     return page.page([(made(found), charts.charts(found)), (strange, [])])
 
 
-def test_the_page_loads_nothing_from_anywhere(written: str) -> None:
+def test_the_page_loads_nothing_from_anywhere(written):
     assert re.findall(r"https?://[^\"'\s)]+", written) == []
     used = {(tag, name, (value or "")[:14]) for tag, name, value in Seen(written).attributes if name in ("src", "href")}
     assert {part[:2] for part in used} == {("a", "href"), ("img", "src")}
@@ -976,7 +970,7 @@ def test_the_page_loads_nothing_from_anywhere(written: str) -> None:
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", written)
 
 
-def test_the_page_escapes_texts_and_keeps_them(written: str) -> None:
+def test_the_page_escapes_texts_and_keeps_them(written):
     assert STRANGE not in written
     assert STRANGE in Seen(written).texts
     hostile = "</script><script>alert(1)</script>"
@@ -992,7 +986,7 @@ def test_the_page_escapes_texts_and_keeps_them(written: str) -> None:
     assert hostile in {value for tag, name, value in Seen(text).attributes if (tag, name) == ("img", "alt")}
 
 
-def test_the_page_holds_every_cell_with_the_number_it_sorts_by(found: list[rows.Row], written: str) -> None:
+def test_the_page_holds_every_cell_with_the_number_it_sorts_by(found, written):
     values = [value for tag, name, value in Seen(written).attributes if (tag, name) == ("td", "data-value")]
     columns = [column for column in made(found).columns if column.heading]
     expected = [(column.order or column.values)[i] for i in range(4) for column in columns]
@@ -1018,7 +1012,7 @@ window.addEventListener("load", () => {
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-def test_in_a_browser_tables_sort_and_figures_are_drawn(written: str, tmp_path: Path) -> None:
+def test_in_a_browser_tables_sort_and_figures_are_drawn(written, tmp_path):
     (tmp_path / "page.html").write_text(written.replace("</body>", f"{PLAY}</body>"), encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'user'}", "--dump-dom"]
     command = [str(CHROMIUM), *options, (tmp_path / "page.html").as_uri()]
@@ -1052,7 +1046,7 @@ def report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return call
 
 
-def test_the_command_writes_tables_and_figures_and_prints_the_table(home: Path, report: Report) -> None:
+def test_the_command_writes_tables_and_figures_and_prints_the_table(home, report):
     out = report(str(home / "experiments/depth.yaml"), f"runs={home / 'runs'}", "reference=last_block")
     kinds = ["depth", "cost", "curves-loss", "curves-accuracy", "reliability", "confusion"]
     assert {path.name for path in (home / "experiments/tables").iterdir()} == {
@@ -1071,7 +1065,7 @@ def test_the_command_writes_tables_and_figures_and_prints_the_table(home: Path, 
     assert (home / "experiments/tables/depth.md").read_text(encoding="utf-8") == text
 
 
-def test_a_study_that_has_not_run_keeps_its_table(tmp_path: Path, report: Report) -> None:
+def test_a_study_that_has_not_run_keeps_its_table(tmp_path, report):
     path = write_study(tmp_path, "later", {"seed": [1, 2]})
     (tmp_path / "experiments/tables").mkdir()
     (tmp_path / "experiments/tables/later.md").write_text("committed", encoding="utf-8")
@@ -1083,9 +1077,7 @@ def test_a_study_that_has_not_run_keeps_its_table(tmp_path: Path, report: Report
 
 
 @pytest.mark.slow
-def test_without_a_study_all_are_reported_and_one_page_holds_them(
-    home: Path, tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_study_all_are_reported_and_one_page_holds_them(home, tmp_path, report, monkeypatch):
     shutil.copytree(home / "runs", tmp_path / "runs")
     for name in ("depth", "again"):
         write_study(tmp_path, name, {"task.trainable": [*DEPTHS], "seed": [1, 2, 3]})
@@ -1110,9 +1102,7 @@ def test_without_a_study_all_are_reported_and_one_page_holds_them(
         (["none.yaml"], "none.yaml"),
     ],
 )
-def test_wrong_arguments_get_a_sentence(
-    arguments: list[str], sentence: str, report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_arguments_get_a_sentence(arguments, sentence, report, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=re.escape(sentence)):
         report(*arguments)
@@ -1149,7 +1139,7 @@ def fit(curve: Curve, epochs: int, folder: Path, resume: str | None = None) -> L
     return trainer
 
 
-def test_a_curve_holds_each_epoch_once_also_after_a_resume(tmp_path: Path) -> None:
+def test_a_curve_holds_each_epoch_once_also_after_a_resume(tmp_path):
     curve, again = Curve(), Curve()
     trainer = fit(curve, 2, tmp_path)
     assert curve.points[1] == pytest.approx(
@@ -1165,7 +1155,7 @@ def test_a_curve_holds_each_epoch_once_also_after_a_resume(tmp_path: Path) -> No
 # ---- W&B dashboards
 
 
-def test_the_dashboards_name_what_runs_log() -> None:
+def test_the_dashboards_name_what_runs_log():
     pytest.importorskip("wandb_workspaces")
     from src.evaluation.metrics import Predictions, measure
     from src.finetune.cost import Cost
@@ -1182,7 +1172,7 @@ def test_the_dashboards_name_what_runs_log() -> None:
         made("me", "mine")
 
 
-def test_without_the_extra_or_an_account_the_dashboards_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_or_an_account_the_dashboards_say_so(monkeypatch):
     import wandb
 
     from src.reporting import wandb_dashboard as dashboard

@@ -24,7 +24,7 @@ with run_lock(Path(sys.argv[1])):
 """
 
 
-def test_a_second_process_is_told_who_holds_a_run_until_that_is_killed(tmp_path: Path) -> None:
+def test_a_second_process_is_told_who_holds_a_run_until_that_is_killed(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], cwd=ROOT, stdout=subprocess.PIPE) as holder:
         try:
             assert holder.stdout
@@ -39,7 +39,7 @@ def test_a_second_process_is_told_who_holds_a_run_until_that_is_killed(tmp_path:
     assert not any(tmp_path.iterdir())
 
 
-def test_a_thread_may_take_its_own_lock_again_and_another_thread_may_not(tmp_path: Path) -> None:
+def test_a_thread_may_take_its_own_lock_again_and_another_thread_may_not(tmp_path):
     refused: list[str] = []
 
     def other() -> None:
@@ -63,9 +63,7 @@ def test_a_thread_may_take_its_own_lock_again_and_another_thread_may_not(tmp_pat
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK])
-def test_a_file_system_without_locks_gets_one_that_stays_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
-) -> None:
+def test_a_file_system_without_locks_gets_one_that_stays_and_says_so(tmp_path, monkeypatch, capsys, code):
     def none(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -78,7 +76,7 @@ def test_a_file_system_without_locks_gets_one_that_stays_and_says_so(
         pass
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(Exception, match="file cannot be written"), run_lock(tmp_path / "file"):
         pass

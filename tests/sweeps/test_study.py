@@ -20,7 +20,7 @@ from tests.sweeps.test_study_file import STUDIES
 from tests.sweeps.tiny import AGENT, ROOT, content, values, write
 
 
-def test_a_grid_gives_every_combination_seeds_last(tmp_path: Path) -> None:
+def test_a_grid_gives_every_combination_seeds_last(tmp_path):
     path = write(
         tmp_path,
         """
@@ -62,7 +62,7 @@ def drawn(folder: Path, n: int, parameters: dict[str, Any] = SPACE, name: str = 
     return [trial.values for trial in study.trials(study.read(write(folder, random, name)))]
 
 
-def test_random_trials_are_the_same_everywhere_and_a_larger_run_cap_adds_to_them(tmp_path: Path) -> None:
+def test_random_trials_are_the_same_everywhere_and_a_larger_run_cap_adds_to_them(tmp_path):
     trials = drawn(tmp_path, 6)
     assert drawn(tmp_path, 9)[:6] == trials
     assert drawn(tmp_path, 6, name="other") != trials
@@ -72,7 +72,7 @@ def test_random_trials_are_the_same_everywhere_and_a_larger_run_cap_adds_to_them
     assert len({str(trial) for trial in trials}) == 6
 
 
-def test_random_trials_follow_their_distributions(tmp_path: Path) -> None:
+def test_random_trials_follow_their_distributions(tmp_path):
     trials = drawn(tmp_path, 2000)
     found = {key: [trial[key] for trial in trials] for key in trials[0]}
     assert "seed" not in found
@@ -92,9 +92,7 @@ def test_random_trials_follow_their_distributions(tmp_path: Path) -> None:
     "text",
     ["Spam? Answer yes, or no.", "spam (1).csv", "a=b", "it's, \"x\"", "x\\", "a\\'b,", "[a", " é, {}", "a\nb, c"],
 )  # fmt: skip
-def test_any_text_reaches_a_run_as_it_stands_here_and_under_an_agent_of_wandb(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
+def test_any_text_reaches_a_run_as_it_stands_here_and_under_an_agent_of_wandb(tmp_path, monkeypatch, text):
     path = write(tmp_path, {"method": "grid", "parameters": values({"data.instruction": [text, "Is it spam?"]})})
     first, second = study.trials(study.read(path))
     assert study.config(first).data.instruction == text
@@ -105,7 +103,7 @@ def test_any_text_reaches_a_run_as_it_stands_here_and_under_an_agent_of_wandb(
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 @pytest.mark.slow
-def test_an_agent_of_wandb_runs_what_src_sweep_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agent_of_wandb_runs_what_src_sweep_runs(path, monkeypatch):
     """Its agents put key=value for ${args_no_hyphens}, unquoted, in the order of W&B's server."""
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     asked = study.read(path)
@@ -116,7 +114,7 @@ def test_an_agent_of_wandb_runs_what_src_sweep_runs(path: Path, monkeypatch: pyt
     assert OmegaConf.to_yaml(cfg) == OmegaConf.to_yaml(study.config(trial))
 
 
-def test_the_real_command_takes_the_words_of_an_agent(tmp_path: Path) -> None:
+def test_the_real_command_takes_the_words_of_an_agent(tmp_path):
     """W&B refuses +experiment as the name of a parameter."""
     command = [sys.executable, "-m", "src.train", "experiment=lorra"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -144,9 +142,7 @@ def test_the_real_command_takes_the_words_of_an_agent(tmp_path: Path) -> None:
         ({"seed": ["x"]}, "seed=x"),
     ],
 )
-def test_a_fault_is_found_before_the_first_run_with_the_overrides_that_made_it(
-    tmp_path: Path, given: dict[str, list[Any]], word: str
-) -> None:
+def test_a_fault_is_found_before_the_first_run_with_the_overrides_that_made_it(tmp_path, given, word):
     command = [*AGENT, "gpt.n_layer=2", "gpt.n_head=2", "gpt.n_embd=16", "gpt.weights=random", "${args_no_hyphens}"]
     path = write(tmp_path, {"method": "grid", "command": command, "parameters": values(given)})
     trials = study.trials(study.read(path))
@@ -160,9 +156,7 @@ def test_a_fault_is_found_before_the_first_run_with_the_overrides_that_made_it(
     )
 
 
-def test_data_that_are_missing_are_looked_for_once_and_said_once_beside_other_faults(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_that_are_missing_are_looked_for_once_and_said_once_beside_other_faults(tmp_path, monkeypatch):
     from src.config import build
 
     looked, data = list[Any](), build.build_data
@@ -179,7 +173,7 @@ def test_data_that_are_missing_are_looked_for_once_and_said_once_beside_other_fa
     assert len(looked) == 1
 
 
-def test_a_sound_study_gives_each_config_once_and_leaves_nothing_behind(tmp_path: Path, messages: Path) -> None:
+def test_a_sound_study_gives_each_config_once_and_leaves_nothing_behind(tmp_path, messages):
     given = {"name": ["a", "b"], "task.trainable": ["all", "lora"], "seed": [1, 2]}
     asked = study.read(write(tmp_path, content(messages, given)))
     found = study.check(study.trials(asked))
@@ -190,9 +184,7 @@ def test_a_sound_study_gives_each_config_once_and_leaves_nothing_behind(tmp_path
     assert list(tmp_path.iterdir()) == [tmp_path / "tiny.yaml"]
 
 
-def test_run_folders_that_cannot_be_read_are_named_and_left_out(
-    tmp_path: Path, messages: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_folders_that_cannot_be_read_are_named_and_left_out(tmp_path, messages, capsys):
     cfg = study.config(study.trials(study.read(write(tmp_path, content(messages, {"seed": [1]}))))[0])
     cfg.runs = str(tmp_path / "runs")
     key = run_dir.config_hash(cfg)
@@ -261,7 +253,7 @@ FIRST_ROW = {
 
 
 @pytest.mark.slow
-def test_the_book_table_is_the_nineteen_published_rows() -> None:
+def test_the_book_table_is_the_nineteen_published_rows():
     configs = [study.config(trial) for trial in study.trials(study.read(ROOT / "experiments" / "book_table.yaml"))]
     assert [cfg.name for cfg in configs] == [name for name, _ in BOOK.values()]
     assert len({run_dir.config_hash(cfg) for cfg in configs}) == 19

@@ -27,7 +27,7 @@ from tests.sweeps.tiny import content, outcomes, start, wait_for, write
 METRIC = {"name": "final/validation/accuracy", "goal": "maximize"}
 
 
-def test_shards_share_the_runs_of_a_study_out(tmp_path: Path, messages: Path) -> None:
+def test_shards_share_the_runs_of_a_study_out(tmp_path, messages):
     asked = study.read(write(tmp_path, content(messages, {"seed": [1, 2, 3, 4, 5]})))
     whole = [trial.label for trial in sweep.plan(asked, tmp_path, "1/1").values()]
     assert whole == [f"seed={seed}" for seed in (1, 2, 3, 4, 5)]
@@ -51,9 +51,7 @@ def test_shards_share_the_runs_of_a_study_out(tmp_path: Path, messages: Path) ->
         (["{bayes}", "workers=2"], "method: bayes"),
     ],
 )
-def test_a_wrong_command_is_answered_with_a_sentence(
-    tmp_path: Path, messages: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], word: str
-) -> None:
+def test_a_wrong_command_is_answered_with_a_sentence(tmp_path, messages, monkeypatch, arguments, word):
     bayes = content(messages, {"seed": [1]}, method="bayes", run_cap=2, metric=METRIC)
     files = {"study": write(tmp_path, content(messages, {"seed": [1]})), "bayes": write(tmp_path, bayes, "bayes")}
     monkeypatch.setattr(sys, "argv", ["sweep", *(argument.format(**files) for argument in arguments)])
@@ -88,9 +86,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
-def test_the_command_runs_a_study_shows_what_ends_and_does_nothing_twice(
-    messages: Path, tmp_path: Path, call: Any
-) -> None:
+def test_the_command_runs_a_study_shows_what_ends_and_does_nothing_twice(messages, tmp_path, call):
     path, runs = write(tmp_path, content(messages, {"optimizer.lr": [0.01, 1e30]})), tmp_path / "all runs"
     status, out, error = call(path, f"runs={runs}")
     assert status == 1
@@ -109,9 +105,7 @@ def test_the_command_runs_a_study_shows_what_ends_and_does_nothing_twice(
     assert outcomes(runs) == before
 
 
-def test_bayes_runs_one_after_the_other(
-    messages: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bayes_runs_one_after_the_other(messages, tmp_path, call, monkeypatch):
     pytest.importorskip("optuna")
 
     def do(key: str, trial: study.Trial, runs: str) -> str:
@@ -150,9 +144,7 @@ def signs(runs: Path) -> set[Path]:
 
 
 @pytest.mark.slow
-def test_sixteen_random_kills_of_workers_and_sweeps_change_nothing(
-    undisturbed: tuple[Path, dict[str, bytes]], tmp_path: Path
-) -> None:
+def test_sixteen_random_kills_of_workers_and_sweeps_change_nothing(undisturbed, tmp_path):
     """A worker, the sweep, or the whole group is killed at a random moment after a first sign of work: first too early
     for the study to be done, and later and later, so that it will be, on whatever machine."""
     path, expected = undisturbed
@@ -186,9 +178,7 @@ def test_sixteen_random_kills_of_workers_and_sweeps_change_nothing(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_sweep_that_is_stopped_says_what_is_missing_and_how_to_go_on(
-    undisturbed: tuple[Path, dict[str, bytes]], tmp_path: Path, number: signal.Signals, status: int
-) -> None:
+def test_a_sweep_that_is_stopped_says_what_is_missing_and_how_to_go_on(undisturbed, tmp_path, number, status):
     path, expected = undisturbed
     process = sweeping(path, tmp_path)
     wait_for(lambda: list(tmp_path.glob("*/checkpoints")))
@@ -236,9 +226,7 @@ def address(file: Path) -> str:
 
 
 @pytest.mark.slow
-def test_one_worker_two_and_two_that_were_started_by_hand_give_the_same_table(
-    undisturbed: tuple[Path, dict[str, bytes]], messages: Path, tmp_path: Path
-) -> None:
+def test_one_worker_two_and_two_that_were_started_by_hand_give_the_same_table(undisturbed, messages, tmp_path):
     """Two studies; a worker by hand is paused for a minute, and one is killed, which costs nothing but time."""
     first, expected = undisturbed
     given = content(messages, {"task.pooling": ["last", "last_nonpad"], "seed": [1]}, command=None)
@@ -272,9 +260,7 @@ def test_one_worker_two_and_two_that_were_started_by_hand_give_the_same_table(
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_is_killed_ends_the_sweep_which_goes_on_with_the_next(
-    undisturbed: tuple[Path, dict[str, bytes]], tmp_path: Path
-) -> None:
+def test_a_scheduler_that_is_killed_ends_the_sweep_which_goes_on_with_the_next(undisturbed, tmp_path):
     path, expected = undisturbed
     runs, file, other = tmp_path / "runs", tmp_path / "scheduler.json", tmp_path / "other.json"
     with dask(scheduler(file), worker(file)) as (boss, _):
@@ -317,9 +303,7 @@ def other_network() -> Iterator[list[str]]:
 
 
 @pytest.mark.slow
-def test_workers_of_two_networks_share_a_study(
-    undisturbed: tuple[Path, dict[str, bytes]], tmp_path: Path, other_network: list[str]
-) -> None:
+def test_workers_of_two_networks_share_a_study(undisturbed, tmp_path, other_network):
     path, expected = undisturbed
     file = tmp_path / "scheduler.json"
     with dask(scheduler(file, "--host", "10.213.0.1"), worker(file)) as _:
