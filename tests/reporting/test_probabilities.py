@@ -10,8 +10,7 @@ from sklearn.metrics import precision_recall_curve
 from src.reporting import probability_charts, rows, table
 from src.reporting.charts import charts
 from src.reporting.comparisons import references
-from src.sweeps import study
-from tests.reporting.test_report import answers, write_run, write_study
+from tests.reporting.test_report import answers, finished_rows
 
 RANKED = {"threshold": {"probability": 0.75, "test": {"precision": 0.9, "recall": 0.5, "f1": 0.6}}}
 
@@ -24,10 +23,9 @@ def scaled(temperature: float, before: float, after: float) -> dict[str, Any]:
 
 def written(folder: Path, *results: dict[str, Any], **more: Any) -> list[rows.Row]:
     """A row with a run of each of these additions to result.json."""
-    path = write_study(folder, "rare", {"seed": [*range(1, len(results) + 1)]})
-    for point, extra in zip(study.trials(study.read(path)), results, strict=True):
-        write_run(folder, point, answers(40, 30, point.values.get("seed", 1)), **extra, **more)
-    return rows.read(study.read(path), folder / "runs")
+    extra = dict(enumerate(results, start=1))
+    outcome = lambda seed: {"right": answers(40, 30, seed), **extra[seed], **more}  # noqa: E731
+    return finished_rows(folder, {"seed": [*extra]}, outcome)
 
 
 def headings(found: list[rows.Row], metric: str) -> dict[str, str]:
