@@ -36,16 +36,13 @@ def text(path: Path, content: str) -> Path:
 @pytest.mark.parametrize(
     ("key", "more"),
     [
-        ("data.path", ("data=table",)),
-        ("data.test_path", ("data=table", "data.path=x.csv", "data.validation_path=y.csv")),
-        ("data.sources.sentiment.path", ("data=mix", "task=instruct")),
-        ("held_out.path", ()),
-        ("gpt.weights", ()),
+        *(("data.path", "data=table"), ("data.test_path", "data=table data.path=x.csv data.validation_path=y.csv")),
+        *(("data.sources.sentiment.path", "data=mix task=instruct"), ("held_out.path", ""), ("gpt.weights", "")),
     ],
 )
 def test_what_is_read_counts_by_its_content(tmp_path, key, more):
     def hash_of(path: Path) -> str:
-        return identity.config_hash(composed(*more, f"{key}={path}"))
+        return identity.config_hash(composed(*more.split(), f"{key}={path}"))
 
     here, moved, other = (
         text(tmp_path / name / "x.safetensors", content) for name, content in (("a", "1"), ("b", "1"), ("c", "2"))
@@ -139,10 +136,6 @@ def test_old_settings_are_read_in_todays_words(tmp_path, old, today):
     now = ("data.padding=batch", "data.batch_size=16", "task.trainable=lora", "gpt.weights=random", "optimizer.lr=1e-4")
     cfg = identity.plain(composed(*today, *now))
     assert identity.settings(run_dir.read_config(tmp_path)) == identity.settings(cfg)
-
-
-def test_settings_of_today_are_left_as_they_are():
-    cfg = identity.plain(composed())
     assert legacy.todays(cfg) == cfg
 
 
@@ -171,12 +164,16 @@ def archive(folder: Path) -> None:
     shutil.rmtree(folder / "runs")
 
 
-def written(folder: Path, name: str, *shared: str, **more: Any) -> tuple[Path, list[study.Trial]]:
+def written(folder: Path, name: str, *shared: str, runs: int = 2, **more: Any) -> tuple[Path, list[study.Trial]]:
+    """A study, of whose trials the first `runs` have finished."""
     path = write_study(folder, name, {"seed": [1, 2], **more})
     if shared:
         content = json.loads(path.read_text())
         path.write_text(json.dumps(content | {"command": ["python", "-m", "src.train", *shared, "${args_no_hyphens}"]}))
-    return path, study.trials(study.read(path))
+    points = study.trials(study.read(path))
+    for point in points[:runs]:
+        write_run(folder, point, answers(20, 10))
+    return path, points
 
 
 def read(path: Path, folder: Path) -> list[rows.Row]:
@@ -190,8 +187,6 @@ def accuracies(path: Path, folder: Path) -> list[float]:
 
 def test_reports_read_the_archive_and_own_runs_win_over_it_the_newest_first(tmp_path):
     path, points = written(tmp_path, "seeds")
-    for point in points:
-        write_run(tmp_path, point, answers(20, 10))
     archive(tmp_path)
     assert accuracies(path, tmp_path) == [0.5, 0.5]
     assert not (tmp_path / "runs").exists()
@@ -205,8 +200,7 @@ def test_reports_read_the_archive_and_own_runs_win_over_it_the_newest_first(tmp_
 
 @pytest.mark.parametrize("damage", ["text", "cut", "flipped"])
 def test_a_damaged_archive_is_named(tmp_path, monkeypatch, damage):
-    path, points = written(tmp_path, "seeds")
-    write_run(tmp_path, points[0], answers(20, 10))
+    path, _ = written(tmp_path, "seeds", runs=1)
     archive(tmp_path)
     file = tmp_path / "experiments" / "runs.tar.xz"
     content = bytearray(file.read_bytes())
@@ -221,24 +215,20 @@ def test_a_damaged_archive_is_named(tmp_path, monkeypatch, damage):
 
 def test_a_report_needs_no_data_and_takes_no_runs_on_other_data(tmp_path):
     data = text(tmp_path / "data.csv", "one")
-    path, points = written(tmp_path, "table", "data=table", f"data.path={data}")
-    for point in points:
-        write_run(tmp_path, point, answers(20, 10))
+    path, _ = written(tmp_path, "table", "data=table", f"data.path={data}")
     assert accuracies(path, tmp_path) == [0.5, 0.5]
     text(data, "two")
     assert accuracies(path, tmp_path) == []
     data.unlink()
     assert accuracies(path, tmp_path) == [0.5, 0.5]
     elsewhere = text(tmp_path / "elsewhere" / "other.csv", "one")
-    moved, _ = written(tmp_path, "moved", "data=table", f"data.path={elsewhere}")
+    moved, _ = written(tmp_path, "moved", "data=table", f"data.path={elsewhere}", runs=0)
     assert accuracies(moved, tmp_path) == [0.5, 0.5]
 
 
 def test_rows_that_differ_in_their_file_alone_keep_their_own_runs(tmp_path):
     files = [text(tmp_path / name, name) for name in ("a.csv", "b.csv")]
-    path, points = written(tmp_path, "files", "data=table", **{"data.path": [str(file) for file in files]})
-    for point in points[:3]:
-        write_run(tmp_path, point, answers(20, 10))
+    path, _ = written(tmp_path, "files", "data=table", runs=3, **{"data.path": [str(file) for file in files]})
     for file in files:
         assert [len(row.runs) for row in read(path, tmp_path)] == [2, 1]
         file.unlink()
@@ -246,8 +236,6 @@ def test_rows_that_differ_in_their_file_alone_keep_their_own_runs(tmp_path):
 
 def test_runs_of_weights_that_were_shipped_before_stay_until_there_are_newer_ones(tmp_path, monkeypatch):
     path, points = written(tmp_path, "seeds")
-    for point in points:
-        write_run(tmp_path, point, answers(20, 10))
     archive(tmp_path)
     path_of_weights, before = SHIPPED["mini"]
     monkeypatch.setitem(SHIPPED, "mini", (path_of_weights, "f" * 64))
@@ -260,8 +248,8 @@ def test_runs_of_weights_that_were_shipped_before_stay_until_there_are_newer_one
 
 
 def test_an_archived_run_cannot_predict(tmp_path, monkeypatch):
-    _, points = written(tmp_path, "seeds")
-    run = write_run(tmp_path, points[0], answers(20, 10))
+    written(tmp_path, "seeds", runs=1)
+    (run,) = (tmp_path / "runs").iterdir()
     archive(tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=rf"{run.name} is in experiments/runs\.tar\.xz alone.* no checkpoints"):
@@ -273,9 +261,7 @@ def test_an_archived_run_cannot_predict(tmp_path, monkeypatch):
 def test_a_clean_clone_makes_the_committed_tables_again(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # without data
     monkeypatch.setitem(SHIPPED, "mini", (SHIPPED["mini"][0], "f" * 64))
-    archive = ROOT / "experiments" / "runs.tar.xz"
     asked = study.read(ROOT / "experiments" / f"{path.stem}.yaml")
-    found = rows.read(asked, tmp_path / "runs", archive)
-    assert render.as_csv(table(path.stem, asked.description, found, references(found))) == path.read_text(
-        encoding="utf-8"
-    )
+    found = rows.read(asked, tmp_path / "runs", ROOT / "experiments" / "runs.tar.xz")
+    made = render.as_csv(table(path.stem, asked.description, found, references(found)))
+    assert made == path.read_text(encoding="utf-8")
