@@ -118,9 +118,8 @@ def test_a_run_that_goes_on_failing_is_given_up_alone(client, two, tmp_path, mon
     assert [cfg.task.trainable for cfg in trained.calls].count("last_block") == tries
     assert set(study.finished(tmp_path / "runs")) == {second}
     lines = capsys.readouterr().err.splitlines()
-    assert any(
-        line.endswith("task.trainable=all: test accuracy 50.00%, 1 s of training") or "left" in line for line in lines
-    )
+    done = "task.trainable=all: test accuracy 50.00%, 1 s of training"
+    assert any(line.endswith(done) or "left" in line for line in lines)
     assert any(f"task.trainable=last_block: failed, {failed[first]}" in line for line in lines)
 
 
@@ -190,10 +189,8 @@ def test_the_time_left_follows_from_what_was_done_since_the_start(monkeypatch, c
     board.ended("a=1", "fine")
     now = 340.0
     board.ended("a=2", "failed, no [data]")
-    assert capsys.readouterr().err.splitlines() == [
-        "[5/10] a=1: fine; about 05:00 left",
-        "[6/10] a=2: failed, no [data]; about 08:00 left",
-    ]
+    told = ["[5/10] a=1: fine; about 05:00 left", "[6/10] a=2: failed, no [data]; about 08:00 left"]
+    assert capsys.readouterr().err.splitlines() == told
 
 
 def test_only_a_sweep_imports_dask():

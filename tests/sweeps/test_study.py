@@ -1,6 +1,7 @@
 """Studies: their trials, what is found before the first run, and what W&B's agents make of the same file."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -150,10 +151,8 @@ def test_a_fault_is_found_before_the_first_run_with_the_overrides_that_made_it(t
         study.check(trials)
     (sentence,) = str(caught.value).splitlines()
     assert word in sentence
-    assert (
-        f"({len(trials)} of {len(trials)} runs, such as: python -m src.train {' '.join(trials[0].overrides)})"
-        in sentence
-    )
+    such = f"({len(trials)} of {len(trials)} runs, such as: python -m src.train {' '.join(trials[0].overrides)})"
+    assert such in sentence
 
 
 def test_data_that_are_missing_are_looked_for_once_and_said_once_beside_other_faults(tmp_path, monkeypatch):
@@ -166,10 +165,8 @@ def test_data_that_are_missing_are_looked_for_once_and_said_once_beside_other_fa
     with pytest.raises(InputError) as caught:
         study.check(study.trials(asked))
     missing, seed = str(caught.value).splitlines()
-    assert "nowhere.tsv" in missing
-    assert "(4 of 6 runs" in missing
-    assert "seed=x" in seed
-    assert "(2 of 6 runs" in seed
+    assert re.search(r"nowhere\.tsv.*\(4 of 6 runs", missing)
+    assert re.search(r"seed=x.*\(2 of 6 runs", seed)
     assert len(looked) == 1
 
 
@@ -177,9 +174,8 @@ def test_a_sound_study_gives_each_config_once_and_leaves_nothing_behind(tmp_path
     given = {"name": ["a", "b"], "task.trainable": ["all", "lora"], "seed": [1, 2]}
     asked = study.read(write(tmp_path, content(messages, given)))
     found = study.check(study.trials(asked))
-    assert [trial.label for trial in found.values()] == [
-        f"name=a task.trainable={trainable} seed={seed}" for trainable in ("all", "lora") for seed in (1, 2)
-    ]
+    labels = [f"name=a task.trainable={way} seed={seed}" for way in ("all", "lora") for seed in (1, 2)]
+    assert [trial.label for trial in found.values()] == labels
     assert list(found) == [run_dir.config_hash(study.config(trial)) for trial in found.values()]
     assert list(tmp_path.iterdir()) == [tmp_path / "tiny.yaml"]
 
@@ -225,31 +221,14 @@ BOOK = {  # row -> experiment, and what of its config differs from the first row
     18: ("ignore_padding_loss", {"task.ignore_index": 50256}),
     19: ("mean_pooling", {"task.pooling": "mean"}),
 }
-FIRST_ROW = {
-    "gpt.name": "small",
-    "gpt.weights": "pretrained",
-    "gpt.causal": True,
-    "gpt.dropout": 0.0,
-    "data._target_": "src.data.datasets.SmsSpam",
-    "data.split": "book",
-    "data.padding": "longest",
-    "data.batch_size": 8,
-    "data.fraction": 1.0,
-    "task._target_": "src.finetune.classifier.Classifier",
-    "task.trainable": "last_block",
-    "task.pooling": "last",
-    "task.lora.rank": 16,
-    "task.lora.alpha": 16,
-    "task.lora.scaling": "alpha",
-    "task.ignore_index": -100,
-    "optimizer.lr": 5e-5,
-    "optimizer.weight_decay": 0.1,
-    "scheduler.shape": "constant",
-    "trainer.max_epochs": 5,
-    "trainer.accumulate_grad_batches": 1,
-    "trainer.precision": "32-true",
-    "seed": 123,
-}
+FIRST_ROW = """
+    gpt.name=small gpt.weights=pretrained gpt.causal=true gpt.dropout=0.0
+    data._target_=src.data.datasets.SmsSpam data.split=book data.padding=longest data.batch_size=8 data.fraction=1.0
+    task._target_=src.finetune.classifier.Classifier task.trainable=last_block task.pooling=last task.ignore_index=-100
+    task.lora.rank=16 task.lora.alpha=16 task.lora.scaling=alpha
+    optimizer.lr=5e-5 optimizer.weight_decay=0.1 scheduler.shape=constant
+    trainer.max_epochs=5 trainer.accumulate_grad_batches=1 trainer.precision=32-true seed=123
+"""
 
 
 @pytest.mark.slow
@@ -258,5 +237,6 @@ def test_the_book_table_is_the_nineteen_published_rows():
     assert [cfg.name for cfg in configs] == [name for name, _ in BOOK.values()]
     assert len({run_dir.config_hash(cfg) for cfg in configs}) == 19
     for cfg, (_, changes) in zip(configs, BOOK.values(), strict=True):
-        expected = FIRST_ROW | changes
+        expected = {key: yaml.safe_load(value) for key, value in (one.split("=") for one in FIRST_ROW.split())}
+        expected |= {"optimizer.lr": 5e-5} | changes  # which YAML reads as a text
         assert {key: OmegaConf.select(cfg, key) for key in expected} == expected

@@ -41,20 +41,15 @@ def test_shards_share_the_runs_of_a_study_out(tmp_path, messages):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["{study}", "workers=0"], "workers=0"),
-        (["{study}", "retries=x"], "retries=x"),
-        (["{study}", "worker=2"], "'worker=2'"),
-        (["{study}", "scheduler=here"], "scheduler=here"),
-        (["{study}", "scheduler=tcp://127.0.0.1:1", "workers=2"], "workers="),
-        ([], "give one study"),
-        (["{study}", "{study}"], "give one study"),
-        (["{bayes}", "workers=2"], "method: bayes"),
+        *(("{study} workers=0", "workers=0"), ("{study} retries=x", "retries=x"), ("{study} worker=2", "'worker=2'")),
+        *(("{study} scheduler=here", "scheduler=here"), ("{study} scheduler=tcp://127.0.0.1:1 workers=2", "workers=")),
+        *(("", "give one study"), ("{study} {study}", "give one study"), ("{bayes} workers=2", "method: bayes")),
     ],
 )
 def test_a_wrong_command_is_answered_with_a_sentence(tmp_path, messages, monkeypatch, arguments, word):
     bayes = content(messages, {"seed": [1]}, method="bayes", run_cap=2, metric=METRIC)
     files = {"study": write(tmp_path, content(messages, {"seed": [1]})), "bayes": write(tmp_path, bayes, "bayes")}
-    monkeypatch.setattr(sys, "argv", ["sweep", *(argument.format(**files) for argument in arguments)])
+    monkeypatch.setattr(sys, "argv", ["sweep", *(argument.format(**files) for argument in arguments.split())])
     with pytest.raises(InputError, match=f"^{re.escape(word)}"):
         sweep.main()
 
@@ -131,6 +126,11 @@ def sweeping(path: Path, runs: Path, *more: str) -> "subprocess.Popen[str]":
     return start("src.sweep", path, f"runs={runs}", *(more or ("workers=2",)))
 
 
+def finish(process: "subprocess.Popen[str]") -> None:
+    out, _ = process.communicate(timeout=1800)
+    assert process.returncode == 0, out
+
+
 def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     """The worker processes of a sweep, or of a `dask worker`."""
     with suppress(psutil.NoSuchProcess):
@@ -170,8 +170,7 @@ def test_sixteen_random_kills_of_workers_and_sweeps_change_nothing(undisturbed, 
             process.communicate()
             assert psutil.wait_procs(victims, timeout=60)[1] == [], "a killed sweep leaves no worker behind"
             process = sweeping(path, runs, "workers=2", "retries=99")
-        out, _ = process.communicate()
-        assert process.returncode == 0, out
+        finish(process)
         assert outcomes(runs) == expected
         assert len(list(runs.glob("*/config.yaml"))) == len(expected), "each run has one folder"
 
@@ -194,15 +193,13 @@ def test_a_sweep_that_is_stopped_says_what_is_missing_and_how_to_go_on(undisturb
     assert re.search(r"^stopped; \d runs are missing: .*task\.trainable=all seed=2", out, re.MULTILINE)
     assert out.endswith(f"go on with python -m src.sweep {path} runs={tmp_path} workers=2\n")
     assert psutil.wait_procs(workers, timeout=60)[1] == []
-    out, _ = (again := sweeping(path, tmp_path)).communicate(timeout=1800)
-    assert again.returncode == 0, out
+    finish(sweeping(path, tmp_path))
     assert outcomes(tmp_path) == expected
 
 
 @contextmanager
 def dask(*commands: list[Any]) -> Iterator[list["subprocess.Popen[str]"]]:
     """`dask scheduler` and `dask worker`s, as one starts them by hand."""
-    # a list of prefix and command each
     processes = [start("dask", *command, DASK_DISTRIBUTED__WORKER__DAEMON="False") for command in commands]
     try:
         yield processes
@@ -235,25 +232,21 @@ def test_one_worker_two_and_two_that_were_started_by_hand_give_the_same_table(un
     tables: list[dict[str, bytes]] = []
     for workers in ("workers=1", "workers=2"):
         for path in (first, second):
-            out, _ = (process := sweeping(path, tmp_path / workers, workers)).communicate(timeout=1800)
-            assert process.returncode == 0, out
+            finish(sweeping(path, tmp_path / workers, workers))
         tables.append(outcomes(tmp_path / workers))
     runs, file = tmp_path / "by hand", tmp_path / "scheduler.json"
     with dask(scheduler(file), worker(file), worker(file)) as (_, one, two):
         process = sweeping(first, runs, address(file))
         wait_for(lambda: list(runs.glob("*/checkpoints")))
-        paused = [*workers_of(one)]
-        for each in paused:
+        for each in (paused := workers_of(one)):
             each.suspend()
         time.sleep(60)
         for each in paused:
             each.resume()
         for each in workers_of(two):
             each.kill()
-        out, _ = process.communicate(timeout=1800)
-        assert process.returncode == 0, out
-        out, _ = (process := sweeping(second, runs, address(file))).communicate(timeout=1800)
-        assert process.returncode == 0, out
+        finish(process)
+        finish(sweeping(second, runs, address(file)))
     tables.append(outcomes(runs))
     assert tables[0] == tables[1] == tables[2]
     assert expected.items() <= tables[0].items()
@@ -272,23 +265,18 @@ def test_a_scheduler_that_is_killed_ends_the_sweep_which_goes_on_with_the_next(u
         assert "scheduler is gone" in out
         assert "Traceback" not in out
     with dask(scheduler(other), worker(other)):
-        out, _ = (process := sweeping(path, runs, address(other))).communicate(timeout=1800)
-        assert process.returncode == 0, out
+        finish(sweeping(path, runs, address(other)))
     assert outcomes(runs) == expected
 
 
 @pytest.fixture
 def other_network() -> Iterator[list[str]]:
     """A network namespace that reaches this one as 10.213.0.1: the words that run a command in it."""
-    name, commands = f"t{os.getpid()}", []
-    commands += [f"ip netns add {name}", f"ip link add {name}a type veth peer name {name}b"]
-    commands += [
-        f"ip link set {name}b netns {name}",
-        f"ip addr add 10.213.0.1/24 dev {name}a",
-        f"ip link set {name}a up",
-    ]
-    commands += [f"ip -n {name} addr add 10.213.0.2/24 dev {name}b", f"ip -n {name} link set {name}b up"]
-    commands += [f"ip -n {name} link set lo up"]
+    name = f"t{os.getpid()}"
+    commands = [f"ip netns add {name}", f"ip link add {name}a type veth peer name {name}b"]
+    commands += [f"ip link set {name}b netns {name}", f"ip addr add 10.213.0.1/24 dev {name}a"]
+    commands += [f"ip link set {name}a up", f"ip -n {name} addr add 10.213.0.2/24 dev {name}b"]
+    commands += [f"ip -n {name} link set {name}b up", f"ip -n {name} link set lo up"]
     try:
         for command in commands:
             if subprocess.run(command.split(), capture_output=True).returncode:
@@ -312,12 +300,10 @@ def test_workers_of_two_networks_share_a_study(undisturbed, tmp_path, other_netw
         env = os.environ | {"OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__WORKER__DAEMON": "False"}
         far = subprocess.Popen(words, start_new_session=True, cwd=tiny.ROOT, env=env)
         try:
-            process = sweeping(path, tmp_path / "runs", address(file))
-            out, _ = process.communicate(timeout=1800)
+            finish(sweeping(path, tmp_path / "runs", address(file)))
         finally:
             os.killpg(far.pid, signal.SIGKILL)
             far.wait()
-    assert process.returncode == 0, out
     assert outcomes(tmp_path / "runs") == expected
     logs = [log.read_text(encoding="utf-8") for log in tmp_path.glob("runs/.sweep/*/log")]
     assert len({log.split()[2] for log in logs}) == 2, "both workers had a part"
