@@ -51,10 +51,8 @@ def test_tfidf_is_scikit_learns(classes, analyzer, ngrams):
     texts, labels = texts_of(classes, 20)
     model = TfidfLogistic(analyzer, ngrams, C=10.0)
     model.fit(texts, labels)
-    plain = make_pipeline(
-        TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams, sublinear_tf=True),
-        LogisticRegression(C=10.0, max_iter=10_000),
-    ).fit(texts, labels)
+    vectorizer = TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams, sublinear_tf=True)
+    plain = make_pipeline(vectorizer, LogisticRegression(C=10.0, max_iter=10_000)).fit(texts, labels)
     np.testing.assert_allclose(model.log_probabilities(texts), plain.predict_log_proba(texts), rtol=1e-9)
 
 
@@ -108,9 +106,7 @@ def test_the_constants_with_the_least_validation_loss_are_chosen_the_first_of_eq
     data = Labelled(["a"] * 4, [1, 1, 1, 0])
     for grid, best in (([0.1, 0.7, 0.9], 0.7), ([0.75, 0.1, 0.75], 0.75)):
         model, constants = choose(lambda constants: Fixed(**constants), {"p": grid}, data, data, 2)
-        assert constants == {"p": best}
-        assert isinstance(model, Fixed)
-        assert model.p == best
+        assert (constants, model.p) == ({"p": best}, best)
 
 
 @pytest.mark.parametrize("p", [1.2, float("nan")])
@@ -220,27 +216,22 @@ def test_an_interrupted_run_is_done_again(finished, tmp_path):
     with pytest.raises(InputError, match="has finished"):
         train(compose("train", [f"resume={moved.name}", f"runs={tmp_path}"]))
     (moved / "result.json").unlink()
-    assert (
-        train(compose("train", [f"resume={moved.name}", f"runs={tmp_path}"])).result["metrics"]
-        == (finished.result["metrics"])
-    )
+    again = train(compose("train", [f"resume={moved.name}", f"runs={tmp_path}"]))
+    assert again.result["metrics"] == finished.result["metrics"]
 
 
 @pytest.mark.parametrize(
     ("more", "key"),
     [
-        (["task=nb_svm", "task.param_grid.beta=[2]"], "beta"),
-        (["task=nb_svm", "task.param_grid.C=[]"], "task.param_grid"),
-        (["task=nb_svm", "task.param_grid.C=3"], "task.param_grid"),
-        (["task=nb_svm", "+task.C=3"], "task.C"),
-        (["task=tfidf_words", "task.ngrams=[1,x]"], "task.ngrams"),
-        (["task=tfidf_words", "+task.param_grid.D=[1]"], "task.D"),
-        (["task=majority", "task._target_=collections.Counter"], "log_probabilities"),
+        *(("nb_svm task.param_grid.beta=[2]", "beta"), ("nb_svm task.param_grid.C=[]", "task.param_grid")),
+        *(("nb_svm task.param_grid.C=3", "task.param_grid"), ("nb_svm +task.C=3", "task.C")),
+        *(("tfidf_words task.ngrams=[1,x]", "task.ngrams"), ("tfidf_words +task.param_grid.D=[1]", "task.D")),
+        ("majority task._target_=collections.Counter", "log_probabilities"),
     ],
 )
 def test_what_does_not_fit_is_found_before_a_run_folder_exists(messages, tmp_path, more, key):
     with pytest.raises(InputError, match=key):
-        train(compose("train", [*overrides(messages, tmp_path / "runs"), *more]))
+        train(compose("train", [*overrides(messages, tmp_path / "runs"), *f"task={more}".split()]))
     assert not (tmp_path / "runs").exists()
 
 

@@ -21,33 +21,26 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore
 BIASES = {name for block in BLOCK for name in block if name.endswith("bias")}
 
 
+TOP = HEAD | FINAL_NORM
+BITFIT = [HEAD | {"gpt.final_norm.bias"} | {n for n in BIASES if int(n.split(".")[2]) >= 3 - i} for i in range(4)]
+
+
 @pytest.mark.parametrize(
     ("strategy", "settings", "expected"),
     [
-        ("last_block", {}, [(0, 3, HEAD | FINAL_NORM | BLOCK[3])]),
-        ("last_block", {"head_epochs": 2}, [(0, 4, HEAD), (2, 3, HEAD | FINAL_NORM | BLOCK[3])]),
-        (
-            "last_two_blocks",
-            {"gradual_unfreezing": 3},
-            [(0, 3, HEAD | FINAL_NORM | BLOCK[3]), (3, 2, HEAD | FINAL_NORM | BLOCK[3] | BLOCK[2])],
-        ),
+        ("last_block", {}, [(0, 3, TOP | BLOCK[3])]),
+        ("last_block", {"head_epochs": 2}, [(0, 4, HEAD), (2, 3, TOP | BLOCK[3])]),
+        ("last_two_blocks", {"gradual_unfreezing": 3}, [(0, 3, TOP | BLOCK[3]), (3, 2, TOP | BLOCK[3] | BLOCK[2])]),
         (
             "all",
             {"head_epochs": 1, "gradual_unfreezing": 1},
             [
                 (0, 4, HEAD),
-                *((1 + i, 3 - i, HEAD | FINAL_NORM | set().union(*BLOCK[3 - i :])) for i in range(4)),
-                (5, 0, HEAD | FINAL_NORM | EMBEDDINGS | set().union(*BLOCK)),
+                *((1 + i, 3 - i, TOP.union(*BLOCK[3 - i :])) for i in range(4)),
+                (5, 0, TOP.union(EMBEDDINGS, *BLOCK)),
             ],
         ),
-        (
-            "bitfit",
-            {"gradual_unfreezing": 1},
-            [
-                (i, 3 - i, HEAD | {"gpt.final_norm.bias"} | {n for n in BIASES if int(n.split(".")[2]) >= 3 - i})
-                for i in range(4)
-            ],
-        ),
+        ("bitfit", {"gradual_unfreezing": 1}, [(i, 3 - i, names) for i, names in enumerate(BITFIT)]),
     ],
     ids=lambda value: "" if isinstance(value, list) else str(value),
 )
@@ -61,7 +54,7 @@ def test_each_epoch_moves_what_its_stage_trains_and_nothing_else():
     model, seen = classifier("3_blocks", head_epochs=1, gradual_unfreezing=2), list[dict[str, Tensor]]()
     note = LambdaCallback(on_train_epoch_start=lambda *_: seen.append(weights(model)))
     fit(model, messages(), max_epochs=6, callbacks=[note])
-    top = HEAD | FINAL_NORM | BLOCK[3]
+    top = TOP | BLOCK[3]
     expected = [HEAD, top, top, top | BLOCK[2], top | BLOCK[2], top | BLOCK[2] | BLOCK[1]]
     for before, after, moved in zip(seen, [*seen[1:], weights(model)], expected, strict=True):
         assert {name for name in before if not torch.equal(before[name], after[name])} == moved
@@ -100,13 +93,9 @@ def test_a_block_has_the_rate_of_the_one_above_times_the_decay(decay):
 @pytest.mark.parametrize(
     ("strategy", "key", "value"),
     [
-        ("last_block", "head_epochs", -1),
-        ("last_layer", "head_epochs", 1),
-        ("last_two_blocks", "gradual_unfreezing", -1),
-        ("block_1", "gradual_unfreezing", 1),
-        ("last_layer", "layer_decay", 0.5),
-        ("all", "layer_decay", 0.0),
-        ("all", "layer_decay", 1.5),
+        *(("last_block", "head_epochs", -1), ("last_layer", "head_epochs", 1)),
+        *(("last_two_blocks", "gradual_unfreezing", -1), ("block_1", "gradual_unfreezing", 1)),
+        *(("last_layer", "layer_decay", 0.5), ("all", "layer_decay", 0.0), ("all", "layer_decay", 1.5)),
     ],
 )
 def test_stages_and_rates_that_cannot_be_or_change_nothing_are_refused(strategy, key, value):
