@@ -26,7 +26,6 @@ from src.errors import InputError
 from src.export import export
 from src.exporting import hub, model_card, onnx_file, transformers_folder
 from src.exporting.finished_run import FinishedRun
-from src.finetune.instruction import InstructionTuner
 from src.gpt.generation import Decoder
 from src.predict import predict_texts
 from src.sweeps import study
@@ -60,16 +59,8 @@ INSTRUCT = {
     "instruct_last_layer": ("task=instruct", "task.trainable=last_layer", "trainer.max_epochs=4", *PROMPTED),
 }
 KINDS = STOCK | CUSTOM | INSTRUCT
-TEXTS = [
-    "free prize call now",
-    "a",
-    "see you soon " * 40,
-    "call <|endoftext|> now",
-    "<|endoftext|>",
-    "Grüße, 你好  \n\n 🎉!",
-    " lunch ",
-    "win cash",
-]
+TEXTS = ["free prize call now", "a", "see you soon " * 40, "call <|endoftext|> now", "<|endoftext|>"]
+TEXTS += ["Grüße, 你好  \n\n 🎉!", " lunch ", "win cash"]
 
 
 @pytest.fixture(scope="module")
@@ -113,21 +104,10 @@ def stock(trained: Trained, home: Path) -> Path:
 
 def fresh(code: str, given: Any, home: Path) -> Any:
     """What Python code prints as JSON, given JSON, in a process that knows nothing of this project or of a network."""
-    environment = {
-        "HF_HOME": str(home / "hf"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "PATH": os.environ["PATH"],
-    }
+    plain = {"HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
     code = "import importlib.util, json, sys\nassert importlib.util.find_spec('src') is None\n" + code
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code],
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        cwd=home,
-        env=environment,
-    )
+    line, given = [sys.executable, "-I", "-c", code], json.dumps(given)
+    done = subprocess.run(line, input=given, capture_output=True, text=True, cwd=home, env=plain)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -161,7 +141,6 @@ def test_a_bias_is_folded_into_the_final_norm_where_that_can_be():
     torch.manual_seed(0)
     head = nn.Linear(16, 3)
     folded = transformers_folder.folded(head)
-    assert folded is not None
     x = torch.randn(5, 16)
     torch.testing.assert_close((x + folded) @ head.weight.T, head(x), rtol=0, atol=1e-5)
     assert transformers_folder.folded(nn.Linear(2, 3)) is None  # more classes than channels
@@ -170,43 +149,36 @@ def test_a_bias_is_folded_into_the_final_norm_where_that_can_be():
 def test_a_card_says_what_the_run_measured(stock, trained):
     run, card = trained["last_nonpad"], ModelCard.load(stock / "README.md")
     tested = run.result["metrics"]["test"]
-    results = {one.metric_type: one.metric_value for one in card.data.eval_results or []}
+    results = {one.metric_type: one.metric_value for one in card.data.eval_results}
     assert results == {name: tested[name] for name in ("accuracy", "f1", "ece")}
     for said in (run.result["id"], run.result["data"]["sha256"], "95% interval", "Seed 123", "Left padding is not"):
         assert said in card.text
     assert str(trained.home) not in card.content
 
 
-def test_a_card_is_sound_whatever_the_labels_are(trained):
+def test_a_card_is_sound_whatever_the_labels_and_the_prompt_are(trained):
     run = trained["last_nonpad"]
     data = run.result["data"] | {"labels": ["a|b", '"<script>\n: {{ x }}'], "name": "`x`: - |"}
     card = model_card.card(replace(run, result=run.result | {"data": data}), "me/mine", onnx=True)
     assert r"a\|b" in card.text
     assert "<script" not in card.text
     assert ModelCard(card.content).data.model_name == run.result["id"]
-
-
-def test_a_card_has_a_sentence_for_the_leaks_of_every_split(trained):
-    run = trained["last_nonpad"]
+    assert eval(model_card._python("``` \n'\"")) == "``` \n'\""  # of which no mark can end the card's code
+    assert "`" not in model_card._python("```")
     for split in SmsSpam.SPLITS:
         told = replace(run, result=run.result | {"data": run.result["data"] | {"split": split}})
         assert model_card.LEAKS[split] in model_card.card(told, None, onnx=False).text
 
 
-def test_a_prompt_cannot_end_the_code_of_a_card(trained, tmp_path):
-    assert eval(model_card._python("``` \n'\"")) == "``` \n'\""
-    assert "`" not in model_card._python("```")
-
-
 @pytest.mark.parametrize("taken", ["file", "folder"])
 def test_what_is_there_already_is_not_written_over(trained, tmp_path, taken):
-    to, mine = tmp_path / "to", tmp_path / "to" / "mine"
-    mine.parent.mkdir() if taken == "folder" else to.write_text("mine")
-    if taken == "folder":
-        mine.write_text("mine")
+    to = tmp_path / "to"
+    mine = to / "mine" if taken == "folder" else to
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
     with pytest.raises(InputError, match="to="):
         trained.export("last_nonpad", to)
-    assert (mine if taken == "folder" else to).read_text() == "mine"
+    assert mine.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [to]
 
 
@@ -270,8 +242,7 @@ def classified(trained: Trained, home: Path) -> dict[str, Any]:
     """What a fresh process says of TEXTS with every exported classifier."""
     folders = {kind: (str(trained.export(kind, home / kind)), kind in CUSTOM) for kind in STOCK | CUSTOM}
     examples = {kind: example(home / kind) for kind in folders}
-    said: dict[str, Any] = fresh(CLASSIFY, {"texts": TEXTS, "folders": folders, "examples": examples}, home)
-    return said
+    return fresh(CLASSIFY, {"texts": TEXTS, "folders": folders, "examples": examples}, home)
 
 
 @pytest.mark.slow
@@ -283,22 +254,24 @@ def test_transformers_gives_our_logits(kind, trained, classified):
     assert said["class"] == ("TwoWays" if kind in CUSTOM else "GPT2") + "ForSequenceClassification"
     assert said["labels"] == run.data["labels"]
     assert said["example"] in said["labels"]
-    torch.testing.assert_close(torch.tensor(said["1"]), alone, rtol=0, atol=1e-4)
-    torch.testing.assert_close(torch.tensor(said["8"]), together, rtol=0, atol=1e-4)
-    torch.testing.assert_close(torch.tensor(said["pipeline 1"]), alone.softmax(-1), rtol=0, atol=1e-4)
-    torch.testing.assert_close(torch.tensor(said["pipeline 8"]), together.softmax(-1), rtol=0, atol=1e-4)
     predicted = [next(predict_texts(trained.ids[kind], [text], str(trained.home / "runs"))) for text in TEXTS]
-    probabilities = torch.tensor([list(one["probabilities"].values()) for one in predicted])
-    torch.testing.assert_close(probabilities, alone.softmax(-1), rtol=0, atol=1e-4)
+    probabilities = [list(one["probabilities"].values()) for one in predicted]
+    for found, expected in (
+        (said["1"], alone),
+        (said["8"], together),
+        (said["pipeline 1"], alone.softmax(-1)),
+        (said["pipeline 8"], together.softmax(-1)),
+        (probabilities, alone.softmax(-1)),
+    ):
+        torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-4)
 
 
 @torch.inference_mode()
 def logits(run: FinishedRun, texts: list[str]) -> torch.Tensor:
     """Those of the run's own model, adapters apart, in the order of the texts."""
     model = build.restore(Path(run.cfg.runs) / run.result["id"])
-    rows, found, _ = (
-        torch.cat(part) for part in zip(*(model.predict_step(b, 0) for b in run.batches(encode(texts))), strict=True)
-    )
+    parts = zip(*(model.predict_step(batch, 0) for batch in run.batches(encode(texts))), strict=True)
+    rows, found, _ = map(torch.cat, parts)
     return found[rows.argsort()]
 
 
@@ -322,13 +295,11 @@ print(json.dumps(said))
     examples = {kind: example(trained.export(kind, home / kind)) for kind in INSTRUCT}
     said = fresh(code, {"texts": TEXTS, "examples": examples}, home)
     assert said == {kind: written(trained[kind], TEXTS) for kind in INSTRUCT}
-    assert any(said["instruct"])
-    assert any(said["instruct_last_layer"])
+    assert all(any(words) for words in said.values())
 
 
 def written(run: FinishedRun, texts: list[str]) -> list[str]:
     """What an instruct run writes about each text, by greedy decoding."""
-    assert isinstance(run.model, InstructionTuner)
     words, room = [""] * len(texts), run.model.answers.shape[1]
     for batch in run.batches(encode(texts)):
         decoder = Decoder(run.model.gpt, batch.ids, batch.length, room, run.model.logits)
@@ -451,13 +422,9 @@ except InputError as error:
     print(error, file=sys.stderr)
 """
     plain = {"HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), repo],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **plain, **environment},
-    )
+    line, environment = [sys.executable, "-c", code, str(folder), repo], plain | environment
+    environment["PATH"] = os.environ["PATH"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment)
     return done.stdout.strip(), done.stderr.strip()
 
 
@@ -483,19 +450,16 @@ def test_a_push_sends_every_file_to_a_private_repository(stock, home, server):
 def test_where_nothing_can_be_pushed_one_sentence_says_so(stock, home, server, environment, said):
     seen, address = server
     out, error = push(stock, home, **{"HF_ENDPOINT": address, **environment})
-    assert out == ""
+    assert (out, len(error.splitlines()), seen.created) == ("", 1, [])
     assert said in error
-    assert len(error.splitlines()) == 1
-    assert seen.created == []
 
 
 def test_a_push_that_is_refused_says_where_the_folder_is(stock, home, server):
     seen, address = server
     seen.refuses = True
     out, error = push(stock, home, HF_ENDPOINT=address, HF_TOKEN="hf_right")
-    assert out == ""
+    assert (out, len(error.splitlines())) == ("", 1)
     assert f"hf upload me/mine {stock}" in error
-    assert len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["mine", "a/b/c", "me/", "me/m ne", ""])
@@ -506,7 +470,6 @@ def test_a_name_that_the_hub_cannot_have_is_refused(name):
 
 def test_weights_are_those_of_the_run(stock, trained):
     run, stored = trained["last_nonpad"], load_file(stock / "model.safetensors")
-    assert run.model.head is not None
     torch.testing.assert_close(stored["score.weight"], run.model.head.weight.detach(), rtol=0, atol=0)
     moved = stored["transformer.ln_f.bias"] - run.model.gpt.final_norm.bias.detach()
     torch.testing.assert_close(stored["score.weight"] @ moved, run.model.head.bias.detach(), rtol=0, atol=1e-5)
