@@ -100,33 +100,18 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str
     lines = [" ".join(rng.choices(words, k=6)) + str(n) + "!" * (n % 2) for n in range(60)]
     (tmp_path / "lines.txt").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
+    tiny = "gpt.weights=random gpt.n_layer=2 gpt.n_head=2 gpt.n_embd=16 gpt.context_length=64 cache=memory logger=csv"
     yield [
-        f"hydra.searchpath=[file://{tmp_path / 'conf'}]",
-        "data=lines",
-        f"data.path={tmp_path / 'lines.txt'}",
-        "task._target_=their_parts.MaxPooling",
-        "optimizer=rmsprop",
-        "optimizer.lr=1e-3",
-        "scheduler=step",
-        "callbacks=[default,lr_monitor]",
-        "+callbacks.batches._target_=their_parts.Batches",
-        "logger=csv",
-        "cache=memory",
-        "gpt.weights=random",
-        "gpt.n_layer=2",
-        "gpt.n_head=2",
-        "gpt.n_embd=16",
-        "gpt.context_length=64",
-        "trainer.max_epochs=3",
-        "trainer.accelerator=cpu",
-        f"runs={tmp_path / 'runs'}",
+        *(f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "data=lines", f"data.path={tmp_path / 'lines.txt'}"),
+        *("task._target_=their_parts.MaxPooling", "optimizer=rmsprop", "optimizer.lr=1e-3", "scheduler=step"),
+        *("callbacks=[default,lr_monitor]", "+callbacks.batches._target_=their_parts.Batches", *tiny.split()),
+        *("trainer.max_epochs=3", "trainer.accelerator=cpu", f"runs={tmp_path / 'runs'}"),
     ]
     sys.modules.pop("their_parts", None)
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    return state
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
 def test_their_parts_train_resume_predict_and_report(theirs, tmp_path):
@@ -135,16 +120,16 @@ def test_their_parts_train_resume_predict_and_report(theirs, tmp_path):
     assert type(straight.trainer.optimizers[0]) is torch.optim.RMSprop
     assert straight.trainer.optimizers[0].param_groups[0]["lr"] < 1e-3
 
-    sys.modules["their_parts"].Batches.kill_in_epoch = 1  # type: ignore[attr-defined]
+    sys.modules["their_parts"].Batches.kill_in_epoch = 1
     with pytest.raises(RuntimeError, match="killed"):
         train(compose("train", [*theirs, f"runs={tmp_path / 'killed'}"]))
-    sys.modules["their_parts"].Batches.kill_in_epoch = None  # type: ignore[attr-defined]
+    sys.modules["their_parts"].Batches.kill_in_epoch = None
     (killed,) = (tmp_path / "killed").iterdir()
     resumed = train(compose("train", [f"runs={tmp_path / 'killed'}", f"resume={killed.name}"]))
     assert resumed.result["metrics"] == straight.result["metrics"]
     ours, others = weights_of(straight.folder), weights_of(resumed.folder)
     assert all(torch.equal(ours[name], others[name]) for name in ours)
-    seen = [run.trainer.callbacks for run in (straight, resumed)]  # type: ignore[attr-defined]
+    seen = [run.trainer.callbacks for run in (straight, resumed)]
     assert len({next(c.seen for c in callbacks if type(c).__name__ == "Batches") for callbacks in seen}) == 1
 
     metrics = "".join(path.read_text() for path in straight.folder.glob("csv/**/metrics.csv"))
@@ -248,8 +233,7 @@ def test_a_sweeper_of_hydra_s_chooses_by_what_the_job_returns(theirs, tmp_path):
     (tmp_path / "conf" / "hydra" / "sweeper" / "best.yaml").write_text("_target_: hydra_plugins.best.Best\n")
     given = [*theirs, "hydra/sweeper=best", "optimized_metric=train/loss", "-m"]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-    done = subprocess.run(
-        [sys.executable, "-m", "src.train", *given], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    line = [sys.executable, "-m", "src.train", *given]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "best: 1e-2" in done.stdout
