@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas
 import pytest
@@ -20,6 +20,7 @@ from src.errors import InputError
 from src.predict import predict_texts
 from src.serving import inputs
 from src.train import train
+from tests.shared import Answer
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -30,12 +31,6 @@ TINY = [
 HAM, SPAM = "see you at lunch in the usual place", "claim your big prize in our shop now"
 ADDED = ["predicted", "probability", "p_=ham", "p_spam"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")
-
-
-class Answer(NamedTuple):
-    status: int
-    out: str
-    error: str
 
 
 @pytest.fixture(scope="module")
@@ -202,10 +197,8 @@ def test_nothing_is_written_to_a_file_where_nothing_could_be_read(predict, tmp_p
 @pytest.mark.parametrize(
     ("name", "content", "given", "said"),
     [
-        ("m.csv", "text\nwin\n", ("text_column=body",), "no column body"),
         ("m.csv", "text\nwin\n", ("text_column=body",), "set text_column"),
         ("m.csv", "text,predicted\nwin,1\n", ("text_column=text",), "a column predicted"),
-        ("m.jsonl", '{"text": "win", "p_spam": 1}', ("text_column=text",), "a column p_spam"),
         ("m.csv", "text\n", ("text_column=text",), "holds no message"),
         ("m.csv", "", ("text_column=text",), "is empty"),
         ("m.csv", 'text\n"win\n', ("text_column=text",), "line 2"),
