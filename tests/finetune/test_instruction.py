@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from src.data.batching import Batch, Messages, ShuffledBatches
 from src.data.datamodule import evaluation_loader
 from src.data.prompts import Prompt, Question, Task, make_task, parse
 from src.data.tokenizer import END_OF_TEXT, decode, encode
+from src.errors import InputError
 from src.eval import evaluate
 from src.evaluation.metrics import Predictions, mean, measure, measure_tasks
 from src.finetune.classifier import Classifier
@@ -27,7 +29,6 @@ from src.predict import predict_texts, write
 from src.runs import run_dir
 from src.sweeps import study
 from src.train import train
-from tests.shared import outspoken_gpt, sentence
 
 pytestmark = pytest.mark.usefixtures("uncounted")
 TEMPLATE = "{instruction}\n\nText: {text}\n\nAnswer:"
@@ -41,8 +42,19 @@ SPAM, WORDY = (make_task(question, TEMPLATE) for question in QUESTIONS)
 NAMED = {question.name: question for question in QUESTIONS}
 
 
-def gpt(**changes: Any) -> GPT:
-    return outspoken_gpt(replace(TINY, **changes)).eval()
+def sentence(call: Callable[[], Any]) -> str:
+    with pytest.raises(InputError) as raised:
+        call()
+    return str(raised.value)
+
+
+def gpt(seed: int = 0, **changes: Any) -> GPT:
+    """A tiny GPT whose logits differ: GPT-2's small initial weights would make all answers equally probable."""
+    made = GPT(replace(TINY, **changes), seed=seed)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(8 if parameter.ndim == 2 else 1)
+    return made.eval()
 
 
 def batch(task: Task, texts: list[str], labels: list[int], limit: int = 60) -> Batch:
@@ -106,27 +118,28 @@ def test_a_question_that_cannot_be_asked(template, answers, said):
     assert said in sentence(lambda: make_task(Question("t", ("ham", "spam"), "Is it?", answers), template))
 
 
+@pytest.mark.parametrize(
+    ("written", "place"), [("yes", 1), (" Yes.", 1), ("\nno ", 0), ("yes no", -1), ("", -1), ("maybe", -1)]
+)
 @pytest.mark.parametrize("words", [["no", "yes"], ["No.", "YES..."]])
-def test_a_written_answer_is_read_up_to_case_space_and_full_stop(words):
-    places = {"yes": 1, " Yes.": 1, "\nno ": 0, "yes no": -1, "": -1, "maybe": -1}
-    assert {written: parse(written, words) for written in places} == places
+def test_a_written_answer_is_read_up_to_case_space_and_full_stop(written, place, words):
+    assert parse(written, words) == place
 
 
-def test_full_stops_within_an_answer_count():
-    assert [parse(written, ["US", "U.S.", "3.5"]) for written in ("U.S.", " u.s", "U.S. .")] == [1, 1, 1]
+@pytest.mark.parametrize("written", ["U.S.", " u.s", "U.S. ."])
+def test_full_stops_within_an_answer_count(written):
+    assert parse(written, ["US", "U.S.", "3.5"]) == 1
     assert make_task(Question("t", ("a", "b"), None, {"a": "US", "b": "U.S."}), TEMPLATE).words == ["US", "U.S."]
 
 
 # loss
 
 
-def by_hand(model: InstructionTuner, task: Task, answers: list[list[int]]) -> list[list[float]]:
-    """Log-probability of each token of an answer to each of TEXTS, by one plain pass over prompt and answer."""
-    found = []
-    for prompt, answer in zip([task.prompt.around(ids, 60) for ids in encode(TEXTS)], answers, strict=True):
-        log_p = model.logits(model.gpt(torch.tensor([prompt + answer]))).log_softmax(-1)[0]
-        found.append([log_p[len(prompt) + i - 1, token].item() for i, token in enumerate(answer)])
-    return found
+def by_hand(model: InstructionTuner, prompt: list[int], answer: list[int]) -> list[float]:
+    """Log-probability of each answer token, by one plain pass over prompt and answer."""
+    ids = torch.tensor([prompt + answer])
+    log_p = model.logits(model.gpt(ids)).log_softmax(-1)[0]
+    return [log_p[len(prompt) + i - 1, token].item() for i, token in enumerate(answer)]
 
 
 TEXTS = ["ok", "win a free prize now, call us", "lunch at noon?", "a b c d e f g h i j k l m n o"]
@@ -135,8 +148,10 @@ TEXTS = ["ok", "win a free prize now, call us", "lunch at noon?", "a b c d e f g
 @pytest.mark.parametrize("task", [SPAM, WORDY], ids=lambda task: task.name)
 def test_the_loss_is_that_of_the_answer_tokens_alone(task):
     model, labels = instruct(task), [0, 1, 1, len(task.words) - 1]
-    terms = [x for terms in by_hand(model, task, [task.answers[y] for y in labels]) for x in terms]
-    loss, _ = model.loss(batch(task, TEXTS, labels))
+    given = batch(task, TEXTS, labels)
+    prompts = [task.prompt.around(ids, 60) for ids in encode(TEXTS)]
+    terms = [x for prompt, y in zip(prompts, labels, strict=True) for x in by_hand(model, prompt, task.answers[y])]
+    loss, _ = model.loss(given)
     assert loss.item() == pytest.approx(-sum(terms) / len(terms), abs=1e-5)
 
 
@@ -146,14 +161,41 @@ def test_padding_does_not_count():
     assert torch.allclose(model.loss(wide)[0], model.loss(narrow)[0], atol=1e-6)
 
 
+def test_loss_equals_transformers_with_labels_outside_the_answer_ignored(tmp_path):
+    from safetensors.torch import load_file
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from src.gpt.weights import export
+
+    model, labels = instruct(WORDY), [0, 1, 2, 1]
+    reference = GPT2LMHeadModel(
+        GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=64, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
+    ).eval()
+    export(model.gpt, tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    reference.load_state_dict(state, strict=False)
+    reference.tie_weights()
+    sequences = [
+        (prompt, WORDY.answers[y])
+        for prompt, y in zip([WORDY.prompt.around(ids, 60) for ids in encode(TEXTS)], labels, strict=True)
+    ]
+    width = max(len(p) + len(a) for p, a in sequences)
+    ids = torch.tensor([p + a + [0] * (width - len(p) - len(a)) for p, a in sequences])
+    targets = torch.tensor([[-100] * len(p) + a + [-100] * (width - len(p) - len(a)) for p, a in sequences])
+    expected = reference(ids, labels=targets).loss
+    assert model.loss(batch(WORDY, TEXTS, labels))[0].item() == pytest.approx(expected.item(), abs=1e-4)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_the_loss_of_an_epoch_depends_on_no_batch_size(size, stored):
     """Answers of one to three tokens: a mean over batches, or over messages, of means over tokens is another one."""
     model, labels = instruct(WORDY), [0, 1, 2, 0]
     model.means.to(stored)  # as trainer.precision=bf16-true does
-    training = lambda batch, _: model._shared_step(batch, "train")  # noqa: E731
-    for phase, step in (("validation", model.validation_step), ("train", training)):
+    for phase, step in (
+        ("validation", model.validation_step),
+        ("train", lambda batch, _: model._shared_step(batch, "train")),
+    ):
         for start in range(0, 4, size):
             part = slice(start, start + size)
             step(batch(WORDY, TEXTS[part], labels[part]), 0)
@@ -181,8 +223,9 @@ def test_scores_are_the_sums_over_whole_answers(task):
     model = instruct(task)
     given = batch(task, TEXTS, [0, 1, 0, 1])
     row, scores, label, _ = model.predict_step(given, 0)
-    expected = [[sum(terms) for terms in by_hand(model, task, [answer] * 4)] for answer in task.answers]
-    assert torch.allclose(scores, torch.tensor(expected).T, atol=1e-4)
+    prompts = [task.prompt.around(ids, 60) for ids in encode(TEXTS)]
+    expected = [[sum(by_hand(model, prompt, answer)) for answer in task.answers] for prompt in prompts]
+    assert torch.allclose(scores, torch.tensor(expected), atol=1e-4)
     assert (row.tolist(), label.tolist()) == ([0, 1, 2, 3], [0, 1, 0, 1])
 
 
@@ -195,7 +238,7 @@ def test_said_is_the_class_whose_words_were_written():
             assert stop == END_OF_TEXT
             return [yes[:-1], other, no[:-1], yes[:-1]]
 
-    assert model.generated_label(Writes(), torch.tensor([0, 0, 0, 1])).tolist() == [1, -1, 0, 1]
+    assert model.generated_label(Writes(), torch.tensor([0, 0, 0, 1])).tolist() == [1, -1, 0, 1]  # type: ignore[arg-type]
 
 
 def test_written_answers_are_measured():
@@ -232,6 +275,7 @@ def test_each_strategy_trains_what_it_says():
 
 def test_the_output_layer_of_last_layer_starts_as_the_embedding():
     model = instruct(SPAM, trainable="last_layer")
+    assert model.head is not None
     assert torch.equal(model.head.weight, model.gpt.token_embedding.weight)
     assert model.head.weight is not model.gpt.token_embedding.weight
 
@@ -290,8 +334,16 @@ def test_an_instruct_model_learns_sixteen_messages_by_heart(home):
     rows = (home / "messages.tsv").read_text()
     (home / "again.tsv").write_text(rows + rows.splitlines()[1] + "\n")
     same = [f"data.{part}_path={home}/again.tsv" for part in ("validation", "test")]
-    learns = ("task.trainable=all", "optimizer.lr=1e-2", "trainer.max_epochs=60", "trainer.gradient_clip_val=1")
-    run = train(config(home, *same, *learns))
+    run = train(
+        config(
+            home,
+            *same,
+            "task.trainable=all",
+            "optimizer.lr=1e-2",
+            "trainer.max_epochs=60",
+            "trainer.gradient_clip_val=1",
+        )
+    )
     test = run.result["metrics"]["test"]
     assert run.result["data"]["sizes"]["test"] == 17
     assert (test["accuracy"], test["generated_accuracy"], test["valid_rate"]) == (1.0, 1.0, 1.0)
@@ -385,9 +437,10 @@ def test_a_mix_asks_each_message_its_own_question(home):
 @pytest.mark.parametrize("padding", ["longest", "batch"])
 @pytest.mark.slow
 def test_a_message_of_a_mix_is_cut_at_prediction_as_in_training(home, padding, monkeypatch):
-    for name, labels in {"topics": ["x", "y", "z"], "messages": ["ham", "spam"]}.items():
-        rows = "".join(f"{label}\t{'the rain here ' * 30}\n" for label in labels)
-        (home / f"long_{name}.tsv").write_text(f"label\ttext\n{rows}")
+    long = {"topics": ["x", "y", "z"], "messages": ["ham", "spam"]}
+    for name, labels in long.items():
+        rows = [f"{label}\t{'the rain here ' * 30}" for label in labels]
+        (home / f"long_{name}.tsv").write_text("label\ttext\n" + "\n".join(rows) + "\n")
     sources = [
         f"data.sources.{task}.{part}_path={home}/long_{file}.tsv"
         for task, file in (("mail", "messages"), ("topic", "topics"))
@@ -401,7 +454,7 @@ def test_a_message_of_a_mix_is_cut_at_prediction_as_in_training(home, padding, m
         return evaluation_loader(messages, 8)
 
     monkeypatch.setattr("src.exporting.finished_run.evaluation_loader", captured)
-    for task, part in run.data.sources.items():
+    for task, part in run.data.sources.items():  # type: ignore[attr-defined]
         list(predict_texts(run.folder.name, part.texts("test"), f"{home}/runs", task=task))
         assert read[-1].ids == part.splits["test"].ids
     assert max(map(len, run.data.splits["test"].ids)) <= run.result["data"]["max_length"]
@@ -430,7 +483,7 @@ def test_metrics_of_a_mix_are_those_of_each_task_and_their_mean(home):
     measured, sizes = evaluate(run.folder.name, f"{home}/runs")
     assert {part: measured[part] for part in run.result["metrics"]} == run.result["metrics"]
     assert measured["test, topic"] == pytest.approx(by_task["topic"], nan_ok=True)
-    assert sizes["test, topic"] == len(run.data.sources["topic"].splits["test"])
+    assert sizes["test, topic"] == len(run.data.sources["topic"].splits["test"])  # type: ignore[attr-defined]
 
     (answer,) = predict_texts(run.folder.name, ["the bank here"], f"{home}/runs", task="topic")
     assert set(answer["probabilities"]) == {"topic/x", "topic/y", "topic/z"}
@@ -463,8 +516,10 @@ def test_even_sampling_draws_as_many_of_each():
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        *(("data.sampling=odd", "data.sampling=odd"), ("data.leave_out=chess", "data.leave_out=chess")),
-        *(("data.sources.mail.batch_size=2", "data.sources.mail.batch_size"), ("task=classify", "task=instruct")),
+        ("data.sampling=odd", "data.sampling=odd"),
+        ("data.leave_out=chess", "data.leave_out=chess is none of data.sources: mail, topic"),
+        ("data.sources.mail.batch_size=2", "data.sources.mail.batch_size"),
+        ("task=classify", "task=instruct"),
     ],
 )
 def test_a_mix_that_cannot_be(home, override, said):
@@ -478,6 +533,7 @@ def test_predictions_of_some_classes():
     assert (mail.labels.tolist(), mail.said) == ([1, 1], pytest.approx(torch.tensor([1, 0])))
     assert mail.predicted.tolist() == [1, 0]
     assert (topic.labels.tolist(), topic.predicted.tolist()) == ([1], [1])
+    assert topic.said is not None
     assert topic.said.tolist() == [-1]
     measured = measure_tasks(p, {"mail": [0, 1], "topic": [2, 3], "none": []})
     assert {name: m["accuracy"] for name, m in measured.items()} == {"mail": 0.5, "topic": 1.0}
@@ -488,9 +544,11 @@ def test_predictions_of_some_classes():
 
 
 def loss_by_hand(model: GPT, output: Tensor, windows: list[Tensor]) -> float:
-    logits = [model(w[:, :-1]) @ output.T for w in windows]
-    targets = torch.cat([w[:, 1:].flatten() for w in windows])
-    return F.cross_entropy(torch.cat([x.flatten(0, 1) for x in logits]), targets).item()
+    losses = [
+        F.cross_entropy((model(w[:, :-1]) @ output.T).flatten(0, 1), w[:, 1:].flatten(), reduction="sum")
+        for w in windows
+    ]
+    return sum(x.item() for x in losses) / sum(w[:, 1:].numel() for w in windows)
 
 
 @torch.no_grad()
