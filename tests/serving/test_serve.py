@@ -1,6 +1,8 @@
-"""Serving: the page and its JSON, whatever a client sends, and many clients at once."""
+"""Serving: the page and its JSON, whatever a client sends, many clients at once, and a browser."""
 
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -102,15 +104,11 @@ def expected(options: Options) -> dict[str, dict[str, dict[str, Any]]]:
 def close(answer: dict[str, Any]) -> Any:
     """An answer whose probabilities need agree only as far as fp32 sums do, which depend on the batch."""
     return {
-        option: own | {key: pytest.approx(own[key], abs=1e-5) for key in ("probability", "probabilities")}
+        option: own
+        | {"probability": pytest.approx(own["probability"], abs=1e-5)}
+        | {"probabilities": pytest.approx(own["probabilities"], abs=1e-5)}
         for option, own in answer.items()
     }
-
-
-def form(client: TestClient, **fields: str) -> tuple[int, "Seen"]:
-    """The status of an answer to the page's form, and what is seen then."""
-    answer = client.post("/predict", content=urlencode(fields), headers=FORM)
-    return answer.status_code, Seen(answer.text)
 
 
 class Seen(HTMLParser):
@@ -198,20 +196,25 @@ def test_a_fault_is_told_to_those_who_wait_and_the_next_are_answered():
     ("body", "status", "said"),
     [
         (b'{"text": ""}', 422, "empty"),
+        (b'{"text": " \\n\\t"}', 422, "empty"),
         (b'{"text": ["a", ""]}', 422, "message 2"),
         (b'{"text": []}', 422, "1 to 256"),
+        (b'{"text": ["a", null]}', 422, "message 2"),
         (b'{"text": 3}', 422, "must be a text"),
+        (b'{"text": {"a": 1}}', 422, "must be a text"),
         (b'{"text": "a", "more": 1}', 422, '"text"'),
         (b'{"message": "a"}', 422, '"text"'),
+        (b'["a"]', 422, '"text"'),
         (b"", 400, "no JSON"),
         (b'{"text": ', 400, "no JSON"),
         (b'{"text": ' + b"1" * 5000 + b"}", 400, "no JSON"),
         (b"[" * 200_000, 400, "nested"),
         (b'{"text": "\xff"}', 400, "UTF-8"),
         (b'{"text": "\\ud800"}', 400, "surrogate"),
+        (json.dumps({"text": "see you soon " * 40}).encode(), 422, "too long"),
         (json.dumps({"text": "a" * 900_000}).encode(), 422, "too long"),
+        (b" " * 1_000_001, 413, "1,000,000"),
         (b" " * 20_000_000, 413, "1,000,000"),
-        ((b" " * 100_000 for _ in range(11)), 413, "1,000,000"),  # without a length
     ],
     ids=lambda value: repr(value)[:24],
 )
@@ -219,6 +222,12 @@ def test_a_wrong_body_is_refused_in_a_sentence(client, body, status, said):
     answer = client.post("/predict", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == status
     assert said in answer.json()["error"]
+
+
+def test_a_body_without_a_length_is_measured_too(client):
+    chunks = (b" " * 100_000 for _ in range(11))
+    answer = client.post("/predict", content=chunks, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
 
 
 @pytest.mark.parametrize(
@@ -263,10 +272,11 @@ def test_the_longest_token_is_as_long_as_it_is_said_to_be():
 def test_the_page_shows_both_cards_before_and_after_a_message(client, options):
     before = Seen(client.get("/").text)
     assert {"run-card", "instruct-card", "free-card"} <= before.texts.keys()
-    status, seen = form(client, text=TEXTS[0], message="1")
-    assert status == 200
+    answer = client.post("/predict", content=urlencode({"text": TEXTS[0], "message": "1"}), headers=FORM)
+    seen = Seen(answer.text)
+    assert answer.status_code == 200
     for card, run in (("run-card", options.run), ("instruct-card", options.instruct)):
-        for said in (run, "ham", "spam", "n = ", "95% interval", "TFLOP", "free prize", "erasure"):
+        for said in (run or "", "ham", "spam", "n = ", "95% interval", "TFLOP", "free prize", "erasure"):
             assert said in seen.texts[card]
     assert "can say nothing else" in seen.texts["run-card"]
     assert "It writes" in seen.texts["instruct-card"]
@@ -279,14 +289,12 @@ def test_the_page_needs_no_script_and_nothing_from_elsewhere(client):
     links = [value for _, given in Seen(answer.text).tags for name, value in given.items() if name in ("src", "href")]
     assert all(link and (link.startswith("data:") or link.startswith("/")) for link in links)
     assert "http" not in answer.text
-    tags = Seen(answer.text).tags
-    assert [given["action"] for tag, given in tags if tag == "form" and given["method"] == "post"] == ["/predict"]
-    assert {given["name"] for tag, given in tags if tag == "button"} == {"message", "example", "free"}
 
 
 def test_an_example_is_asked_in_place_of_the_message(client):
     examples = [given["value"] for tag, given in Seen(client.get("/").text).tags if given.get("name") == "example"]
-    _, seen = form(client, text="something else", example=examples[0])
+    fields = {"text": "something else", "example": examples[0] or ""}
+    seen = Seen(client.post("/predict", content=urlencode(fields), headers=FORM).text)
     assert examples[0] == "Claim your prize now"
     assert examples[0] in seen.texts["run-card"]
     assert "something else" not in seen.texts["run-card"]
@@ -294,8 +302,10 @@ def test_an_example_is_asked_in_place_of_the_message(client):
 
 @pytest.mark.parametrize("text", ['<script>alert("1")</script>', "</textarea><img src=x>", "\" ' & < >", "{{ 7 * 7 }}"])
 def test_texts_are_escaped(client, text):
-    status, seen = form(client, text=text, prompt=text, free="1")
-    assert status == 200
+    fields = {"text": text, "prompt": text, "free": "1"}
+    answer = client.post("/predict", content=urlencode(fields), headers=FORM)
+    seen = Seen(answer.text)
+    assert answer.status_code == 200
     assert not {"script", "img"} & {tag for tag, _ in seen.tags}
     assert text in seen.texts["run-card"]
     assert text in seen.texts["free-card"]
@@ -320,16 +330,19 @@ def test_a_wrong_form_is_refused_in_a_sentence(client, body, status, said):
 
 
 def test_a_free_prompt_is_continued_on_the_page(client):
-    status, seen = form(client, text="", prompt="Once upon a time", free="1")
-    assert status == 200
-    assert "continuation" in {given.get("id") for _, given in seen.tags}
+    fields = {"text": "", "prompt": "Once upon a time", "free": "1"}
+    answer = client.post("/predict", content=urlencode(fields), headers=FORM)
+    assert ("continuation" in {given.get("id") for _, given in Seen(answer.text).tags}, answer.status_code) == (
+        True,
+        200,
+    )
 
 
 @pytest.mark.slow
 def test_of_two_instruct_runs_each_card_shows_what_its_own_writes(options, run):
     served = load(Options(run=run("sorted"), instruct=options.instruct, runs=options.runs))
     with TestClient(application(served, ["127.0.0.1"]), base_url=HOST) as both:
-        _, seen = form(both, text=TEXTS[0], message="1")
+        seen = Seen(both.post("/predict", content=urlencode({"text": TEXTS[0], "message": "1"}), headers=FORM).text)
         for option, one in served.items():
             assert one.written_answers([TEXTS[0]])[0] in seen.texts[f"{option}-card"].partition("It writes")[2]
         prompt = both.post("/write", json={"prompt": "Hello"}).json()
@@ -361,8 +374,10 @@ def test_a_word_is_worth_what_the_log_odds_lose_without_it():
         return {"label": "spam", "probabilities": {"spam": p, "ham": 1 - p}}
 
     parts = word_attribution.pieces(" free prize\nnow")
-    without = ["prize\nnow", " free now", " free prize\n"]
-    assert (parts, word_attribution.without_each(parts)) == ([" free ", "prize\n", "now"], without)
+    assert (parts, word_attribution.without_each(parts)) == (
+        [" free ", "prize\n", "now"],
+        ["prize\nnow", " free now", " free prize\n"],
+    )
     found = word_attribution.moved(parts, [answer(0.5), answer(0.2), answer(0.8), answer(0.5)])
     assert [piece.moved for piece in found] == pytest.approx([1.3863, -1.3863, 0], abs=1e-4)
     assert [piece.strength for piece in found] == [4, -4, 0]
@@ -403,7 +418,7 @@ def test_beyond_loopback_the_machines_own_names_are_allowed():
     assert "*" not in allowed_hosts("0.0.0.0")
 
 
-# ---- many clients
+# ---- many clients, and a browser
 
 
 @contextmanager
@@ -423,8 +438,9 @@ def serving(options: Options) -> Iterator[str]:
 
 
 def post(address: str, path: str, given: Any) -> Any:
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(address + path, json.dumps(given).encode(), headers, method="POST")
+    request = urllib.request.Request(
+        address + path, json.dumps(given).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
 
@@ -448,6 +464,7 @@ def test_16_clients_at_once_get_their_own_answers(options, expected):
 def test_memory_does_not_grow_and_the_command_ends(options):
     given = [f"run={options.run}", f"instruct={options.instruct}", f"runs={options.runs}", "port=0"]
     server = subprocess.Popen([sys.executable, "-m", "src.serve", *given], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert server.stdout is not None
     try:
         address = server.stdout.readline().split()[0]
 
@@ -456,10 +473,119 @@ def test_memory_does_not_grow_and_the_command_ends(options):
                 list(clients.map(lambda i: post(address, "/predict", {"text": TEXTS * (1 + i % 6)}), range(n)))
 
         ask(64)
-        resident = lambda: int(Path(f"/proc/{server.pid}/statm").read_text().split()[1]) * 4096  # noqa: E731
-        before = resident()
+        before = resident(server.pid)
         ask(128)
-        assert resident() - before < 30_000_000
+        assert resident(server.pid) - before < 30_000_000
     finally:
         server.terminate()
     assert server.wait(20) == 143
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has (man 5 proc_pid_statm)."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+
+class Browser:
+    """Headless Chromium, driven over a pipe by its DevTools protocol, one command after the other; `asked` holds the
+    address of every request it made."""
+
+    FLAGS = (
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+        *("--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe"),
+    )
+
+    def __init__(self, chromium: str, folder: Path) -> None:
+        theirs_in, ours_out = os.pipe()
+        ours_in, theirs_out = os.pipe()
+        command = ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out} 2>/dev/null', "bash", chromium]
+        self.process = subprocess.Popen(
+            [*command, *self.FLAGS, f"--user-data-dir={folder}"], pass_fds=(theirs_in, theirs_out)
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self.out, self.into = os.fdopen(ours_out, "wb", buffering=0), os.fdopen(ours_in, "rb")
+        self.number, self.asked, self.loaded, self.session = 0, list[str](), 0, {}
+        target = self.do("Target.createTarget", url="about:blank")["targetId"]
+        self.session = {"sessionId": self.do("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+        for domain in ("Page", "Network"):
+            self.do(f"{domain}.enable")
+
+    def do(self, method: str, **parameters: Any) -> Any:
+        """The result of a command."""
+        self.number += 1
+        self.out.write(
+            json.dumps({"id": self.number, "method": method, "params": parameters, **self.session}).encode() + b"\0"
+        )
+        while (told := self._next()).get("id") != self.number:
+            pass
+        assert "error" not in told, told
+        return told["result"]
+
+    def after_loading(self, act: Callable[[], object]) -> None:
+        """Do what loads a page, and wait until it has."""
+        before = self.loaded
+        act()
+        while self.loaded == before:
+            self._next()
+
+    def js(self, expression: str) -> Any:
+        """The value of an expression in the page."""
+        found = self.do("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def close(self) -> None:
+        """End it."""
+        self.do("Browser.close")
+        self.process.wait(20)
+        self.out.close()
+        self.into.close()
+
+    def _next(self) -> dict[str, Any]:
+        line = bytearray()
+        while (byte := self.into.read(1)) != b"\0":
+            assert byte, "Chromium ended"
+            line += byte
+        told: dict[str, Any] = json.loads(line)
+        self.loaded += told.get("method") == "Page.loadEventFired"
+        if told.get("method") == "Network.requestWillBeSent":
+            self.asked.append(told["params"]["request"]["url"])
+        return told
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("there is no Chromium on this machine")
+    made = Browser(chromium, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.slow
+def test_a_person_types_a_message_sees_both_cards_and_clicks_an_example(options, browser):
+    def card(option: str) -> str:
+        return str(browser.js(f"document.getElementById('{option}-card').innerText"))
+
+    with serving(options) as address:
+        browser.after_loading(lambda: browser.do("Page.navigate", url=address))
+        browser.js("document.getElementById('text').focus()")
+        browser.do("Input.insertText", text=TEXTS[-1])
+        browser.after_loading(lambda: browser.js("document.querySelector('[name=message]').click()"))
+        for option in ("run", "instruct"):
+            assert TEXTS[-1] in card(option)
+            assert "spam" in card(option)
+        assert "can say nothing else" in card("run")
+        assert "It writes" in card("instruct")
+        assert browser.js("document.getElementById('text').value") == TEXTS[-1]
+        browser.after_loading(lambda: browser.js("document.querySelector('[name=example]').click()"))
+        for option in ("run", "instruct"):
+            assert "Claim your prize now" in card(option)
+        browser.after_loading(lambda: browser.js("document.querySelector('[name=free]').click()"))
+        assert browser.js("document.getElementById('continuation').innerText")
+        browser.do("Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=1, mobile=True)
+        assert browser.js("document.documentElement.scrollWidth") <= 360
+    assert browser.asked
+    assert all(url.startswith((address, "data:")) for url in browser.asked)
