@@ -163,7 +163,7 @@ FAST = ("block",)
 @pytest.mark.parametrize(
     "case", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
 )
-def test_two_devices_are_one_with_the_same_global_batch(case: str, home: Path) -> None:
+def test_two_devices_are_one_with_the_same_global_batch(case, home):
     extra = [part.format(home=home) for part in CASES[case]]
     run_one(home, f"{case}1", "data.batch_size=8", *extra)
     on_two(lambda: run_one(home, f"{case}2", "data.batch_size=4", "trainer.devices=2", *extra))
@@ -172,7 +172,7 @@ def test_two_devices_are_one_with_the_same_global_batch(case: str, home: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("padded", [0.0, 0.4])
-def test_pretraining_on_two_devices_is_that_on_one(padded: float, home: Path) -> None:
+def test_pretraining_on_two_devices_is_that_on_one(padded, home):
     given = f"padded={padded}"
     pretrain_one(home, f"text1{padded}", "batch_size=8", given)
     on_two(lambda: pretrain_one(home, f"text2{padded}", "batch_size=4", "trainer.devices=2", given))
@@ -215,9 +215,7 @@ def other_of(process: "subprocess.Popen[str]") -> psutil.Process:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("victim", "devices"), [("first", 1), ("other", 2)])
-def test_a_kill_of_one_process_ends_all_and_the_run_goes_on_to_the_same_weights(
-    victim: str, devices: int, home: Path
-) -> None:
+def test_a_kill_of_one_process_ends_all_and_the_run_goes_on_to_the_same_weights(victim, devices, home):
     given = ["trainer.max_epochs=6", "task.trainable=all"]
     run_one(home, f"straight-{victim}", "data.batch_size=8", *given)
     name = f"killed-{victim}"
@@ -244,7 +242,7 @@ def test_a_kill_of_one_process_ends_all_and_the_run_goes_on_to_the_same_weights(
 
 
 @pytest.mark.slow
-def test_pretraining_that_was_killed_on_two_devices_goes_on_on_one(home: Path) -> None:
+def test_pretraining_that_was_killed_on_two_devices_goes_on_on_one(home):
     pretrain_one(home, "text-straight", "batch_size=8", "max_steps=60")
     given = pretraining(home, "text-killed", "batch_size=4", "max_steps=60", "trainer.devices=2")
     process = begin("pretrain", *given)
@@ -262,7 +260,7 @@ def test_pretraining_that_was_killed_on_two_devices_goes_on_on_one(home: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("given", ["budget_minutes=0.05", "num_sampled=50", "gpt.dropout=0.2"])
-def test_what_two_devices_do_on_their_own_leaves_them_with_one_model(given: str, home: Path, tmp_path: Path) -> None:
+def test_what_two_devices_do_on_their_own_leaves_them_with_one_model(given, home, tmp_path):
     """A clock, words of the vocabulary, dropout."""
     more = ["max_steps=null"] if "minutes" in given else []
 
@@ -284,7 +282,7 @@ def test_what_two_devices_do_on_their_own_leaves_them_with_one_model(given: str,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_to_all_processes_ends_them_with_one_sentence(number: int, status: int, home: Path) -> None:
+def test_a_signal_to_all_processes_ends_them_with_one_sentence(number, status, home):
     name = f"signal{status}"
     process = begin("train", *overrides(home, name, "trainer.devices=2", "trainer.max_epochs=100"))
     wait_for(process, "epoch 2/100")
@@ -298,7 +296,7 @@ def test_a_signal_to_all_processes_ends_them_with_one_sentence(number: int, stat
 
 
 @pytest.mark.slow
-def test_a_wrong_number_in_training_is_told_once_with_status_2(home: Path) -> None:
+def test_a_wrong_number_in_training_is_told_once_with_status_2(home):
     given = ("trainer.devices=2", "optimizer.lr=1e30", "task.trainable=all", "trainer.precision=32-true")
     process = begin("train", *overrides(home, "diverges", *given))
     error = process.communicate(timeout=120)[1]
@@ -306,7 +304,7 @@ def test_a_wrong_number_in_training_is_told_once_with_status_2(home: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_multirun_refuses_several_devices_and_a_sweep_runs_them(home: Path) -> None:
+def test_a_multirun_refuses_several_devices_and_a_sweep_runs_them(home):
     process = begin("train", "-m", *overrides(home, "many", "trainer.devices=2", "seed=1,2"))
     error = process.communicate(timeout=120)[1]
     assert process.returncode == 2
@@ -321,7 +319,7 @@ def test_a_multirun_refuses_several_devices_and_a_sweep_runs_them(home: Path) ->
     assert result["environment"]["device"].startswith("2 x cpu")
 
 
-def test_identity_holds_the_global_batch_and_not_the_devices(home: Path) -> None:
+def test_identity_holds_the_global_batch_and_not_the_devices(home):
     def key(*more: str) -> str:
         return run_dir.config_hash(compose("train", overrides(home, "any", *more)))
 
@@ -337,7 +335,7 @@ def test_identity_holds_the_global_batch_and_not_the_devices(home: Path) -> None
 
 
 @pytest.mark.parametrize(("given", "batch_size"), [((2, 1), 4), ((4, 2), 1), ((1, 1), 8), ((3, 1), None)])
-def test_a_run_goes_on_with_its_global_batch_or_not_at_all(given: tuple[int, int], batch_size: int | None) -> None:
+def test_a_run_goes_on_with_its_global_batch_or_not_at_all(given, batch_size):
     before = {"data": {"batch_size": 2, "padding": "batch"}, "trainer": {"devices": 4, "num_nodes": 1}}
     cfg: Any = OmegaConf.create(before)
     trainer: Any = SimpleNamespace(num_devices=given[0], num_nodes=given[1], world_size=given[0] * given[1])
@@ -374,7 +372,7 @@ def test_features_that_several_ranks_wrote_are_read_by_any_number(tmp_path: Path
 
 
 @pytest.mark.parametrize("padding", ["fixed", "batch", "free", "none"])
-def test_shards_are_the_rows_of_a_batch_once_and_as_wide_as_all_of_them(padding: str) -> None:
+def test_shards_are_the_rows_of_a_batch_once_and_as_wide_as_all_of_them(padding):
     messages = Messages(
         [[1] * n for n in (3, 9, 4, 5, 2)], [0, 1, 0, 1, 1], 12 if padding == "fixed" else None, padding
     )

@@ -18,7 +18,7 @@ FILES = sorted((ROOT / "src").rglob("*.py"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
-def test_entry_points_answer_before_anything_heavy_is_imported() -> None:
+def test_entry_points_answer_before_anything_heavy_is_imported():
     names = "train eval predict export serve pretrain sweep report reporting.wandb_dashboard"
     imports = "".join(f"import src.{module}\n" for module in names.split())
     code = f"import sys\n{imports}print({{'torch', 'lightning', 'wandb', 'pandas'}} & set(sys.modules))"
@@ -26,7 +26,7 @@ def test_entry_points_answer_before_anything_heavy_is_imported() -> None:
     assert done.stdout == "set()\n"
 
 
-def test_the_model_is_read_in_one_go() -> None:
+def test_the_model_is_read_in_one_go():
     assert len((ROOT / "src/gpt/model.py").read_text(encoding="utf-8").splitlines()) < 250
 
 
@@ -66,7 +66,7 @@ def chosen(experiment: str, *overrides: str, conf: Path = CONF) -> list[str]:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_changes_a_few_values_of_the_root_and_adds_no_key(name: str) -> None:
+def test_an_experiment_changes_a_few_values_of_the_root_and_adds_no_key(name):
     plain, given = flat(*chosen(name)), flat(f"+experiment={name}")  # another option of a group is one change
     changed = {key for key in given if given[key] != plain.get(key)}
     assert difference(name) == set()
@@ -76,7 +76,7 @@ def test_an_experiment_changes_a_few_values_of_the_root_and_adds_no_key(name: st
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_says_what_it_asks_in_few_lines(name: str) -> None:
+def test_an_experiment_says_what_it_asks_in_few_lines(name):
     first, question, *lines = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     assert first == "# @package _global_"
     assert question.startswith("# ")
@@ -87,32 +87,21 @@ def test_an_experiment_says_what_it_asks_in_few_lines(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["last_block", "xl", "random_block", "answer_head", "instruct_news", "specialist_news"]
 )
-def test_groups_given_on_the_command_line_win_over_an_experiment(name: str) -> None:
+def test_groups_given_on_the_command_line_win_over_an_experiment(name):
     cfg = composed(f"+experiment={name}", "gpt=small", "data=sms_spam")
-    assert (cfg.gpt.name, cfg.gpt.n_embd, cfg.data._target_, cfg.data.split) == (
-        "small",
-        768,
-        "src.data.datasets.SmsSpam",
-        "book",
-    )
+    assert (cfg.gpt.name, cfg.gpt.n_embd, cfg.data.split) == ("small", 768, "book")
+    assert cfg.data._target_ == "src.data.datasets.SmsSpam"
     assert cfg.name == name
     assert difference(name, "gpt=small", "data=sms_spam") == set()
 
 
-def test_a_value_given_on_the_command_line_wins_over_an_experiment() -> None:
+def test_a_value_given_on_the_command_line_wins_over_an_experiment():
     assert composed("+experiment=lora", "task.trainable=all", "name=mine").task.trainable == "all"
-    assert composed("+experiment=xl_lora", "task.lora.alpha=4").task.lora == {
-        "_target_": "src.gpt.lora.LoRA",
-        "rank": 16,
-        "alpha": 4,
-        "scaling": "alpha",
-        "init": "rank",
-        "target": "all",
-        "dora": False,
-    }
+    given, usual = (composed("+experiment=xl_lora", *more).task.lora for more in (["task.lora.alpha=4"], []))
+    assert dict(given) == dict(usual) | {"alpha": 4} != dict(usual)
 
 
-def test_a_misspelt_key_in_an_experiment_is_noticed(tmp_path: Path) -> None:
+def test_a_misspelt_key_in_an_experiment_is_noticed(tmp_path):
     conf = shutil.copytree(CONF, tmp_path / "conf")
     text = "# @package _global_\n# Does a misspelt key count?\nname: typo\ntask: {trainabel: all, lora: {rnk: 4}}\n"
     (conf / "experiment" / "typo.yaml").write_text(text, encoding="utf-8")
@@ -120,7 +109,7 @@ def test_a_misspelt_key_in_an_experiment_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gpt", sorted(path.stem for path in (CONF / "gpt").glob("*.yaml")))
-def test_every_gpt_has_the_same_keys_and_its_own_learning_rate(gpt: str) -> None:
+def test_every_gpt_has_the_same_keys_and_its_own_learning_rate(gpt):
     cfg = composed(f"gpt={gpt}")
     assert set(flat(f"gpt={gpt}")) == set(flat())
     assert cfg.gpt.name == gpt

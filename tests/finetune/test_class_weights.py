@@ -48,9 +48,7 @@ def by_torch(model: FineTuner, given: Batch, weights: list[float]) -> Tensor:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("given", "weights"), [("balanced", BALANCED), ([1.0, 7.0], [1.0, 7.0])])
-def test_the_loss_is_torchs_and_that_of_an_epoch_depends_on_no_batches(
-    tiny_gpt: GPT, way: str, given: Any, weights: list[float]
-) -> None:
+def test_the_loss_is_torchs_and_that_of_an_epoch_depends_on_no_batches(tiny_gpt, way, given, weights):
     model = tuner(tiny_gpt, way, class_weights=given)
     model.weigh(LABELS)
     everything = batch(list(range(10)))
@@ -65,7 +63,7 @@ def test_the_loss_is_torchs_and_that_of_an_epoch_depends_on_no_batches(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_shares_of_a_batch_add_up_to_it(tiny_gpt: GPT, way: str) -> None:
+def test_the_shares_of_a_batch_add_up_to_it(tiny_gpt, way):
     model = tuner(tiny_gpt, way, class_weights="balanced")
     model.weigh(LABELS)
     whole = torch.tensor(LABELS)
@@ -74,7 +72,7 @@ def test_the_shares_of_a_batch_add_up_to_it(tiny_gpt: GPT, way: str) -> None:
     torch.testing.assert_close(torch.stack(losses).sum(), model.loss(batch(list(range(10))))[0])
 
 
-def test_of_evenly_many_balanced_is_none(tiny_gpt: GPT) -> None:
+def test_of_evenly_many_balanced_is_none(tiny_gpt):
     even = tuner(tiny_gpt, "classify", class_weights="balanced")
     even.weigh([0, 1])
     one = batch([0, 5, 6])
@@ -82,12 +80,12 @@ def test_of_evenly_many_balanced_is_none(tiny_gpt: GPT) -> None:
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 2.0, 3.0], [0.0, 1.0], [-1.0, 1.0]])
-def test_weights_that_cannot_be_are_refused(tiny_gpt: GPT, weights: list[float]) -> None:
+def test_weights_that_cannot_be_are_refused(tiny_gpt, weights):
     with pytest.raises(InputError, match=r"task\.class_weights"):
         tuner(tiny_gpt, "classify", class_weights=weights)
 
 
-def test_a_mixture_has_no_class_weights(tiny_gpt: GPT) -> None:
+def test_a_mixture_has_no_class_weights(tiny_gpt):
     two = [Question("a", ("x", "y"), "?"), Question("b", ("x", "y"), "?", first_class=2)]
     with pytest.raises(InputError, match="one question"):
         InstructionTuner(tiny_gpt, two, TEMPLATE, class_weights="balanced")

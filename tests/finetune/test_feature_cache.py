@@ -199,9 +199,7 @@ mean none last_block memory
     ("pooling", "padding", "strategy", "kind"),
     [pytest.param(*case.split(), marks=[pytest.mark.slow] * (i > 1)) for i, case in enumerate(CASES.split("\n")[1:-1])],
 )
-def test_a_classifier_learns_the_same_from_features(
-    pooling: str, padding: str, strategy: str, kind: str, tmp_path: Path
-) -> None:
+def test_a_classifier_learns_the_same_from_features(pooling, padding, strategy, kind, tmp_path):
     parts, tuner = split(padding), classifier(strategy, pooling)
     expected = outcome(classifier(strategy, pooling), parts)
     found = outcome(tuner, parts, cache_in(tmp_path, kind))
@@ -223,7 +221,7 @@ def test_a_classifier_learns_the_same_from_features(
         pytest.param("3_blocks", "none", marks=pytest.mark.slow),
     ],
 )
-def test_an_instructed_model_learns_the_same_from_features(strategy: str, padding: str, tmp_path: Path) -> None:
+def test_an_instructed_model_learns_the_same_from_features(strategy, padding, tmp_path):
     parts, tuner = split(padding, 5), instruct(strategy)
     expected = outcome(instruct(strategy), parts)
     found = outcome(tuner, parts, cache_in(tmp_path, "disk" if padding == "free" else "memory"))
@@ -233,7 +231,7 @@ def test_an_instructed_model_learns_the_same_from_features(strategy: str, paddin
     assert set(tuner.features) == set(parts)
 
 
-def test_stages_learn_the_same_from_features(tmp_path: Path) -> None:
+def test_stages_learn_the_same_from_features(tmp_path):
     """Of the head phase those of a run that trains the head alone, which such a run reads back."""
     parts, stages = split("free"), {"pooling": "last_nonpad", "head_epochs": 3, "gradual_unfreezing": 2}
     expected = outcome(classifier("last_two_blocks", **stages), parts)
@@ -251,7 +249,7 @@ def test_stages_learn_the_same_from_features(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_instructed_model_learns_the_same_in_stages_from_features(tmp_path: Path) -> None:
+def test_an_instructed_model_learns_the_same_in_stages_from_features(tmp_path):
     parts = split("free", 5)
     expected = outcome(instruct("last_two_blocks", gradual_unfreezing=3), parts)
     found = outcome(instruct("last_two_blocks", gradual_unfreezing=3), parts, cache_in(tmp_path))
@@ -268,7 +266,7 @@ def eager() -> GPT:
 
 
 @pytest.mark.parametrize("strategy", [pytest.param("last_layer", marks=pytest.mark.slow), "last_two_blocks"])
-def test_an_instructed_model_says_the_same_from_features(strategy: str, tmp_path: Path) -> None:
+def test_an_instructed_model_says_the_same_from_features(strategy, tmp_path):
     """Trained well enough to say right answers, wrong ones, and none."""
     parts, tuner = split("free", 5), instruct(strategy, body=eager(), optimizer=adamw(1e-2))
     found = outcome(tuner, parts, cache_in(tmp_path, "memory"), steps=150 if strategy == "last_layer" else 50)
@@ -282,7 +280,7 @@ def test_an_instructed_model_says_the_same_from_features(strategy: str, tmp_path
 
 @pytest.mark.parametrize("make", [classifier, instruct])
 @pytest.mark.slow
-def test_dropout_in_trained_blocks_is_the_same(make: Callable[..., FineTuner], tmp_path: Path) -> None:
+def test_dropout_in_trained_blocks_is_the_same(make, tmp_path):
     parts = split("free", 2 if make is classifier else 5)
     settings = {"pooling": "last_nonpad"} if make is classifier else {}
     expected = outcome(make("last_block", body=gpt(dropout=0.3), **settings), parts, steps=12)
@@ -292,9 +290,7 @@ def test_dropout_in_trained_blocks_is_the_same(make: Callable[..., FineTuner], t
 
 @pytest.mark.parametrize("make", [classifier, instruct])
 @pytest.mark.parametrize("strategy", ["all", "lora"])
-def test_where_no_block_is_frozen_nothing_is_prepared(
-    make: Callable[..., FineTuner], strategy: str, tmp_path: Path
-) -> None:
+def test_where_no_block_is_frozen_nothing_is_prepared(make, strategy, tmp_path):
     tuner, cache = make(strategy), cache_in(tmp_path)
     cache.prepare(tuner, split("free", 5), quiet_trainer())
     assert tuner.features == {}
@@ -313,7 +309,7 @@ def distinct(messages: Messages) -> int:
 
 @pytest.mark.parametrize("strategy", ["last_layer", "last_block"])
 @pytest.mark.parametrize("kind", ["fixed", "batch", "free", "none", "instruct"])
-def test_a_token_behind_the_same_ones_is_computed_once(kind: str, strategy: str, tmp_path: Path) -> None:
+def test_a_token_behind_the_same_ones_is_computed_once(kind, strategy, tmp_path):
     if kind == "instruct":
         tuner, parts = instruct(strategy), split("free", 5)
     else:
@@ -332,7 +328,7 @@ def test_a_token_behind_the_same_ones_is_computed_once(kind: str, strategy: str,
         assert sum(rows) < sum(messages.width or len(ids) for ids in messages.ids) + answers
 
 
-def test_operations_are_counted_as_if_nothing_began_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_are_counted_as_if_nothing_began_alike(tmp_path, monkeypatch):
     monkeypatch.setattr(Flops, "of", COUNTED)
     ids, other = IDS[:4], [[row, *ids[1:]] for row, ids in enumerate(IDS[:4])]
     flops = []
@@ -356,7 +352,7 @@ class Prefix(torch.nn.Module):
 
 
 @pytest.mark.parametrize("padding", ["fixed", "free", "none"])
-def test_packed_batches_are_full_of_distinct_tokens(padding: str) -> None:
+def test_packed_batches_are_full_of_distinct_tokens(padding):
     rng = np.random.default_rng(1)
     starts = [rng.integers(9, size=20).tolist() for _ in range(10)]
     ids = [starts[rng.integers(10)][: rng.integers(1, 20)] + rng.integers(9, size=n % 60).tolist() for n in range(600)]
@@ -384,7 +380,7 @@ def test_packed_batches_are_full_of_distinct_tokens(padding: str) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_padding_to_the_longest_of_a_batch_is_sliced_from_full_width(pooling: str, tmp_path: Path) -> None:
+def test_padding_to_the_longest_of_a_batch_is_sliced_from_full_width(pooling, tmp_path):
     parts, tuner = split("batch"), classifier("last_block", pooling)
     longest = {part: max(map(len, messages.ids)) for part, messages in parts.items()}
     cache_in(tmp_path, "memory").prepare(tuner, parts, quiet_trainer())
@@ -410,9 +406,7 @@ def test_padding_to_the_longest_of_a_batch_is_sliced_from_full_width(pooling: st
     ],
 )
 @pytest.mark.slow
-def test_what_depends_on_the_batch_is_not_cached(
-    causal: bool, strategy: str, pooling: str, cached: bool, tmp_path: Path
-) -> None:
+def test_what_depends_on_the_batch_is_not_cached(causal, strategy, pooling, cached, tmp_path):
     parts, tuner = split("batch"), classifier(strategy, pooling, gpt(causal=causal))
     expected = outcome(classifier(strategy, pooling, gpt(causal=causal)), parts, steps=12)
     found = outcome(tuner, parts, cache_in(tmp_path), steps=12)
@@ -421,7 +415,7 @@ def test_what_depends_on_the_batch_is_not_cached(
 
 
 @pytest.mark.parametrize("pooling", ["last_nonpad", "mean"])
-def test_without_a_causal_mask_one_width_for_all_is_cached(pooling: str, tmp_path: Path) -> None:
+def test_without_a_causal_mask_one_width_for_all_is_cached(pooling, tmp_path):
     parts, tuner = split("fixed"), classifier("last_block", pooling, gpt(causal=False))
     expected = outcome(classifier("last_block", pooling, gpt(causal=False)), parts, steps=12)
     assert losses_apart(outcome(tuner, parts, cache_in(tmp_path), 12), expected) < 1e-6
@@ -433,14 +427,10 @@ def test_without_a_causal_mask_one_width_for_all_is_cached(pooling: str, tmp_pat
 
 @pytest.mark.parametrize(
     ("padding", "precision", "frozen"),
-    [
-        ("fixed", "bf16-mixed", "run"),
-        ("fixed", "bf16-true", "run"),
-        ("batch", "32-true", "bf16"),
-    ],
+    [("fixed", "bf16-mixed", "run"), ("fixed", "bf16-true", "run"), ("batch", "32-true", "bf16")],
 )
 @pytest.mark.slow
-def test_half_precision_is_the_same_from_features(padding: str, precision: str, frozen: str, tmp_path: Path) -> None:
+def test_half_precision_is_the_same_from_features(padding, precision, frozen, tmp_path):
     """Up to the last bit of bf16, 4e-3, where the kernel depends on the batch."""
     parts = split(padding)
     exact = outcome(classifier(), parts, steps=12)
@@ -452,7 +442,7 @@ def test_half_precision_is_the_same_from_features(padding: str, precision: str, 
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_an_instructed_model_answers_in_half_precision(precision: str, tmp_path: Path) -> None:
+def test_an_instructed_model_answers_in_half_precision(precision, tmp_path):
     messages, tuner, trainer = split("free", 5)["validation"], instruct(), quiet_trainer(precision=precision)
     expected = predict(trainer, tuner, evaluation_loader(messages, 4))
     cache_in(tmp_path, "memory").prepare(tuner, {"validation": messages}, trainer)
@@ -461,7 +451,7 @@ def test_an_instructed_model_answers_in_half_precision(precision: str, tmp_path:
     assert (found.log_probabilities - expected.log_probabilities)[possible].abs().max() < 0.1  # of answers of -33
 
 
-def test_an_instructed_model_answers_with_frozen_blocks_in_half_precision(tmp_path: Path) -> None:
+def test_an_instructed_model_answers_with_frozen_blocks_in_half_precision(tmp_path):
     messages, trainer = split("free", 5)["validation"], quiet_trainer()
 
     def answered(frozen: str, cache: FeatureCache | None = None) -> torch.Tensor:
@@ -477,7 +467,7 @@ def test_an_instructed_model_answers_with_frozen_blocks_in_half_precision(tmp_pa
 
 
 @torch.no_grad()
-def test_frozen_precision_is_that_of_the_rows(tmp_path: Path) -> None:
+def test_frozen_precision_is_that_of_the_rows(tmp_path):
     tuner, parts = classifier(frozen_precision="bf16"), split()
     batch = parts["train"][list(range(24))]
     cache_in(tmp_path, "memory").prepare(tuner, parts, quiet_trainer())
@@ -551,7 +541,7 @@ HITS: dict[str, Callable[[], tuple[FineTuner, Messages]]] = {
 
 
 @pytest.mark.parametrize("change", MISSES)
-def test_a_change_of_what_features_depend_on_misses(change: str, tmp_path: Path) -> None:
+def test_a_change_of_what_features_depend_on_misses(change, tmp_path):
     tuner, messages, settings = MISSES[change]()
     assert not prepared(classifier(), changed(), tmp_path)
     assert not prepared(tuner, messages, tmp_path, **settings)
@@ -559,19 +549,19 @@ def test_a_change_of_what_features_depend_on_misses(change: str, tmp_path: Path)
     assert prepared(tuner, messages, tmp_path, **settings)
 
 
-def test_the_tokens_of_a_longer_message_can_be_those_of_padding() -> None:
+def test_the_tokens_of_a_longer_message_can_be_those_of_padding():
     longer, plain, rows = changed(ids=LONGER), changed(), list(range(24))
     assert torch.equal(longer[rows].ids, plain[rows].ids)
     assert not torch.equal(longer[rows].length, plain[rows].length)
 
 
 @pytest.mark.parametrize("change", HITS)
-def test_a_change_of_anything_else_hits(change: str, tmp_path: Path) -> None:
+def test_a_change_of_anything_else_hits(change, tmp_path):
     assert not prepared(classifier(), changed(), tmp_path)
     assert prepared(*HITS[change](), tmp_path)
 
 
-def test_the_place_of_a_message_in_its_split_counts(tmp_path: Path) -> None:
+def test_the_place_of_a_message_in_its_split_counts(tmp_path):
     """Also where batches, sorted by length, hold the same."""
     ids = [[token] * (2 + token) for token in range(8)]
     there, back = (changed(ids=i, labels=[0] * 8, width=None, padding="free") for i in (ids, ids[::-1]))
@@ -580,14 +570,14 @@ def test_the_place_of_a_message_in_its_split_counts(tmp_path: Path) -> None:
     assert prepared(classifier(pooling="last_nonpad"), there, tmp_path)
 
 
-def test_the_pooling_counts_where_only_what_is_read_is_kept(tmp_path: Path) -> None:
+def test_the_pooling_counts_where_only_what_is_read_is_kept(tmp_path):
     assert not prepared(classifier("last_layer", "last"), changed(), tmp_path)
     assert not prepared(classifier("last_layer", "mean"), changed(), tmp_path)
     assert prepared(classifier("last_layer", "last"), changed(), tmp_path)
 
 
 @pytest.mark.parametrize("strategy", ["last_layer", "last_block"])
-def test_the_answers_count_for_an_instructed_model(strategy: str, tmp_path: Path) -> None:
+def test_the_answers_count_for_an_instructed_model(strategy, tmp_path):
     def model(answer: str) -> InstructionTuner:
         return InstructionTuner(gpt(), [replace(MAIL, answers={"ham": answer, "spam": "yes"})], TEMPLATE, strategy)
 
@@ -597,7 +587,7 @@ def test_the_answers_count_for_an_instructed_model(strategy: str, tmp_path: Path
     assert prepared(model("no"), messages, tmp_path)
 
 
-def test_device_arithmetic_and_versions_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_arithmetic_and_versions_count(monkeypatch):
     def key(device: str) -> str:
         trainer: Any = SimpleNamespace(precision="32-true", strategy=SimpleNamespace(root_device=torch.device(device)))
         return key_of(FrozenBlocks(classifier()), [changed()[[0, 1]]], trainer)
@@ -616,7 +606,7 @@ def test_device_arithmetic_and_versions_count(monkeypatch: pytest.MonkeyPatch) -
     assert len(set(keys)) == 6
 
 
-def test_a_gpu_keeps_features_in_half_of_what_training_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_keeps_features_in_half_of_what_training_leaves(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000_000, 20_000_000))
     tuner = classifier()
     trained = sum(p.numel() for p in tuner.parameters() if p.requires_grad)
@@ -657,7 +647,7 @@ def same(found: tuple[Rows, dict[str, Any]] | None, given: Rows, flops: int = 5)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("width", [8, 3])
-def test_rows_come_back_as_they_were(dtype: torch.dtype, width: int, tmp_path: Path) -> None:
+def test_rows_come_back_as_they_were(dtype, width, tmp_path):
     given = {number: row[:, :width].to(dtype) for number, row in rows().items()}
     path = write(FeatureStore(tmp_path / "a" / "b", MUCH), KEYS[0], given)
     assert same(FeatureStore(tmp_path / "a" / "b", MUCH).open(KEYS[0]), given)
@@ -666,7 +656,7 @@ def test_rows_come_back_as_they_were(dtype: torch.dtype, width: int, tmp_path: P
     assert torch.equal(kept, torch.cat(list(given.values())))
 
 
-def test_a_file_can_be_read_by_whoever_may_read_the_folder(tmp_path: Path) -> None:
+def test_a_file_can_be_read_by_whoever_may_read_the_folder(tmp_path):
     before = os.umask(0o022)
     try:
         path = write(FeatureStore(tmp_path / "features", MUCH), KEYS[0], rows())
@@ -709,7 +699,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_what_was_not_written_so_is_refused_and_written_anew(how: str, tmp_path: Path) -> None:
+def test_what_was_not_written_so_is_refused_and_written_anew(how, tmp_path):
     store = FeatureStore(tmp_path, MUCH)
     DAMAGE[how](write(store, KEYS[0], rows()))
     with pytest.raises(DamagedError):
@@ -718,7 +708,7 @@ def test_what_was_not_written_so_is_refused_and_written_anew(how: str, tmp_path:
     assert same(store.open(KEYS[0]), rows())
 
 
-def test_no_flipped_bit_is_taken_for_what_was_written(tmp_path: Path) -> None:
+def test_no_flipped_bit_is_taken_for_what_was_written(tmp_path):
     rng, store = random.Random(0), FeatureStore(tmp_path, MUCH)
     content = (file := write(store, KEYS[0], rows())).read_bytes()
     for place in rng.sample(range(len(content)), 200):
@@ -729,7 +719,7 @@ def test_no_flipped_bit_is_taken_for_what_was_written(tmp_path: Path) -> None:
             store.open(KEYS[0])
 
 
-def test_what_was_not_finished_is_never_read_and_goes_after_a_day(tmp_path: Path) -> None:
+def test_what_was_not_finished_is_never_read_and_goes_after_a_day(tmp_path):
     store = FeatureStore(tmp_path, MUCH)
 
     def killed(add: Callable[..., None]) -> None:
@@ -749,7 +739,7 @@ def test_what_was_not_finished_is_never_read_and_goes_after_a_day(tmp_path: Path
     assert set(tmp_path.iterdir()) == {store.path(key) for key in KEYS[:2]}
 
 
-def test_damaged_features_are_built_anew_by_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_features_are_built_anew_by_a_run(tmp_path, capsys):
     parts = split()
     expected = outcome(classifier(), parts, cache_in(tmp_path), steps=12)
     files = sorted((tmp_path / "features").iterdir(), key=lambda file: file.stat().st_size)  # validation, test, train
@@ -769,7 +759,7 @@ def test_damaged_features_are_built_anew_by_a_run(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
-def test_two_processes_build_an_entry_at_once(tmp_path: Path) -> None:
+def test_two_processes_build_an_entry_at_once(tmp_path):
     """Both have found nothing and written everything before either puts it in its place."""
     fork = multiprocessing.get_context("fork")
     both, answers = fork.Barrier(2, timeout=60), fork.Queue()
@@ -828,17 +818,13 @@ def no_space(*_: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["__init__", "add", "finish"])
-def test_on_a_full_disk_training_goes_on_from_memory(
-    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_on_a_full_disk_training_goes_on_from_memory(method, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(f"src.finetune.feature_store._Entry.{method}", no_space)
     assert_trains_from_memory(capsys, tmp_path / "features", "No space left on device")
     assert list((tmp_path / "features").iterdir()) == []
 
 
-def test_behind_a_limit_on_the_size_of_files_training_goes_on_from_memory(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_behind_a_limit_on_the_size_of_files_training_goes_on_from_memory(tmp_path, capsys):
     tuner, before = classifier(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
@@ -854,9 +840,7 @@ def denied(*_: Any, **__: Any) -> None:
     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def test_a_cache_that_can_only_be_read_is_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_cache_that_can_only_be_read_is_used(tmp_path, monkeypatch, capsys):
     """As root may write everywhere, these are the errors that others get."""
     parts = split()
     cache_in(tmp_path).prepare(classifier(), {name: parts[name] for name in ("train", "test")}, quiet_trainer())
@@ -871,9 +855,7 @@ def test_a_cache_that_can_only_be_read_is_used(
     assert {path: path.stat().st_mtime for path in (tmp_path / "features").iterdir()} == kept
 
 
-def test_a_cache_that_cannot_be_read_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_cache_that_cannot_be_read_is_left_alone(tmp_path, monkeypatch, capsys):
     parts = split()
     cache_in(tmp_path).prepare(classifier(), parts, quiet_trainer())
     kept = {path: path.read_bytes() for path in (tmp_path / "features").iterdir()}
@@ -886,9 +868,7 @@ def test_a_cache_that_cannot_be_read_is_left_alone(
 
 
 @pytest.mark.parametrize(("below", "why"), [("", "File exists"), ("below", "Not a directory")])
-def test_where_a_file_stands_in_the_folder_s_place_training_goes_on_from_memory(
-    below: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_where_a_file_stands_in_the_folder_s_place_training_goes_on_from_memory(below, why, tmp_path, capsys):
     (tmp_path / "file").write_text("kept")
     assert_trains_from_memory(capsys, tmp_path / "file" / below, why)
     assert (tmp_path / "file").read_text() == "kept"
@@ -897,7 +877,7 @@ def test_where_a_file_stands_in_the_folder_s_place_training_goes_on_from_memory(
 # bounds
 
 
-def test_the_least_recently_used_entry_goes(tmp_path: Path) -> None:
+def test_the_least_recently_used_entry_goes(tmp_path):
     """Opening an entry counts as using it."""
     one = write(FeatureStore(tmp_path, MUCH), KEYS[0], rows()).stat().st_size
     store = FeatureStore(tmp_path, 2.5 * one)
@@ -912,7 +892,7 @@ def test_the_least_recently_used_entry_goes(tmp_path: Path) -> None:
     assert set(tmp_path.iterdir()) == {store.path(KEYS[2]), store.path(KEYS[3])}
 
 
-def test_the_newest_entry_stays_however_small_the_bound_and_rows_outlive_theirs(tmp_path: Path) -> None:
+def test_the_newest_entry_stays_however_small_the_bound_and_rows_outlive_theirs(tmp_path):
     store = FeatureStore(tmp_path, 0)
     for key in KEYS:
         before = store.open(KEYS[0]) if key == KEYS[1] else None
@@ -921,7 +901,7 @@ def test_the_newest_entry_stays_however_small_the_bound_and_rows_outlive_theirs(
         assert before is None or same(before, rows())
 
 
-def test_what_is_no_entry_is_never_removed(tmp_path: Path) -> None:
+def test_what_is_no_entry_is_never_removed(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").write_bytes(b"x" * 5000)
     (tmp_path / "notes.txt").write_text("mine")
@@ -937,9 +917,7 @@ def test_what_is_no_entry_is_never_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])
-def test_features_that_are_too_large_are_computed_in_every_epoch(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_features_that_are_too_large_are_computed_in_every_epoch(kind, tmp_path, capsys):
     """24 messages of 12 tokens with 16 channels take 18,432 bytes, the other parts 5,376 and 6,912."""
     parts, tuner = split(), classifier()
     expected = outcome(classifier(), parts, steps=12)
@@ -957,9 +935,7 @@ def test_features_that_are_too_large_are_computed_in_every_epoch(
 
 
 @pytest.mark.parametrize("strategy", ["last_layer", pytest.param("last_block", marks=pytest.mark.slow)])
-def test_operations_with_features_are_those_of_each_step(
-    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_operations_with_features_are_those_of_each_step(strategy, tmp_path, monkeypatch):
     """An instructed model is given fewer rows than its features have: prompt and one answer, not all answers."""
     monkeypatch.setattr(Flops, "of", COUNTED)
     tuner, parts, cost, counted = instruct(strategy), split("free", 5), Cost(), list[int]()
@@ -976,7 +952,7 @@ def test_operations_with_features_are_those_of_each_step(
 
 
 @pytest.mark.parametrize(("strategy", "products"), [("last_layer", 2), ("last_block", 2), ("all", 3)])
-def test_logits_at_every_position_cost_their_products(strategy: str, products: int) -> None:
+def test_logits_at_every_position_cost_their_products(strategy, products):
     """In the forward pass, and back into what is trained: the output layer's own weights, or its input, or both."""
     tuner = instruct(strategy)
     batch = next(iter(loader(split("free", 5)["train"], ShuffledBatches(24, 4, seed=0), 0)))
@@ -992,7 +968,7 @@ def test_logits_at_every_position_cost_their_products(strategy: str, products: i
 
 @pytest.mark.parametrize("padding", ["fixed", "batch", "free", "none"])
 @pytest.mark.parametrize("some", [False, True])
-def test_every_row_is_read_once(padding: str, some: bool) -> None:
+def test_every_row_is_read_once(padding, some):
     rng = np.random.default_rng(1)
     ids = [[0] * n for n in rng.integers(1, 200, size=500)]
     messages = Messages(ids, [0] * 500, 200 if padding == "fixed" else None, padding)
@@ -1021,7 +997,7 @@ def test_every_row_is_read_once(padding: str, some: bool) -> None:
                 assert len(batches) <= len(rows) / 8
 
 
-def test_a_batch_is_never_smaller_than_in_training() -> None:
+def test_a_batch_is_never_smaller_than_in_training():
     for padding, width in (("fixed", 1000), ("free", None)):
         messages = Messages([[0] * 1000] * 40, [0] * 40, width, padding)
         assert [len(batch) for batch in evaluation_batches(messages, 20)] == [20, 20]
@@ -1031,7 +1007,7 @@ def test_a_batch_is_never_smaller_than_in_training() -> None:
 
 
 @torch.no_grad()
-def test_the_means_of_an_epoch_weigh_every_message_alike() -> None:
+def test_the_means_of_an_epoch_weigh_every_message_alike():
     data, tuner = split("free")["train"], classifier("all", "last_nonpad", optimizer=adamw(1e-30))
     batches = [[0, 1, 2, 3, 4], [5], list(range(6, 24))]
     logits = torch.cat([tuner(*data[[row]][:2]) for row in range(24)])
@@ -1049,7 +1025,7 @@ def test_the_means_of_an_epoch_weigh_every_message_alike() -> None:
 
 
 @torch.no_grad()
-def test_the_validation_loss_of_a_language_model_weighs_every_token_alike() -> None:
+def test_the_validation_loss_of_a_language_model_weighs_every_token_alike():
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randint(50257, shape, generator=generator) for shape in ((1, 5), (6, 9), (2, 3))]
     module, trainer = CausalLM(gpt()), quiet_trainer()
@@ -1094,7 +1070,7 @@ PARTS = ["train", "validation", "test"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trainable", ["last_block", "last_layer"])
-def test_a_second_run_reads_back_what_the_first_has_made(home: Path, tmp_path: Path, trainable: str) -> None:
+def test_a_second_run_reads_back_what_the_first_has_made(home, tmp_path, trainable):
     task, disk = f"task.trainable={trainable}", ("cache=disk", f"cache.folder={tmp_path}")
     off, memory = train(config(home, task, "cache=off")), train(config(home, task, "cache=memory"))
     first, second = train(config(home, task, *disk)), train(config(home, task, *disk))
@@ -1118,9 +1094,7 @@ def test_a_second_run_reads_back_what_the_first_has_made(home: Path, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["disk", "memory"])
-def test_a_resumed_run_with_a_cache_equals_a_straight_one(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_a_resumed_run_with_a_cache_equals_a_straight_one(home, tmp_path, monkeypatch, kind):
     given = (f"cache={kind}", *((f"cache.folder={tmp_path / 'features'}",) if kind == "disk" else ()))
     given = (*given, "task.pooling=last_nonpad", "data.padding=batch")
     straight, step = train(config(home, *given)), Classifier.training_step
@@ -1146,9 +1120,7 @@ def test_a_resumed_run_with_a_cache_equals_a_straight_one(
 @pytest.mark.parametrize(
     ("key", "value"), [("kind", "ram"), ("max_gb", "-1"), ("max_gb", "null"), ("folder", "null"), ("folder", "''")]
 )
-def test_a_cache_that_cannot_be_is_refused_before_a_run_begins(
-    home: Path, tmp_path: Path, key: str, value: str
-) -> None:
+def test_a_cache_that_cannot_be_is_refused_before_a_run_begins(home, tmp_path, key, value):
     cfg = config(home, f"cache.{key}={value}", f"runs={tmp_path / 'runs'}")
     for refused in (build.build_cache, train):
         with pytest.raises(InputError, match=f"cache.{key}"):
@@ -1156,7 +1128,7 @@ def test_a_cache_that_cannot_be_is_refused_before_a_run_begins(
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_cache_of_a_config(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_a_config(home, monkeypatch):
     monkeypatch.setenv("TWO_WAYS_CACHE", "~/elsewhere")
     kept = build.build_cache(config(home))
     assert (kept.kind, kept.store.folder, kept.max_bytes) == ("disk", Path("~/elsewhere/features").expanduser(), 20e9)
@@ -1179,7 +1151,7 @@ def test_the_cache_of_a_config(home: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 @pytest.mark.slow
-def test_whether_padding_is_read(home: Path, given: tuple[str, ...], read: bool) -> None:
+def test_whether_padding_is_read(home, given, read):
     cfg = config(home, *given, "data.batch_size=1")
     for padding, if_read in {"longest": "fixed", "context": "fixed", "batch": "batch", "none": "none"}.items():
         cfg.data.padding = padding

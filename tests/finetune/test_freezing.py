@@ -16,68 +16,52 @@ from src.config.trainer import own_callbacks
 from src.data.batching import chunked
 from src.errors import InputError
 from src.finetune.classifier import Classifier
-from tests.finetune.test_classifier import (
-    BLOCK,
-    EMBEDDINGS,
-    FINAL_NORM,
-    HEAD,
-    classifier,
-    fit,
-    messages,
-    weights,
-)
+from tests.finetune.test_classifier import BLOCK, EMBEDDINGS, FINAL_NORM, HEAD, classifier, fit, messages, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore:.*isinstance.treespec.*")
 BIASES = {name for block in BLOCK for name in block if name.endswith("bias")}
 
 
+TOP = HEAD | FINAL_NORM
+BITFIT = [HEAD | {"gpt.final_norm.bias"} | {n for n in BIASES if int(n.split(".")[2]) >= 3 - i} for i in range(4)]
+
+
 @pytest.mark.parametrize(
     ("strategy", "settings", "expected"),
     [
-        ("last_block", {}, [(0, 3, HEAD | FINAL_NORM | BLOCK[3])]),
-        ("last_block", {"head_epochs": 2}, [(0, 4, HEAD), (2, 3, HEAD | FINAL_NORM | BLOCK[3])]),
-        (
-            "last_two_blocks",
-            {"gradual_unfreezing": 3},
-            [(0, 3, HEAD | FINAL_NORM | BLOCK[3]), (3, 2, HEAD | FINAL_NORM | BLOCK[3] | BLOCK[2])],
-        ),
+        ("last_block", {}, [(0, 3, TOP | BLOCK[3])]),
+        ("last_block", {"head_epochs": 2}, [(0, 4, HEAD), (2, 3, TOP | BLOCK[3])]),
+        ("last_two_blocks", {"gradual_unfreezing": 3}, [(0, 3, TOP | BLOCK[3]), (3, 2, TOP | BLOCK[3] | BLOCK[2])]),
         (
             "all",
             {"head_epochs": 1, "gradual_unfreezing": 1},
             [
                 (0, 4, HEAD),
-                *((1 + i, 3 - i, HEAD | FINAL_NORM | set().union(*BLOCK[3 - i :])) for i in range(4)),
-                (5, 0, HEAD | FINAL_NORM | EMBEDDINGS | set().union(*BLOCK)),
+                *((1 + i, 3 - i, TOP.union(*BLOCK[3 - i :])) for i in range(4)),
+                (5, 0, TOP.union(EMBEDDINGS, *BLOCK)),
             ],
         ),
-        (
-            "bitfit",
-            {"gradual_unfreezing": 1},
-            [
-                (i, 3 - i, HEAD | {"gpt.final_norm.bias"} | {n for n in BIASES if int(n.split(".")[2]) >= 3 - i})
-                for i in range(4)
-            ],
-        ),
+        ("bitfit", {"gradual_unfreezing": 1}, [(i, 3 - i, names) for i, names in enumerate(BITFIT)]),
     ],
     ids=lambda value: "" if isinstance(value, list) else str(value),
 )
-def test_stages_unfreeze_from_the_top(strategy: str, settings: dict[str, int], expected: list[Any]) -> None:
+def test_stages_unfreeze_from_the_top(strategy, settings, expected):
     model = classifier(strategy, **settings)
     assert [(stage.first_epoch, stage.first_trainable, stage.trained) for stage in model.stages] == expected
     assert model.trained == expected[-1][2]
 
 
-def test_each_epoch_moves_what_its_stage_trains_and_nothing_else() -> None:
+def test_each_epoch_moves_what_its_stage_trains_and_nothing_else():
     model, seen = classifier("3_blocks", head_epochs=1, gradual_unfreezing=2), list[dict[str, Tensor]]()
     note = LambdaCallback(on_train_epoch_start=lambda *_: seen.append(weights(model)))
     fit(model, messages(), max_epochs=6, callbacks=[note])
-    top = HEAD | FINAL_NORM | BLOCK[3]
+    top = TOP | BLOCK[3]
     expected = [HEAD, top, top, top | BLOCK[2], top | BLOCK[2], top | BLOCK[2] | BLOCK[1]]
     for before, after, moved in zip(seen, [*seen[1:], weights(model)], expected, strict=True):
         assert {name for name in before if not torch.equal(before[name], after[name])} == moved
 
 
-def test_what_is_unfrozen_later_has_an_optimizer_that_begins_then() -> None:
+def test_what_is_unfrozen_later_has_an_optimizer_that_begins_then():
     """Neither decay nor moments before: the weights are those of a plain loop with a second optimizer from there on."""
     adamw = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
     model, data = classifier(head_epochs=2, optimizer=adamw), messages()
@@ -96,7 +80,7 @@ def test_what_is_unfrozen_later_has_an_optimizer_that_begins_then() -> None:
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.5])
-def test_a_block_has_the_rate_of_the_one_above_times_the_decay(decay: float) -> None:
+def test_a_block_has_the_rate_of_the_one_above_times_the_decay(decay):
     sgd, step = partial(torch.optim.SGD, lr=8.0, weight_decay=0.25), partial(StepLR, step_size=1)
     model = classifier("all", layer_decay=decay, optimizer=sgd, scheduler=step)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -134,7 +118,7 @@ def run(model: Classifier, folder: Path, **settings: Any) -> Any:
     return fit(model, messages(), validation=True, enable_checkpointing=True, callbacks=callbacks, **settings)
 
 
-def test_patience_counts_from_the_last_stage(tmp_path: Path) -> None:
+def test_patience_counts_from_the_last_stage(tmp_path):
     still = partial(torch.optim.SGD, lr=1e-30)
     assert run(classifier(optimizer=still), tmp_path, max_epochs=9).current_epoch == 2
     assert run(classifier(optimizer=still, head_epochs=4), tmp_path, max_epochs=9).current_epoch == 6

@@ -70,14 +70,14 @@ def instruct(task: Task, model: GPT | None = None, **given: Any) -> InstructionT
 # prompts and answers
 
 
-def test_a_prompt_is_the_template_around_the_text() -> None:
+def test_a_prompt_is_the_template_around_the_text():
     ids = SPAM.prompt.around(encode(["win a prize"])[0], 60)
     assert decode(ids) == "Is it spam?\n\nText: win a prize\n\nAnswer:"
     assert [decode(answer) for answer in SPAM.answers] == [" no<|endoftext|>", " yes<|endoftext|>"]
     assert all(answer[-1] == END_OF_TEXT for answer in SPAM.answers)
 
 
-def test_a_long_text_is_cut_from_the_right_and_prompt_and_answer_are_not() -> None:
+def test_a_long_text_is_cut_from_the_right_and_prompt_and_answer_are_not():
     text = encode(["word " * 100])[0]
     for limit in (WORDY.prompt.overhead + 1, 40, 60):
         ids = WORDY.prompt.around(text, limit)
@@ -86,13 +86,13 @@ def test_a_long_text_is_cut_from_the_right_and_prompt_and_answer_are_not() -> No
         assert len(ids) + max(map(len, WORDY.answers)) - 1 == limit
 
 
-def test_without_an_instruction_the_answers_are_named() -> None:
+def test_without_an_instruction_the_answers_are_named():
     task = make_task(Question("t", ("x", "y", "z")), "{instruction} {text}")
     assert decode(list(task.prompt.before)) == "Which of these is the following text: x, y or z? "
     assert task.words == ["x", "y", "z"]
 
 
-def test_a_template_that_ends_in_white_space_gets_answers_without_it() -> None:
+def test_a_template_that_ends_in_white_space_gets_answers_without_it():
     task = make_task(Question("t", ("x", "y")), "{text}\n")
     assert [decode(answer[:-1]) for answer in task.answers] == ["x", "y"]
 
@@ -114,7 +114,7 @@ def test_a_template_that_ends_in_white_space_gets_answers_without_it() -> None:
         (TEMPLATE, {"ham": "no"}, "data.answers has no answer for class spam"),
     ],
 )
-def test_a_question_that_cannot_be_asked(template: str, answers: dict[Any, Any] | None, said: str) -> None:
+def test_a_question_that_cannot_be_asked(template, answers, said):
     assert said in sentence(lambda: make_task(Question("t", ("ham", "spam"), "Is it?", answers), template))
 
 
@@ -122,12 +122,12 @@ def test_a_question_that_cannot_be_asked(template: str, answers: dict[Any, Any] 
     ("written", "place"), [("yes", 1), (" Yes.", 1), ("\nno ", 0), ("yes no", -1), ("", -1), ("maybe", -1)]
 )
 @pytest.mark.parametrize("words", [["no", "yes"], ["No.", "YES..."]])
-def test_a_written_answer_is_read_up_to_case_space_and_full_stop(written: str, place: int, words: list[str]) -> None:
+def test_a_written_answer_is_read_up_to_case_space_and_full_stop(written, place, words):
     assert parse(written, words) == place
 
 
 @pytest.mark.parametrize("written", ["U.S.", " u.s", "U.S. ."])
-def test_full_stops_within_an_answer_count(written: str) -> None:
+def test_full_stops_within_an_answer_count(written):
     assert parse(written, ["US", "U.S.", "3.5"]) == 1
     assert make_task(Question("t", ("a", "b"), None, {"a": "US", "b": "U.S."}), TEMPLATE).words == ["US", "U.S."]
 
@@ -146,7 +146,7 @@ TEXTS = ["ok", "win a free prize now, call us", "lunch at noon?", "a b c d e f g
 
 
 @pytest.mark.parametrize("task", [SPAM, WORDY], ids=lambda task: task.name)
-def test_the_loss_is_that_of_the_answer_tokens_alone(task: Task) -> None:
+def test_the_loss_is_that_of_the_answer_tokens_alone(task):
     model, labels = instruct(task), [0, 1, 1, len(task.words) - 1]
     given = batch(task, TEXTS, labels)
     prompts = [task.prompt.around(ids, 60) for ids in encode(TEXTS)]
@@ -155,13 +155,13 @@ def test_the_loss_is_that_of_the_answer_tokens_alone(task: Task) -> None:
     assert loss.item() == pytest.approx(-sum(terms) / len(terms), abs=1e-5)
 
 
-def test_padding_does_not_count() -> None:
+def test_padding_does_not_count():
     model, narrow = instruct(WORDY), batch(WORDY, TEXTS, [0, 1, 2, 0])
     wide = narrow._replace(ids=F.pad(narrow.ids, (0, 7), value=11))
     assert torch.allclose(model.loss(wide)[0], model.loss(narrow)[0], atol=1e-6)
 
 
-def test_loss_equals_transformers_with_labels_outside_the_answer_ignored(tmp_path: Path) -> None:
+def test_loss_equals_transformers_with_labels_outside_the_answer_ignored(tmp_path):
     from safetensors.torch import load_file
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -188,7 +188,7 @@ def test_loss_equals_transformers_with_labels_outside_the_answer_ignored(tmp_pat
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
-def test_the_loss_of_an_epoch_depends_on_no_batch_size(size: int, stored: torch.dtype) -> None:
+def test_the_loss_of_an_epoch_depends_on_no_batch_size(size, stored):
     """Answers of one to three tokens: a mean over batches, or over messages, of means over tokens is another one."""
     model, labels = instruct(WORDY), [0, 1, 2, 0]
     model.means.to(stored)  # as trainer.precision=bf16-true does
@@ -204,7 +204,7 @@ def test_the_loss_of_an_epoch_depends_on_no_batch_size(size: int, stored: torch.
         assert model.means[f"{phase}_accuracy"].compute().item() == right.float().mean().item()
 
 
-def test_the_accuracy_of_a_step_says_whose_whole_answer_comes_first() -> None:
+def test_the_accuracy_of_a_step_says_whose_whole_answer_comes_first():
     model, labels = instruct(WORDY), [0, 1, 2, 0]
     given = batch(WORDY, TEXTS, labels)
     logits, targets = model(*model.inputs(given)), model.answers[given.label]
@@ -219,7 +219,7 @@ def test_the_accuracy_of_a_step_says_whose_whole_answer_comes_first() -> None:
 
 
 @pytest.mark.parametrize("task", [SPAM, WORDY], ids=lambda task: task.name)
-def test_scores_are_the_sums_over_whole_answers(task: Task) -> None:
+def test_scores_are_the_sums_over_whole_answers(task):
     model = instruct(task)
     given = batch(task, TEXTS, [0, 1, 0, 1])
     row, scores, label, _ = model.predict_step(given, 0)
@@ -229,7 +229,7 @@ def test_scores_are_the_sums_over_whole_answers(task: Task) -> None:
     assert (row.tolist(), label.tolist()) == ([0, 1, 2, 3], [0, 1, 0, 1])
 
 
-def test_said_is_the_class_whose_words_were_written() -> None:
+def test_said_is_the_class_whose_words_were_written():
     model = instruct(SPAM)
     yes, no, other = SPAM.answers[1], SPAM.answers[0], encode([" maybe"])[0]
 
@@ -241,7 +241,7 @@ def test_said_is_the_class_whose_words_were_written() -> None:
     assert model.generated_label(Writes(), torch.tensor([0, 0, 0, 1])).tolist() == [1, -1, 0, 1]  # type: ignore[arg-type]
 
 
-def test_written_answers_are_measured() -> None:
+def test_written_answers_are_measured():
     p = Predictions(torch.tensor([[0.0, -9.0]] * 4), torch.tensor([0, 0, 1, 1]), torch.tensor([0, -1, 1, 0]))
     metrics = measure(p)
     assert (metrics["generated_accuracy"], metrics["valid_rate"], metrics["accuracy"]) == (0.5, 0.75, 0.5)
@@ -263,7 +263,7 @@ def moved(trainable: str) -> set[str]:
     return {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
 
 
-def test_each_strategy_trains_what_it_says() -> None:
+def test_each_strategy_trains_what_it_says():
     assert moved("last_layer") == {"head.weight"}
     assert all(BLOCK_1.match(name) for name in moved("last_block"))
     assert len(moved("last_block")) == 14
@@ -273,21 +273,21 @@ def test_each_strategy_trains_what_it_says() -> None:
     assert {name.rpartition(".")[2] for name in moved("lora")} == {"lora_B"}
 
 
-def test_the_output_layer_of_last_layer_starts_as_the_embedding() -> None:
+def test_the_output_layer_of_last_layer_starts_as_the_embedding():
     model = instruct(SPAM, trainable="last_layer")
     assert model.head is not None
     assert torch.equal(model.head.weight, model.gpt.token_embedding.weight)
     assert model.head.weight is not model.gpt.token_embedding.weight
 
 
-def test_without_a_causal_mask_there_is_nothing_to_learn() -> None:
+def test_without_a_causal_mask_there_is_nothing_to_learn():
     assert "gpt.causal=true" in sentence(lambda: instruct(SPAM, gpt(causal=False)))
 
 
 # the way between
 
 
-def test_a_head_of_answers_says_what_the_language_model_says() -> None:
+def test_a_head_of_answers_says_what_the_language_model_says():
     model = gpt()
     classifier = Classifier(model, QUESTIONS[:1], pooling="last_nonpad", head="answers", template=TEMPLATE).eval()
     given = batch(SPAM, TEXTS, [0] * 4)
@@ -296,7 +296,7 @@ def test_a_head_of_answers_says_what_the_language_model_says() -> None:
     assert torch.allclose(classifier(given.ids, given.length), expected, atol=1e-5)
 
 
-def test_a_head_of_answers_needs_answers_that_begin_differently() -> None:
+def test_a_head_of_answers_needs_answers_that_begin_differently():
     said = sentence(lambda: Classifier(gpt(), QUESTIONS[1:], head="answers", template=TEMPLATE))
     assert said.startswith("task.head=answers")
 
@@ -330,7 +330,7 @@ def config(home: Path, *overrides: str) -> DictConfig:
 
 
 @pytest.mark.slow
-def test_an_instruct_model_learns_sixteen_messages_by_heart(home: Path) -> None:
+def test_an_instruct_model_learns_sixteen_messages_by_heart(home):
     rows = (home / "messages.tsv").read_text()
     (home / "again.tsv").write_text(rows + rows.splitlines()[1] + "\n")
     same = [f"data.{part}_path={home}/again.tsv" for part in ("validation", "test")]
@@ -358,7 +358,7 @@ def test_an_instruct_model_learns_sixteen_messages_by_heart(home: Path) -> None:
     assert all(sum(p) == pytest.approx(1, abs=1e-5) for p in probabilities)
 
 
-def test_answers_with_full_stops_are_recognised_with_and_without_features(home: Path) -> None:
+def test_answers_with_full_stops_are_recognised_with_and_without_features(home):
     answers = 'data.answers={ham: "No.", spam: "Yes."}'
     run = train(config(home, answers, "optimizer.lr=1e-2", "trainer.max_epochs=8"))
     assert run.result["cost"]["features_seconds"] > 0
@@ -369,7 +369,7 @@ def test_answers_with_full_stops_are_recognised_with_and_without_features(home: 
     assert said["said"] == said["label"]
 
 
-def test_answers_that_yaml_reads_as_booleans_are_refused_and_numbers_are_answers(home: Path) -> None:
+def test_answers_that_yaml_reads_as_booleans_are_refused_and_numbers_are_answers(home):
     cfg = config(home)
     cfg.data.answers = OmegaConf.create("{ham: no, spam: yes}")
     assert "in quotes" in sentence(lambda: build.data_and_task(cfg))
@@ -377,7 +377,7 @@ def test_answers_that_yaml_reads_as_booleans_are_refused_and_numbers_are_answers
     assert build.data_and_task(cfg)[1].tasks[0].words == ["0", "1"]
 
 
-def test_a_head_cannot_write_and_records_the_precision_that_was_computed_in(home: Path) -> None:
+def test_a_head_cannot_write_and_records_the_precision_that_was_computed_in(home):
     with pytest.warns(UserWarning, match="bf16-mixed"):  # Lightning's, for a CPU
         run = train(config(home, "task=classify", "trainer.precision=16-mixed"))
     assert run.result["environment"]["precision"] == run.trainer.precision == "bf16-mixed"
@@ -386,7 +386,7 @@ def test_a_head_cannot_write_and_records_the_precision_that_was_computed_in(home
 
 @pytest.mark.parametrize("padding", ["longest", "batch", "context"])
 @pytest.mark.slow
-def test_a_prompted_classifier_reads_what_an_instruct_model_reads(home: Path, padding: str) -> None:
+def test_a_prompted_classifier_reads_what_an_instruct_model_reads(home, padding):
     asked, _ = build.data_and_task(config(home, f"data.padding={padding}"))
     classify = ("task=classify", "task.prompt=instruction")
     prompted, _ = build.data_and_task(config(home, *classify, f"data.padding={padding}"))
@@ -395,7 +395,7 @@ def test_a_prompted_classifier_reads_what_an_instruct_model_reads(home: Path, pa
     assert [decode(ids).count("Is it spam?") for ids in asked.splits["test"].ids] == [1] * len(asked.splits["test"])
 
 
-def test_a_prompt_that_leaves_no_room_for_the_text(home: Path) -> None:
+def test_a_prompt_that_leaves_no_room_for_the_text(home):
     overhead = build.build_task(config(home), ["ham", "spam"]).prompts[0].overhead
     build.data_and_task(config(home, f"data.max_length={overhead + 1}"))
     said = sentence(lambda: build.data_and_task(config(home, f"data.max_length={overhead}")))
@@ -420,7 +420,7 @@ def mix(home: Path, *overrides: str) -> DictConfig:
 LABELS = ["mail/ham", "mail/spam", "topic/x", "topic/y", "topic/z"]
 
 
-def test_a_mix_asks_each_message_its_own_question(home: Path) -> None:
+def test_a_mix_asks_each_message_its_own_question(home):
     data, model = build.data_and_task(mix(home))
     tasks = model.tasks
     assert list(data.labels) == LABELS
@@ -436,9 +436,7 @@ def test_a_mix_asks_each_message_its_own_question(home: Path) -> None:
 
 @pytest.mark.parametrize("padding", ["longest", "batch"])
 @pytest.mark.slow
-def test_a_message_of_a_mix_is_cut_at_prediction_as_in_training(
-    home: Path, padding: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_message_of_a_mix_is_cut_at_prediction_as_in_training(home, padding, monkeypatch):
     long = {"topics": ["x", "y", "z"], "messages": ["ham", "spam"]}
     for name, labels in long.items():
         rows = [f"{label}\t{'the rain here ' * 30}" for label in labels]
@@ -463,14 +461,14 @@ def test_a_message_of_a_mix_is_cut_at_prediction_as_in_training(
 
 
 @pytest.mark.slow
-def test_a_mix_of_one_task_chooses_a_threshold_and_an_epoch_as_the_task_alone_does(home: Path) -> None:
+def test_a_mix_of_one_task_chooses_a_threshold_and_an_epoch_as_the_task_alone_does(home):
     given = ("~data.sources.topic", "threshold=f1", "monitor=validation/average_precision", "trainer.max_epochs=1")
     result = train(mix(home, *given)).result
     assert result["threshold"]["aim"] == "f1"
     assert result["positive"] in result["data"]["labels"]
 
 
-def test_metrics_of_a_mix_are_those_of_each_task_and_their_mean(home: Path) -> None:
+def test_metrics_of_a_mix_are_those_of_each_task_and_their_mean(home):
     run = train(mix(home))
     by_task, metrics = run.result["tasks"]["test"], run.result["metrics"]["test"]
     assert list(by_task) == ["mail", "topic"]
@@ -493,7 +491,7 @@ def test_metrics_of_a_mix_are_those_of_each_task_and_their_mean(home: Path) -> N
     assert "task=<one of mail, topic>" in said
 
 
-def test_a_task_that_is_left_out_is_tested_only(home: Path) -> None:
+def test_a_task_that_is_left_out_is_tested_only(home):
     run = train(mix(home, "data.leave_out=topic"))
     assert {e.label for e in run.data.examples["train"]} == {"ham", "spam"}
     assert set(run.result["tasks"]["train"]) == set(run.result["tasks"]["validation"]) == {"mail"}
@@ -501,7 +499,7 @@ def test_a_task_that_is_left_out_is_tested_only(home: Path) -> None:
     assert run.result["metrics"]["test"] == run.result["tasks"]["test"]["mail"]
 
 
-def test_even_sampling_draws_as_many_of_each() -> None:
+def test_even_sampling_draws_as_many_of_each():
     groups = torch.tensor([0] * 20 + [1] * 5 + [2] * 8).numpy()
     batches = ShuffledBatches(33, 4, seed=1, groups=groups)
     epochs = []
@@ -524,11 +522,11 @@ def test_even_sampling_draws_as_many_of_each() -> None:
         ("task=classify", "task=instruct"),
     ],
 )
-def test_a_mix_that_cannot_be(home: Path, override: str, said: str) -> None:
+def test_a_mix_that_cannot_be(home, override, said):
     assert said in sentence(lambda: build.data_and_task(mix(home, override)))
 
 
-def test_predictions_of_some_classes() -> None:
+def test_predictions_of_some_classes():
     log_p = torch.tensor([[0.1, 0.9, 0, 0], [0, 0, 0.3, 0.7], [0.8, 0.2, 0, 0]]).log()
     p = Predictions(log_p, torch.tensor([1, 3, 1]), torch.tensor([1, -1, 0]))
     mail, topic = p.of([0, 1]), p.of([2, 3])
@@ -556,7 +554,7 @@ def loss_by_hand(model: GPT, output: Tensor, windows: list[Tensor]) -> float:
 @torch.no_grad()
 @pytest.mark.parametrize(("task", "trainable"), [("classify", "all"), ("instruct", "all"), ("instruct", "last_layer")])
 @pytest.mark.slow
-def test_forgetting_is_measured_with_blocks_and_output_layer_as_they_are(task: str, trainable: str, home: Path) -> None:
+def test_forgetting_is_measured_with_blocks_and_output_layer_as_they_are(task, trainable, home):
     (home / "held_out.txt").write_text("the rain falls on the team at the bank. " * 30)
     overrides = [f"held_out.path={home}/held_out.txt", f"task={task}", f"task.trainable={trainable}"]
     overrides += ["optimizer.lr=1e-2"]
@@ -577,13 +575,13 @@ def test_forgetting_is_measured_with_blocks_and_output_layer_as_they_are(task: s
     assert before["tokens"] == sum(w[:, 1:].numel() for w in windows)
 
 
-def test_a_new_head_forgets_nothing(home: Path) -> None:
+def test_a_new_head_forgets_nothing(home):
     (home / "held_out.txt").write_text("the rain falls on the team at the bank. " * 30)
     run = train(config(home, "task.trainable=last_layer", f"held_out.path={home}/held_out.txt"))
     assert run.result["language"]["after"] == pytest.approx(run.result["language"]["before"], rel=1e-5)
     assert run_dir.load_result(run.folder)["language"] == run.result["language"]
 
 
-def test_a_bare_text_has_no_prompt() -> None:
+def test_a_bare_text_has_no_prompt():
     assert Prompt().around([1, 2, 3], 2) == [1, 2]
     assert Prompt().overhead == 0

@@ -59,13 +59,13 @@ def log_probability(gpt: GPT, prompt: list[int], answer: list[int]) -> float:
 
 
 @pytest.mark.parametrize(("padding", "longer"), [(0, 0), (22, 0), (7, 3)])
-def test_the_cache_changes_nothing_for_prompts_of_different_lengths(gpt: GPT, padding: int, longer: int) -> None:
+def test_the_cache_changes_nothing_for_prompts_of_different_lengths(gpt, padding, longer):
     expected = [reference(gpt, prompt, 5) for prompt in PROMPTS]
     assert len({tuple(ids) for ids in expected}) == len(PROMPTS)
     assert written(gpt, batch(PROMPTS, padding, longer), 5) == expected
 
 
-def test_the_context_can_be_filled_to_its_last_token_and_the_one_after_it(gpt: GPT) -> None:
+def test_the_context_can_be_filled_to_its_last_token_and_the_one_after_it(gpt):
     full = [i % 23 for i in range(CONFIG.context_length)]
     for prompts in (PROMPTS, [full]):
         n = CONFIG.context_length + 1 - len(prompts[-1])  # the last one is written and never read
@@ -74,7 +74,7 @@ def test_the_context_can_be_filled_to_its_last_token_and_the_one_after_it(gpt: G
         assert written(gpt, batch(prompts), n) == expected
 
 
-def test_a_continuation_ends_before_the_stop_token_and_the_others_go_on(gpt: GPT) -> None:
+def test_a_continuation_ends_before_the_stop_token_and_the_others_go_on(gpt):
     free = [reference(gpt, prompt, 5) for prompt in PROMPTS]
     for stop in {token for ids in free for token in ids}:
         expected = [reference(gpt, prompt, 5, stop) for prompt in PROMPTS]
@@ -83,12 +83,12 @@ def test_a_continuation_ends_before_the_stop_token_and_the_others_go_on(gpt: GPT
 
 
 @pytest.mark.parametrize("answer", [[7], [5, 6, 7], [22, 0, 1, 1, 8]])
-def test_an_answer_is_as_probable_as_without_the_cache(gpt: GPT, answer: list[int]) -> None:
+def test_an_answer_is_as_probable_as_without_the_cache(gpt, answer):
     p = Decoder(gpt, *batch(PROMPTS), max_new_tokens=5).loglikelihood(torch.tensor(answer))
     assert p.tolist() == pytest.approx([log_probability(gpt, prompt, answer) for prompt in PROMPTS], rel=1e-5)
 
 
-def test_a_continuation_leaves_no_trace_in_the_next(gpt: GPT) -> None:
+def test_a_continuation_leaves_no_trace_in_the_next(gpt):
     decoder, answer = Decoder(gpt, *batch(PROMPTS), max_new_tokens=5), torch.tensor([5, 6, 7])
     p = decoder.loglikelihood(answer)
     assert decoder.generate(5, NO_STOP) == [reference(gpt, prompt, 5) for prompt in PROMPTS]
@@ -96,13 +96,13 @@ def test_a_continuation_leaves_no_trace_in_the_next(gpt: GPT) -> None:
     assert decoder.generate(5, NO_STOP) == [reference(gpt, prompt, 5) for prompt in PROMPTS]
 
 
-def test_the_output_layer_may_be_another_and_no_gradient_is_kept(gpt: GPT) -> None:
+def test_the_output_layer_may_be_another_and_no_gradient_is_kept(gpt):
     decoder = Decoder(gpt, *batch(PROMPTS), max_new_tokens=3, logits=lambda hidden: gpt.logits(hidden).roll(1, -1))
     assert [ids[0] for ids in decoder.generate(1, NO_STOP)] == [(reference(gpt, p, 1)[0] + 1) % 23 for p in PROMPTS]
     assert not decoder.loglikelihood(torch.tensor([1, 2])).requires_grad
 
 
-def test_sampling_is_the_same_for_the_same_seed_alone(gpt: GPT) -> None:
+def test_sampling_is_the_same_for_the_same_seed_alone(gpt):
     def drawn(seed: int) -> list[list[int]]:
         return written(gpt, batch(PROMPTS), 5, NO_STOP, sampler(temperature=5.0, top_k=23, seed=seed))
 
@@ -112,12 +112,12 @@ def test_sampling_is_the_same_for_the_same_seed_alone(gpt: GPT) -> None:
     assert drawn(1) != first
 
 
-def test_the_most_probable_of_one_is_greedy_decoding(gpt: GPT) -> None:
+def test_the_most_probable_of_one_is_greedy_decoding(gpt):
     best = sampler(temperature=3.0, top_k=1, seed=0)
     assert written(gpt, batch(PROMPTS), 5, NO_STOP, best) == written(gpt, batch(PROMPTS), 5)
 
 
-def test_tokens_are_drawn_with_the_probabilities_of_the_top_k_at_the_temperature() -> None:
+def test_tokens_are_drawn_with_the_probabilities_of_the_top_k_at_the_temperature():
     logits = torch.tensor([0.0, 3.0, 1.0, 2.0])
     draws = sampler(temperature=2.0, top_k=3, seed=0)(logits.expand(20_000, 4))
     expected = torch.tensor([-torch.inf, 1.5, 0.5, 1.0]).softmax(0)
@@ -135,18 +135,18 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_top_k_at_the_temperature
         ([[1, 2], []], 3, "empty prompt"),
     ],
 )
-def test_what_cannot_be_continued_is_refused(gpt: GPT, prompts: list[list[int]], n: int, named: str) -> None:
+def test_what_cannot_be_continued_is_refused(gpt, prompts, n, named):
     with pytest.raises(InputError, match=named):
         written(gpt, batch(prompts), n)
 
 
-def test_a_gpt_that_reads_from_both_sides_is_refused() -> None:
+def test_a_gpt_that_reads_from_both_sides_is_refused():
     both = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=4, context_length=8, vocab_size=5, causal=False))
     with pytest.raises(InputError, match=r"gpt\.causal=false"):
         written(both, batch([[1, 2]]), 2)
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(0.0, 5), (-1.0, 5), (1.0, 0)])
-def test_a_sampler_that_cannot_be_is_refused(temperature: float, top_k: int) -> None:
+def test_a_sampler_that_cannot_be_is_refused(temperature, top_k):
     with pytest.raises(InputError, match=f"temperature={temperature} .*top_k={top_k}"):
         sampler(temperature, top_k, seed=0)

@@ -85,7 +85,7 @@ TOKENS = [[*ids, END_OF_TEXT] for ids in encode(TEXTS)]
 RECORDS = [{"source": source, "text": text} for source, text in zip("abba", TEXTS, strict=True)]
 
 
-def test_every_token_of_every_source_is_on_disk_once(tmp_path: Path) -> None:
+def test_every_token_of_every_source_is_on_disk_once(tmp_path):
     (tmp_path / "text.jsonl").write_bytes(jsonl(*RECORDS))
     packed = pack(tmp_path / "text.jsonl", tmp_path)
     a, b = TOKENS[0] + TOKENS[3], TOKENS[1] + TOKENS[2]
@@ -95,7 +95,7 @@ def test_every_token_of_every_source_is_on_disk_once(tmp_path: Path) -> None:
     assert packed.ids.tolist().count(END_OF_TEXT) == 4  # the one that is spelt out in a text is ordinary text
 
 
-def test_a_compressed_file_holds_the_same_tokens_in_one_frame_or_in_several(tmp_path: Path) -> None:
+def test_a_compressed_file_holds_the_same_tokens_in_one_frame_or_in_several(tmp_path):
     plain = jsonl(*RECORDS)
     (tmp_path / "plain.jsonl").write_bytes(plain)
     (tmp_path / "one.jsonl.zst").write_bytes(compressed(plain))
@@ -106,14 +106,14 @@ def test_a_compressed_file_holds_the_same_tokens_in_one_frame_or_in_several(tmp_
     assert list(documents(tmp_path / "two.jsonl.zst")) == expected
 
 
-def test_a_line_longer_than_what_is_read_at_once_is_whole(tmp_path: Path) -> None:
+def test_a_line_longer_than_what_is_read_at_once_is_whole(tmp_path):
     text = "".join(map(chr, np.random.default_rng(0).integers(33, 126, 3_000_000)))  # of hardly any redundancy
     (tmp_path / "long.jsonl.zst").write_bytes(compressed(jsonl({"text": text}, {"text": "next"})))
     assert (tmp_path / "long.jsonl.zst").stat().st_size > 2 << 20
     assert [document.text for document in documents(tmp_path / "long.jsonl.zst")] == [text, "next"]
 
 
-def test_a_folder_is_read_file_by_file_in_order(tmp_path: Path) -> None:
+def test_a_folder_is_read_file_by_file_in_order(tmp_path):
     (tmp_path / "text" / "sub").mkdir(parents=True)
     (tmp_path / "text" / "b.txt").write_bytes("ä line\r\nanother".encode())
     (tmp_path / "text" / "a.v2.jsonl").write_bytes(jsonl({"text": "x"}, {"text": "y", "source": "s"}))
@@ -125,15 +125,13 @@ def test_a_folder_is_read_file_by_file_in_order(tmp_path: Path) -> None:
     assert packed.ids.tolist() == [id for _, text in expected for id in (*encode([text])[0], END_OF_TEXT)]
 
 
-def test_there_may_be_more_sources_than_files_can_be_open(tmp_path: Path) -> None:
+def test_there_may_be_more_sources_than_files_can_be_open(tmp_path):
     (tmp_path / "text.jsonl").write_bytes(jsonl(*({"source": f"{i}", "text": "a"} for i in range(2500))))
     packed = pack(tmp_path / "text.jsonl", tmp_path)
     assert packed.sources == {f"{i}": (2 * i, 2 * i + 2) for i in range(2500)}
 
 
-def test_a_second_call_reads_the_cache_and_a_changed_text_is_tokenized_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_call_reads_the_cache_and_a_changed_text_is_tokenized_again(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(token_stream, "encode", lambda texts: calls.append(texts) or encode(texts))
     text = tmp_path / "text.jsonl"
@@ -164,7 +162,7 @@ DAMAGE: dict[str, Callable[[bytes, bytes], tuple[bytes | None, bytes | None]]] =
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_cache_is_made_again(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_cache_is_made_again(tmp_path, damage, capsys):
     (tmp_path / "text.jsonl").write_bytes(jsonl(*RECORDS))
     whole = pack(tmp_path / "text.jsonl", tmp_path)
     expected = whole.ids.tolist(), *whole[1:]
@@ -179,14 +177,14 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, damage: str, capsys: pyte
     assert f"{files[0]} or its manifest is damaged: tokenizing again\n" in capsys.readouterr().err
 
 
-def test_a_log_gets_a_line_of_the_tokenizer_now_and_then(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_gets_a_line_of_the_tokenizer_now_and_then(tmp_path, capsys):
     (tmp_path / "text.jsonl").write_bytes(jsonl(*({"text": "a"} for _ in range(30_000))))
     pack(tmp_path / "text.jsonl", tmp_path)
     assert len(capsys.readouterr().err.split("\r")) <= 3  # its first and its last
 
 
 @pytest.mark.parametrize("where", ["while tokenizing", "before the tokens are in place", "before the manifest is"])
-def test_what_was_killed_is_not_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_what_was_killed_is_not_taken_for_whole(tmp_path, monkeypatch, where):
     (tmp_path / "text.jsonl").write_bytes(jsonl(*RECORDS))
     replace, encoded, places = os.replace, token_stream.encode, []
 
@@ -238,7 +236,7 @@ GOOD = b'{"text": "a"}\n'
         (None, b"", "there is no text at {file}"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path: Path, name: str | None, content: bytes, named: str) -> None:
+def test_what_cannot_be_read_is_named(tmp_path, name, content, named):
     file = tmp_path / (name or "a.jsonl")
     if name:
         file.write_bytes(content)
@@ -246,13 +244,13 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str | None, content:
     assert list((tmp_path / "cache").rglob("*.json")) == []
 
 
-def test_empty_lines_and_folders_with_a_file_s_name_are_passed_over(tmp_path: Path) -> None:
+def test_empty_lines_and_folders_with_a_file_s_name_are_passed_over(tmp_path):
     (tmp_path / "corpus" / "notes.txt").mkdir(parents=True)
     (tmp_path / "corpus" / "a.jsonl").write_bytes(b"\n" + GOOD + b"\n")
     assert pack(tmp_path / "corpus", tmp_path / "cache").documents == 1
 
 
-def test_a_folder_without_text_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_text_is_named(tmp_path):
     (tmp_path / "README.md").write_text("no text")
     assert f"no text at {tmp_path}" in sentence(lambda: pack(tmp_path, tmp_path / "cache"))
 
@@ -273,7 +271,7 @@ def some_batches(windows: Windows, n: int) -> list[list[list[int]]]:
     return taken
 
 
-def test_an_epoch_holds_every_window_once() -> None:
+def test_an_epoch_holds_every_window_once():
     windows = Windows(COUNTING, 4, 2, seed=0)
     assert windows.epoch_batches == 5
     epochs = []
@@ -288,7 +286,7 @@ def test_an_epoch_holds_every_window_once() -> None:
     assert len({tuple(starts) for starts in epochs}) == 40
 
 
-def test_fewer_windows_than_a_batch_are_left_over() -> None:
+def test_fewer_windows_than_a_batch_are_left_over():
     windows = Windows(COUNTING, 4, 3, seed=0)  # 10 windows
     starts = windows.starts(0)
     assert starts.shape == (3, 3)
@@ -296,7 +294,7 @@ def test_fewer_windows_than_a_batch_are_left_over() -> None:
     assert len(np.unique(starts % 4)) == 1
 
 
-def test_the_order_is_the_seeds_alone() -> None:
+def test_the_order_is_the_seeds_alone():
     first = some_batches(Windows(COUNTING, 4, 2, seed=0), 12)
     np.random.seed(3)  # not from here
     assert some_batches(Windows(COUNTING, 4, 2, seed=0), 12) == first
@@ -304,7 +302,7 @@ def test_the_order_is_the_seeds_alone() -> None:
 
 
 @pytest.mark.parametrize("done", range(12))
-def test_a_resumed_sampler_gives_the_rest(done: int) -> None:
+def test_a_resumed_sampler_gives_the_rest(done):
     straight = some_batches(Windows(COUNTING, 4, 2, seed=0), 14)
     killed, resumed = Windows(COUNTING, 4, 2, seed=0), Windows(COUNTING, 4, 2, seed=0)
     some_batches(killed, done)
@@ -312,7 +310,7 @@ def test_a_resumed_sampler_gives_the_rest(done: int) -> None:
     assert some_batches(resumed, 14 - done) == straight[done:]
 
 
-def test_windows_in_order_cover_every_target_once() -> None:
+def test_windows_in_order_cover_every_target_once():
     for n in range(2, 40):
         ids = COUNTING[:n]
         batches = in_order(ids, 4, 3)
@@ -322,14 +320,14 @@ def test_windows_in_order_cover_every_target_once() -> None:
     assert in_order(COUNTING[:1], 4, 3) == []
 
 
-def test_too_little_text_is_named() -> None:
+def test_too_little_text_is_named():
     assert "12 tokens: 2 windows of 4 tokens need 13" in sentence(lambda: Windows(COUNTING[:12], 4, 2, seed=0))
     assert Windows(COUNTING[:13], 4, 2, seed=0).epoch_batches == 1
     for n in range(1, 9):  # less than a window, and than two
         assert f"{n} tokens: 1 windows of 4" in sentence(lambda n=n: Windows(COUNTING[:n], 4, 1, seed=0))
 
 
-def test_the_first_windows_of_a_batch_begin_where_a_document_does() -> None:
+def test_the_first_windows_of_a_batch_begin_where_a_document_does():
     ids = COUNTING.copy()
     ids[[5, 11, 12, 30, 42]] = END_OF_TEXT  # the last one has no whole window behind it
     plain, moved = Windows(ids, 4, 2, seed=0), Windows(ids, 4, 2, seed=0, beginnings=1)
@@ -349,7 +347,7 @@ def padded_once(ids: list[int], seed: int) -> tuple[list[int], list[int]]:
 
 
 @pytest.mark.parametrize("end", [None, 15])
-def test_a_padded_window_asks_for_the_rest_of_its_document_behind_its_first_words(end: int | None) -> None:
+def test_a_padded_window_asks_for_the_rest_of_its_document_behind_its_first_words(end):
     ids = list(range(100, 141))
     if end:
         ids[end] = END_OF_TEXT
@@ -368,7 +366,7 @@ def test_a_padded_window_asks_for_the_rest_of_its_document_behind_its_first_word
     assert asked == set(ids[4 : end or 40])
 
 
-def test_a_document_shorter_than_the_shortest_message_asks_for_nothing_behind_it() -> None:
+def test_a_document_shorter_than_the_shortest_message_asks_for_nothing_behind_it():
     assert padded_once([7, END_OF_TEXT, *range(20, 40)], 0)[1][4:] == [IGNORE_INDEX] * 17
 
 
@@ -403,7 +401,7 @@ def plain(given: Case) -> Tensor:
 
 @pytest.mark.parametrize("ignored", [False, True])
 @pytest.mark.parametrize("chunk", [1, 4, 5, 12, 100])
-def test_the_chunked_loss_is_cross_entropy_in_value_and_gradients(chunk: int, ignored: bool) -> None:
+def test_the_chunked_loss_is_cross_entropy_in_value_and_gradients(chunk, ignored):
     given = case(ignored)
     found = value_and_gradients(lambda c: chunked_cross_entropy(*c, chunk), given)
     for x, y in zip(found, value_and_gradients(plain, given), strict=True):
@@ -413,7 +411,7 @@ def test_the_chunked_loss_is_cross_entropy_in_value_and_gradients(chunk: int, ig
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_the_chunked_loss_survives_compilation(bf16: bool) -> None:
+def test_the_chunked_loss_survives_compilation(bf16):
     given, compiled = case(ignored=True), torch.compile(chunk_loss, backend="aot_eager")
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         found = value_and_gradients(lambda c: chunked_cross_entropy(*c, 5, compiled), given)
@@ -422,21 +420,21 @@ def test_the_chunked_loss_survives_compilation(bf16: bool) -> None:
         torch.testing.assert_close(x, y)
 
 
-def test_the_chunked_loss_of_frozen_weights_has_the_gradient_of_what_is_read() -> None:
+def test_the_chunked_loss_of_frozen_weights_has_the_gradient_of_what_is_read():
     given = case()
     frozen = given._replace(weight=given.weight.detach())
     (found,) = torch.autograd.grad(chunked_cross_entropy(*frozen, 5), frozen.hidden)
     torch.testing.assert_close(found, torch.autograd.grad(plain(given), given.hidden)[0])
 
 
-def test_no_target_at_all_is_a_loss_and_a_gradient_of_zero() -> None:
+def test_no_target_at_all_is_a_loss_and_a_gradient_of_zero():
     given = case()._replace(targets=torch.full((12,), IGNORE_INDEX))
     generator = torch.Generator().manual_seed(0)
     for loss in (lambda c: chunked_cross_entropy(*c, 5), lambda c: sampled_cross_entropy(*c, 3, generator, 5)):
         assert all(not x.any() for x in value_and_gradients(loss, given))
 
 
-def test_the_chunked_loss_under_bf16_errs_no_more_than_cross_entropy_does() -> None:
+def test_the_chunked_loss_under_bf16_errs_no_more_than_cross_entropy_does():
     given = case(ignored=True, N=200, C=32)
     exact = value_and_gradients(plain, given)
     with torch.autocast("cpu", torch.bfloat16):
@@ -450,14 +448,14 @@ def test_the_chunked_loss_under_bf16_errs_no_more_than_cross_entropy_does() -> N
 
 @pytest.mark.parametrize("ignored", [False, True])
 @pytest.mark.parametrize("num_sampled", [V, 10 * V])
-def test_a_sample_of_the_whole_vocabulary_is_the_exact_loss(num_sampled: int, ignored: bool) -> None:
+def test_a_sample_of_the_whole_vocabulary_is_the_exact_loss(num_sampled, ignored):
     given, generator = case(ignored), torch.Generator().manual_seed(0)
     found = value_and_gradients(lambda c: sampled_cross_entropy(*c, num_sampled, generator, 5), given)
     for x, y in zip(found, value_and_gradients(plain, given), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
 
 
-def test_the_sampled_softmax_has_the_right_sum_on_average() -> None:
+def test_the_sampled_softmax_has_the_right_sum_on_average():
     given, generator = case(N=1), torch.Generator().manual_seed(0)
     given = given._replace(hidden=given.hidden / 3)
     target = (given.hidden @ given.weight[given.targets].T).item()
@@ -470,7 +468,7 @@ def test_the_sampled_softmax_has_the_right_sum_on_average() -> None:
     assert error < 0.02 * expected
 
 
-def test_a_loss_over_batches_of_unequal_size_is_the_mean_over_tokens() -> None:
+def test_a_loss_over_batches_of_unequal_size_is_the_mean_over_tokens():
     gpt = GPT(SMALL, seed=0).eval()
     ids = np.random.default_rng(0).integers(V, size=30).astype(np.uint16)
     loss, tokens = mean_loss(gpt, in_order(ids, 4, 3))
@@ -621,9 +619,7 @@ BF16 = "trainer.precision=bf16-mixed"
         pytest.param(["checkpoint_every=6"], {}, [{"batch": 11}], 8, marks=SLOW),
     ],
 )
-def test_a_killed_and_resumed_run_is_the_straight_one(
-    tmp_path: Path, overrides: list[str], settings: dict[str, Any], kills: list[dict[str, int]], first: int
-) -> None:
+def test_a_killed_and_resumed_run_is_the_straight_one(tmp_path, overrides, settings, kills, first):
     every = config(*SETTINGS, *overrides).validate_every
     kept = [override for override in overrides if not override.startswith("checkpoint_every")]
     straight = uninterrupted(tuple(kept), tuple(settings.items()), tmp_path)
@@ -637,7 +633,7 @@ def test_a_killed_and_resumed_run_is_the_straight_one(
     assert_same(resumed, straight)
 
 
-def test_gradients_of_two_batches_are_those_of_a_large_one(tmp_path: Path) -> None:
+def test_gradients_of_two_batches_are_those_of_a_large_one(tmp_path):
     even = np.random.default_rng(0).integers(V, size=4 * 13 + 1).astype(np.uint16)  # epochs of 12 windows
     two = fit(tmp_path / "a", ACCUMULATE, "validate_every=6", ids=even)
     one = fit(tmp_path / "b", "validate_every=6", "trainer.log_every_n_steps=0", ids=even, batch_size=4)
@@ -648,7 +644,7 @@ def test_gradients_of_two_batches_are_those_of_a_large_one(tmp_path: Path) -> No
         assert [row[name] for row in two.curve] == pytest.approx([row[name] for row in one.curve], rel=1e-4)
 
 
-def test_the_curve_holds_the_mean_training_loss_since_the_last_validation(tmp_path: Path) -> None:
+def test_the_curve_holds_the_mean_training_loss_since_the_last_validation(tmp_path):
     for overrides in ([], [ACCUMULATE]):
         found = fit(tmp_path / "".join(overrides), *overrides)
         losses, batches = list(found.losses.values()), 4 * (1 + len(overrides))
@@ -657,9 +653,7 @@ def test_the_curve_holds_the_mean_training_loss_since_the_last_validation(tmp_pa
         assert 1 < means[-1] < means[0] < 4  # not halved by accumulation: a guess costs log 13 = 2.6 nats
 
 
-def test_a_time_budget_ends_training_and_rules_the_learning_rate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_time_budget_ends_training_and_rules_the_learning_rate(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(throughput, "perf_counter", lambda: now[0])
 
@@ -684,9 +678,7 @@ def test_a_time_budget_ends_training_and_rules_the_learning_rate(
     assert_same(again, found)
 
 
-def test_a_log_holds_a_line_of_the_steps_now_and_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_log_holds_a_line_of_the_steps_now_and_then(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("src.runs.progress.SECONDS", 0)
     fit(tmp_path / "steps", *SETTINGS)
     lines = capsys.readouterr().out.splitlines()
@@ -694,7 +686,7 @@ def test_a_log_holds_a_line_of_the_steps_now_and_then(
     assert lines[-1].startswith("epoch 1  ")
 
 
-def test_the_schedule_follows_the_clock_where_there_is_a_budget() -> None:
+def test_the_schedule_follows_the_clock_where_there_is_a_budget():
     tiny = ("gpt.n_layer=1", "gpt.n_head=1", "gpt.n_embd=4", "gpt.context_length=8", "corpus.path=a")
     clock = Throughput(120.0)
     module = parts.build_language_model(config(*tiny, "corpus.validation_path=b"), clock)
@@ -703,7 +695,7 @@ def test_the_schedule_follows_the_clock_where_there_is_a_budget() -> None:
         assert module.progress() == clock.share() == share
 
 
-def test_only_matrices_that_are_no_embeddings_decay() -> None:
+def test_only_matrices_that_are_no_embeddings_decay():
     model = CausalLM(GPT(SMALL, seed=0), partial(torch.optim.AdamW, lr=0.5, weight_decay=0.1))
     model.trainer = SimpleNamespace(global_step=1, max_steps=4)
     before = {name: parameter.detach().clone() for name, parameter in model.gpt.named_parameters()}
@@ -722,7 +714,7 @@ def test_only_matrices_that_are_no_embeddings_decay() -> None:
 muon_adamw = partial(MuonAdamW, lr=1e-2, weight_decay=0.1)
 
 
-def test_muon_and_adamw_together_do_what_each_does_alone() -> None:
+def test_muon_and_adamw_together_do_what_each_does_alone():
     together, apart = CausalLM(GPT(SMALL, seed=0), muon_adamw), GPT(SMALL, seed=0)
     names = [name for name, p in apart.named_parameters() if p.ndim == 2 and "embedding" not in name]
     own = dict(apart.named_parameters())
@@ -750,7 +742,7 @@ def test_muon_and_adamw_together_do_what_each_does_alone() -> None:
         torch.testing.assert_close(parameter, own[name], rtol=1e-6, atol=1e-8)
 
 
-def test_muon_is_refused_where_nobody_says_what_is_a_matrix() -> None:
+def test_muon_is_refused_where_nobody_says_what_is_a_matrix():
     assert "optimizer=muon" in sentence(lambda: muon_adamw(list(GPT(SMALL, seed=0).parameters())))
 
 
@@ -762,7 +754,7 @@ def test_muon_is_refused_where_nobody_says_what_is_a_matrix() -> None:
         pytest.param(None, MuonAdamW, marks=SLOW),
     ],
 )
-def test_a_small_gpt_learns_one_sentence_by_heart(num_sampled: int | None, optimizer: Any) -> None:
+def test_a_small_gpt_learns_one_sentence_by_heart(num_sampled, optimizer):
     line = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4], np.uint16)
     ids = np.tile(line, 20)
     gpt, cosine = GPT(SMALL, seed=0), partial(warmup_schedule, shape="cosine", warmup_ratio=0.1)
@@ -775,7 +767,7 @@ def test_a_small_gpt_learns_one_sentence_by_heart(num_sampled: int | None, optim
     assert best[6:].tolist() == ids[7:17].tolist()  # some tokens tell where it is
 
 
-def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     def spoil(trainer: Any, model: Any, *_: Any) -> None:
         if trainer.global_step == 4:
             model.gpt.final_norm.bias.data[0] = torch.nan
@@ -786,7 +778,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
     assert checkpoint["global_step"] == 3
 
 
-def test_a_checkpoint_that_is_cut_off_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_is_cut_off_leaves_the_one_before(tmp_path, monkeypatch):
     save, saved = torch.save, []
 
     def killed(checkpoint: Any, file: Any) -> None:
@@ -804,7 +796,7 @@ def test_a_checkpoint_that_is_cut_off_leaves_the_one_before(tmp_path: Path, monk
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
-def test_counting_operations_leaves_a_compiled_gpt_compiled() -> None:
+def test_counting_operations_leaves_a_compiled_gpt_compiled():
     ran = []
 
     def compiler(graph: Any, _: Any) -> Callable[..., Any]:
@@ -821,7 +813,7 @@ def test_counting_operations_leaves_a_compiled_gpt_compiled() -> None:
     assert len(ran) == 2
 
 
-def test_the_operations_of_a_step_count_every_matrix_product_three_times() -> None:
+def test_the_operations_of_a_step_count_every_matrix_product_three_times():
     B, T, C, n_layer = 2, 4, 8, 2
     layers = n_layer * (3 + 1 + 4 + 4) * C * C * B * T
     batch = torch.arange(10).view(2, 5)
@@ -835,7 +827,7 @@ def test_the_operations_of_a_step_count_every_matrix_product_three_times() -> No
 # bigram
 
 
-def test_the_bigram_model_is_what_counting_by_hand_gives() -> None:
+def test_the_bigram_model_is_what_counting_by_hand_gives():
     rng = np.random.default_rng(0)
     train = rng.choice(V, 300, p=np.arange(1, V + 1) / 91).astype(np.uint16)
     held_out = rng.integers(V, size=41).astype(np.uint16)
@@ -857,7 +849,7 @@ def test_the_bigram_model_is_what_counting_by_hand_gives() -> None:
     assert total[found.alpha] == min(total.values())
 
 
-def test_the_bigram_model_gives_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bigram_model_gives_probabilities(monkeypatch):
     monkeypatch.setattr(ngram_baseline, "ALPHAS", (3.0,))
     train = np.random.default_rng(0).integers(V - 1, size=100).astype(np.uint16)  # the last word is in none of it
     for a in range(V):
@@ -925,7 +917,7 @@ def held_out_ids(home: Home) -> dict[str, list[int]]:
     return {name: [id for ids in encode(some) for id in (*ids, END_OF_TEXT)] for name, some in texts.items()}
 
 
-def test_the_losses_of_a_run_are_those_of_its_weights_by_source(run: Run, home: Home) -> None:
+def test_the_losses_of_a_run_are_those_of_its_weights_by_source(run, home):
     gpt, expected = trained(run), {}
     for name, ids in held_out_ids(home).items():
         total = 0.0
@@ -948,7 +940,7 @@ def test_the_losses_of_a_run_are_those_of_its_weights_by_source(run: Run, home: 
         }
 
 
-def test_a_run_without_a_validation_still_has_its_curve_and_is_beside_a_bigram_model(run: Run, home: Home) -> None:
+def test_a_run_without_a_validation_still_has_its_curve_and_is_beside_a_bigram_model(run, home):
     (row,) = run.result["curve"]
     assert (row["step"], row["tokens"]) == (12, 12 * 4 * 8)
     held_out = pack(home.folder / "held_out.jsonl", home.folder / "cache")
@@ -970,7 +962,7 @@ def test_a_run_without_a_validation_still_has_its_curve_and_is_beside_a_bigram_m
     assert "\n    Congratulations! You have won |" in run.said
 
 
-def test_the_exported_weights_are_the_trained_ones_in_bf16(run: Run) -> None:
+def test_the_exported_weights_are_the_trained_ones_in_bf16(run):
     gpt = trained(run)
     loaded = weights.build("mini", str(run.folder / "model"), gpt.config, seed=5).eval()
     rounded = GPT(gpt.config).eval()
@@ -980,7 +972,7 @@ def test_the_exported_weights_are_the_trained_ones_in_bf16(run: Run) -> None:
     assert not torch.equal(loaded.logits(loaded(ids)), gpt.logits(gpt(ids)))
 
 
-def test_the_command_that_is_printed_takes_the_trained_gpt_with_its_sizes(run: Run) -> None:
+def test_the_command_that_is_printed_takes_the_trained_gpt_with_its_sizes(run):
     _, _, command = run.said.rpartition("python -m src.train ")
     cfg = compose("train", command.split())
     alone = compose("train", [f"gpt.weights={run.folder / 'model'}"])
@@ -990,9 +982,7 @@ def test_the_command_that_is_printed_takes_the_trained_gpt_with_its_sizes(run: R
 
 
 @pytest.mark.parametrize("overrides", [(), ("padded=0.5", "optimizer=muon", "num_sampled=50")])
-def test_a_killed_run_goes_on_by_its_id(
-    run: Run, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
-) -> None:
+def test_a_killed_run_goes_on_by_its_id(run, home, tmp_path, monkeypatch, overrides):
     if overrides:
         folder = pretrain(config(*home.arguments, f"runs={tmp_path / 'straight'}", *overrides))
         run = Run(folder, json.loads((folder / "result.json").read_text(encoding="utf-8")), "")
@@ -1020,14 +1010,7 @@ def test_a_killed_run_goes_on_by_its_id(
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_pretraining_at_once_and_says_how_to_go_on(
-    home: Home,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    number: signal.Signals,
-    status: int,
-) -> None:
+def test_a_signal_ends_pretraining_at_once_and_says_how_to_go_on(home, tmp_path, monkeypatch, capsys, number, status):
     step = CausalLM.training_step
 
     def signalled(model: CausalLM, batch: Tensor, index: int) -> Tensor:
@@ -1045,14 +1028,14 @@ def test_a_signal_ends_pretraining_at_once_and_says_how_to_go_on(
     assert f"go on with python -m src.pretrain resume={folder.name} runs={tmp_path}" in said
 
 
-def test_a_finished_pretraining_is_not_gone_on_with(run: Run) -> None:
+def test_a_finished_pretraining_is_not_gone_on_with(run):
     before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match=f"run {run.folder.name} has finished"):
         pretrain(config(f"resume={run.folder.name}", f"runs={run.folder.parent}"))
     assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
 
 
-def test_losses_are_told_by_source_by_domain_and_of_all() -> None:
+def test_losses_are_told_by_source_by_domain_and_of_all():
     losses = {"reviews/films": (2.0, 30), "mail": (1.0, 10), "reviews/books": (4.0, 10)}
     found = by_source(losses)
     assert {name: (row["loss"], row["tokens"]) for name, row in found.items()} == {
@@ -1063,7 +1046,7 @@ def test_losses_are_told_by_source_by_domain_and_of_all() -> None:
     assert all(row["perplexity"] == math.exp(row["loss"]) for row in found.values())
 
 
-def test_one_pass_over_the_text_is_the_default(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_pass_over_the_text_is_the_default(home, monkeypatch):
     text = pack(home.folder / "train.jsonl", home.folder / "cache")
     batches = ((len(text.ids) - 1) // 8 - 1) // 4
     cfg = config(*home.arguments, "max_steps=null", "trainer.accumulate_grad_batches=3")
@@ -1099,18 +1082,14 @@ def test_one_pass_over_the_text_is_the_default(home: Home, monkeypatch: pytest.M
         (["+held=1"], "held"),
     ],
 )
-def test_what_cannot_be_pretrained_is_refused_before_there_is_a_folder(
-    home: Home, tmp_path: Path, overrides: list[str], named: str
-) -> None:
+def test_what_cannot_be_pretrained_is_refused_before_there_is_a_folder(home, tmp_path, overrides, named):
     given = [*home.arguments, f"runs={tmp_path / 'runs'}", *overrides]
     assert named in sentence(lambda: pretrain(config(*given)))
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_for_good_goes_on_to_the_same_weights(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_is_killed_for_good_goes_on_to_the_same_weights(home, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     common = [*home.arguments, "max_steps=400", "checkpoint_every=20", "validate_every=50", "gpt.dropout=0.1"]
 
@@ -1141,9 +1120,7 @@ def test_a_process_that_is_killed_for_good_goes_on_to_the_same_weights(
 
 
 @pytest.mark.slow
-def test_an_offline_wandb_run_holds_the_numbers_of_the_folder(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_offline_wandb_run_holds_the_numbers_of_the_folder(home, tmp_path, monkeypatch):
     for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / variable.lower()))
     folder = pretrain(config(*home.arguments, "logger=wandb", f"runs={tmp_path / 'runs'}", "validate_every=4"))

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +10,7 @@ import pytest
 from src.reporting import rows
 from src.reporting.break_even import break_even, break_even_note, crossing
 from src.reporting.comparisons import references
-from src.sweeps import study
-from tests.reporting.test_report import answers, write_run, write_study
+from tests.reporting.test_report import answers, finished_rows
 
 
 @pytest.mark.parametrize(
@@ -22,24 +22,23 @@ from tests.reporting.test_report import answers, write_run, write_study
         ([0.1, -0.1, 0.1], math.sqrt(200 * 400)),  # what was before it fell behind does not count
     ],
 )
-def test_a_crossing_is_where_it_stays_ahead(differences: list[float], at: float) -> None:
+def test_a_crossing_is_where_it_stays_ahead(differences, at):
     assert crossing([100, 200, 400], differences) == pytest.approx(at)
 
 
 @pytest.fixture
 def lines(tmp_path: Path) -> list[rows.Row]:
     """One block against all, on a tenth to two fifths of 1,000 messages, three seeds, 200 test messages."""
-    right = {"last_block": (160, 160, 160), "all": (120, 180, 190)}
-    path = write_study(
-        tmp_path, "lines", {"task.trainable": [*right], "data.fraction": [0.1, 0.2, 0.4], "seed": [1, 2, 3]}
-    )
-    for point in study.trials(study.read(path)):
-        n = right[point.values["task.trainable"]][[0.1, 0.2, 0.4].index(point.values["data.fraction"])]
-        write_run(tmp_path, point, answers(200, n, seed=point.values["seed"]))
-    return rows.read(study.read(path), tmp_path / "runs")
+
+    def outcome(trainable: str, part: float, seed: int) -> dict[str, Any]:
+        n = {"last_block": (160, 160, 160), "all": (120, 180, 190)}[trainable][[0.1, 0.2, 0.4].index(part)]
+        return {"right": answers(200, n, seed)}
+
+    parameters = {"task.trainable": ["last_block", "all"], "data.fraction": [0.1, 0.2, 0.4], "seed": [1, 2, 3]}
+    return finished_rows(tmp_path, parameters, outcome)
 
 
-def test_break_even_lies_between_the_parts_on_which_the_order_changes(lines: list[rows.Row]) -> None:
+def test_break_even_lies_between_the_parts_on_which_the_order_changes(lines):
     against = references(lines)
     pairs = [(row, one) for row, one in zip(lines, against, strict=True) if one is not None and one is not row]
     ahead, at, low, high = break_even(*map(list, zip(*pairs, strict=True)))
@@ -50,25 +49,24 @@ def test_break_even_lies_between_the_parts_on_which_the_order_changes(lines: lis
     assert "all passes last_block at 159 (" in said
 
 
-def test_a_bound_stands_where_the_lines_do_not_cross(lines: list[rows.Row]) -> None:
+def test_a_bound_stands_where_the_lines_do_not_cross(lines):
     rest = [row for row in lines if row.values["data.fraction"] != 0.1]
     assert "passes last_block at fewer than 200 (" in break_even_note(rest, references(rest))[0]
     turned = [*rest[2:], *rest[:2]]
     assert "all passes last_block at fewer than 200 (" in break_even_note(turned, references(turned))[0]
 
 
-def test_a_study_that_is_under_way_has_a_break_even_of_the_seeds_that_are_there(tmp_path: Path) -> None:
-    path = write_study(
-        tmp_path, "lines", {"task.trainable": ["last_block", "all"], "data.fraction": [0.1, 0.2], "seed": [1, 2]}
-    )
-    for point in study.trials(study.read(path))[:-1]:
-        n = 150 if point.values["task.trainable"] == "last_block" else round(1000 * point.values["data.fraction"])
-        write_run(tmp_path, point, answers(200, n, seed=point.values["seed"]))
-    found = rows.read(study.read(path), tmp_path / "runs")
+def test_a_study_that_is_under_way_has_a_break_even_of_the_seeds_that_are_there(tmp_path):
+    def outcome(trainable: str, part: float, seed: int) -> dict[str, Any] | None:
+        n = 150 if trainable == "last_block" else round(1000 * part)
+        return None if (trainable, part, seed) == ("all", 0.2, 2) else {"right": answers(200, n, seed)}
+
+    parameters = {"task.trainable": ["last_block", "all"], "data.fraction": [0.1, 0.2], "seed": [1, 2]}
+    found = finished_rows(tmp_path, parameters, outcome)
     assert "all passes last_block at 141 (" in break_even_note(found, references(found))[0]
 
 
-def test_an_interval_covers_the_break_even_of_other_seeds_and_messages() -> None:
+def test_an_interval_covers_the_break_even_of_other_seeds_and_messages():
     """Differences that rise by a straight line over the logarithm, with spread over seeds and messages."""
     from src.reporting.break_even import drawn_differences
 
@@ -76,8 +74,7 @@ def test_an_interval_covers_the_break_even_of_other_seeds_and_messages() -> None
     for _ in range(40):
         seeds, messages = rng.normal(0, 0.03, (5, 1)), rng.normal(0, 0.3, (1, 150))
         parts = [mean + seeds + messages + rng.normal(0, 0.4, (5, 150)) for mean in true]
-        low, high = np.quantile(
-            [crossing(counts, each) for each in drawn_differences(parts, None)], [0.025, 0.975], method="nearest"
-        )
+        crossings = [crossing(counts, each) for each in drawn_differences(parts, None)]
+        low, high = np.quantile(crossings, [0.025, 0.975], method="nearest")
         covered += low <= math.sqrt(200 * 400) <= high
     assert covered >= 36

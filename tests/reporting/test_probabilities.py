@@ -10,8 +10,7 @@ from sklearn.metrics import precision_recall_curve
 from src.reporting import probability_charts, rows, table
 from src.reporting.charts import charts
 from src.reporting.comparisons import references
-from src.sweeps import study
-from tests.reporting.test_report import answers, write_run, write_study
+from tests.reporting.test_report import answers, finished_rows
 
 RANKED = {"threshold": {"probability": 0.75, "test": {"precision": 0.9, "recall": 0.5, "f1": 0.6}}}
 
@@ -24,10 +23,9 @@ def scaled(temperature: float, before: float, after: float) -> dict[str, Any]:
 
 def written(folder: Path, *results: dict[str, Any], **more: Any) -> list[rows.Row]:
     """A row with a run of each of these additions to result.json."""
-    path = write_study(folder, "rare", {"seed": [*range(1, len(results) + 1)]})
-    for point, extra in zip(study.trials(study.read(path)), results, strict=True):
-        write_run(folder, point, answers(40, 30, point.values.get("seed", 1)), **extra, **more)
-    return rows.read(study.read(path), folder / "runs")
+    extra = dict(enumerate(results, start=1))
+    outcome = lambda seed: {"right": answers(40, 30, seed), **extra[seed], **more}  # noqa: E731
+    return finished_rows(folder, {"seed": [*extra]}, outcome)
 
 
 def headings(found: list[rows.Row], metric: str) -> dict[str, str]:
@@ -35,7 +33,7 @@ def headings(found: list[rows.Row], metric: str) -> dict[str, str]:
     return {column.heading: column.texts[0] for column in made.columns if column.heading}
 
 
-def test_readers_see_what_the_study_is_about_and_csv_has_all(tmp_path: Path) -> None:
+def test_readers_see_what_the_study_is_about_and_csv_has_all(tmp_path):
     found = written(tmp_path, RANKED | scaled(2.0, 0.04, 0.02), RANKED | scaled(3.0, 0.06, 0.03))
     usual, about = headings(found, "final/test/accuracy"), headings(found, "final/test/ece")
     new = {key: text for key, text in about.items() if key not in usual}
@@ -48,7 +46,7 @@ def test_readers_see_what_the_study_is_about_and_csv_has_all(tmp_path: Path) -> 
     assert {"ece", "ece_scaled_deviation", "threshold", "recall"} <= {column.name for column in made.columns}
 
 
-def test_runs_of_before_have_the_columns_and_charts_of_before(tmp_path: Path) -> None:
+def test_runs_of_before_have_the_columns_and_charts_of_before(tmp_path):
     found = written(tmp_path, {}, {})
     names = [column.name for column in table.table("rare", "", found, references(found)).columns]
     assert not {"ece", "average_precision", "temperature", "threshold"} & set(names)
@@ -56,7 +54,7 @@ def test_runs_of_before_have_the_columns_and_charts_of_before(tmp_path: Path) ->
     assert [series.name for series in reliability.panels[0].series] == [""]
 
 
-def test_reliability_is_drawn_before_and_after_scaling(tmp_path: Path) -> None:
+def test_reliability_is_drawn_before_and_after_scaling(tmp_path):
     found = written(tmp_path, scaled(2.0, 0.1, 0.1), confidence=0.9)
     (panel,) = next(one for one in charts(found) if one.kind == "reliability").panels
     before, after = panel.series
@@ -65,7 +63,7 @@ def test_reliability_is_drawn_before_and_after_scaling(tmp_path: Path) -> None:
     assert panel.title.endswith(f"ECE {0.9 - 0.75:.3f}, scaled {abs(p - 0.75):.3f}")
 
 
-def test_precision_and_recall_of_a_rare_class_are_scikit_learns(tmp_path: Path) -> None:
+def test_precision_and_recall_of_a_rare_class_are_scikit_learns(tmp_path):
     found = written(tmp_path, {}, {})
     assert not [one for one in charts(found) if one.kind == "precision-recall"]  # as common as the other
     rng = np.random.default_rng(0)

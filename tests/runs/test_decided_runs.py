@@ -58,14 +58,14 @@ def lines(run: Run) -> list[dict[str, Any]]:
         return list(csv.DictReader(file))
 
 
-def test_the_epoch_of_the_highest_average_precision_is_kept(run: Run) -> None:
+def test_the_epoch_of_the_highest_average_precision_is_kept(run):
     values = [point["validation_average_precision"] for point in run.result["curve"]]
     best = torch.load(run.folder / "checkpoints/best.ckpt", weights_only=True)["epoch"]
     assert best == values.index(max(values))
     assert run.result["metrics"]["validation"]["average_precision"] == pytest.approx(values[best], abs=1e-6)
 
 
-def test_a_run_answers_by_the_threshold_that_it_chose(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_answers_by_the_threshold_that_it_chose(run, capsys):
     chosen, rows, texts = run.result["threshold"], lines(run), run.data.texts("test")
     assert run.result["positive"] == "spam"
     assert chosen["probability"] != pytest.approx(0.5, abs=1e-3)
@@ -87,14 +87,14 @@ def test_a_run_answers_by_the_threshold_that_it_chose(run: Run, capsys: pytest.C
     assert said in capsys.readouterr().out
 
 
-def test_what_is_printed_can_be_pasted_into_a_shell(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_printed_can_be_pasted_into_a_shell(run, capsys):
     printed_table.show(run.result, Path("/tmp/my runs/20260101-mini[new]"))
     command = capsys.readouterr().out.partition("use it:")[2]
     expected = ["python", "-m", "src.predict", "run=20260101-mini[new]", "runs=/tmp/my runs", "text=..."]
     assert shlex.split(command) == expected
 
 
-def test_calibrated_probabilities_are_scaled_and_say_the_same(run: Run) -> None:
+def test_calibrated_probabilities_are_scaled_and_say_the_same(run):
     said, texts = run.result["calibration"], run.data.texts("test")
     plain, scaled = (list(predict_texts(str(run.folder), texts, calibrated=flag)) for flag in (False, True))
     assert [one["label"] for one in scaled] == [one["label"] for one in plain]
@@ -109,7 +109,7 @@ def test_calibrated_probabilities_are_scaled_and_say_the_same(run: Run) -> None:
     assert measured[True]["test"]["accuracy"] == measured[False]["test"]["accuracy"]
 
 
-def test_an_export_names_the_positive_class_and_the_threshold(run: Run, tmp_path: Path) -> None:
+def test_an_export_names_the_positive_class_and_the_threshold(run, tmp_path):
     export(str(run.folder), tmp_path / "model")
     made = AutoConfig.from_pretrained(tmp_path / "model")
     chosen = run.result["threshold"]["probability"]
@@ -118,7 +118,7 @@ def test_an_export_names_the_positive_class_and_the_threshold(run: Run, tmp_path
     assert f"*spam* is the answer from a probability of {chosen:.6g} on" in card
 
 
-def test_class_weights_and_a_threshold_move_the_numbers_and_the_defaults_do_not(home: Path) -> None:
+def test_class_weights_and_a_threshold_move_the_numbers_and_the_defaults_do_not(home):
     plain = config(home)
     without = identity.plain(plain)
     for key in ("monitor", "positive", "threshold"):
@@ -129,7 +129,7 @@ def test_class_weights_and_a_threshold_move_the_numbers_and_the_defaults_do_not(
     assert len({*hashes, identity.config_hash(plain)}) == len(GIVEN[3:]) + 1
 
 
-def test_a_run_without_the_newer_settings_is_used_as_ever(home: Path) -> None:
+def test_a_run_without_the_newer_settings_is_used_as_ever(home):
     """As one that had finished before them: its config and result do not name them."""
     made = train(config(home, "trainer.max_epochs=1"))
     path, result = made.folder / "config.yaml", made.folder / "result.json"

@@ -36,16 +36,13 @@ def text(path: Path, content: str) -> Path:
 @pytest.mark.parametrize(
     ("key", "more"),
     [
-        ("data.path", ("data=table",)),
-        ("data.test_path", ("data=table", "data.path=x.csv", "data.validation_path=y.csv")),
-        ("data.sources.sentiment.path", ("data=mix", "task=instruct")),
-        ("held_out.path", ()),
-        ("gpt.weights", ()),
+        *(("data.path", "data=table"), ("data.test_path", "data=table data.path=x.csv data.validation_path=y.csv")),
+        *(("data.sources.sentiment.path", "data=mix task=instruct"), ("held_out.path", ""), ("gpt.weights", "")),
     ],
 )
-def test_what_is_read_counts_by_its_content(tmp_path: Path, key: str, more: tuple[str, ...]) -> None:
+def test_what_is_read_counts_by_its_content(tmp_path, key, more):
     def hash_of(path: Path) -> str:
-        return identity.config_hash(composed(*more, f"{key}={path}"))
+        return identity.config_hash(composed(*more.split(), f"{key}={path}"))
 
     here, moved, other = (
         text(tmp_path / name / "x.safetensors", content) for name, content in (("a", "1"), ("b", "1"), ("c", "2"))
@@ -59,7 +56,7 @@ def test_what_is_read_counts_by_its_content(tmp_path: Path, key: str, more: tupl
     assert hash_of(tmp_path / "nothing") != before
 
 
-def test_weights_are_the_same_as_a_file_and_in_a_folder(tmp_path: Path) -> None:
+def test_weights_are_the_same_as_a_file_and_in_a_folder(tmp_path):
     file = text(tmp_path / "model.safetensors", "weights")
     text(tmp_path / "README.md", "notes")
     assert len({identity.config_hash(composed(f"gpt.weights={path}")) for path in (file, tmp_path)}) == 1
@@ -98,7 +95,7 @@ def test_caches_and_places_of_pretraining_do_not_count(tmp_path: Path) -> None:
     assert identity.contents(made[0]) == identity.contents(made[1])
 
 
-def test_a_run_keeps_its_identity_and_goes_on_with_the_same_data_alone(tmp_path: Path) -> None:
+def test_a_run_keeps_its_identity_and_goes_on_with_the_same_data_alone(tmp_path):
     data = text(tmp_path / "data.csv", "text,label\n")
     cfg = composed("data=table", f"data.path={data}", f"runs={tmp_path / 'runs'}")
     folder = run_dir.create(cfg)
@@ -110,7 +107,7 @@ def test_a_run_keeps_its_identity_and_goes_on_with_the_same_data_alone(tmp_path:
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b"", b"a: 1", b"\xff"])
-def test_a_damaged_config_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_config_is_named(tmp_path, content):
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(InputError, match=r"config\.yaml"):
         run_dir.load_config(tmp_path)
@@ -159,28 +156,24 @@ patience: null
         ),
     ],
 )
-def test_old_settings_are_read_in_todays_words(tmp_path: Path, old: tuple[str, ...], today: tuple[str, ...]) -> None:
+def test_old_settings_are_read_in_todays_words(tmp_path, old, today):
     text(tmp_path / "config.yaml", OLD % old)
     now = ("data.padding=batch", "data.batch_size=16", "task.trainable=lora", "gpt.weights=random", "optimizer.lr=1e-4")
     cfg = identity.plain(composed(*today, *now))
     assert identity.settings(run_dir.read_config(tmp_path)) == identity.settings(cfg)
-
-
-def test_settings_of_today_are_left_as_they_are() -> None:
-    cfg = identity.plain(composed())
     assert legacy.todays(cfg) == cfg
 
 
 @pytest.mark.parametrize(
     "given", ["task.head_epochs=1", "task.layer_decay=0.5", "task.lora.target=mlp", "task.lora.dora=true"]
 )
-def test_a_setting_that_came_later_makes_another_run_where_it_is_not_as_before(given: str) -> None:
+def test_a_setting_that_came_later_makes_another_run_where_it_is_not_as_before(given):
     key, usual = given.partition("=")[0], identity.config_hash(composed())
     assert identity.config_hash(composed(f"{key}={json.dumps(identity.AS_BEFORE[key])}")) == usual
     assert identity.config_hash(composed(given)) != usual
 
 
-def test_what_json_cannot_hold_becomes_null() -> None:
+def test_what_json_cannot_hold_becomes_null():
     nan, infinite = float("nan"), float("inf")
     found = run_dir.without_nan({"a": [1.0, nan, {"b": (infinite, -infinite)}]})
     assert found == {"a": [1.0, None, {"b": [None, None]}]}
@@ -196,12 +189,16 @@ def archive(folder: Path) -> None:
     shutil.rmtree(folder / "runs")
 
 
-def written(folder: Path, name: str, *shared: str, **more: Any) -> tuple[Path, list[study.Trial]]:
+def written(folder: Path, name: str, *shared: str, runs: int = 2, **more: Any) -> tuple[Path, list[study.Trial]]:
+    """A study, of whose trials the first `runs` have finished."""
     path = write_study(folder, name, {"seed": [1, 2], **more})
     if shared:
         content = json.loads(path.read_text())
         path.write_text(json.dumps(content | {"command": ["python", "-m", "src.train", *shared, "${args_no_hyphens}"]}))
-    return path, study.trials(study.read(path))
+    points = study.trials(study.read(path))
+    for point in points[:runs]:
+        write_run(folder, point, answers(20, 10))
+    return path, points
 
 
 def read(path: Path, folder: Path) -> list[rows.Row]:
@@ -213,10 +210,8 @@ def accuracies(path: Path, folder: Path) -> list[float]:
     return [sum(run.right) / len(run.right) for run in row.runs]
 
 
-def test_reports_read_the_archive_and_own_runs_win_over_it_the_newest_first(tmp_path: Path) -> None:
+def test_reports_read_the_archive_and_own_runs_win_over_it_the_newest_first(tmp_path):
     path, points = written(tmp_path, "seeds")
-    for point in points:
-        write_run(tmp_path, point, answers(20, 10))
     archive(tmp_path)
     assert accuracies(path, tmp_path) == [0.5, 0.5]
     assert not (tmp_path / "runs").exists()
@@ -229,9 +224,8 @@ def test_reports_read_the_archive_and_own_runs_win_over_it_the_newest_first(tmp_
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "flipped"])
-def test_a_damaged_archive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
-    path, points = written(tmp_path, "seeds")
-    write_run(tmp_path, points[0], answers(20, 10))
+def test_a_damaged_archive_is_named(tmp_path, monkeypatch, damage):
+    path, _ = written(tmp_path, "seeds", runs=1)
     archive(tmp_path)
     file = tmp_path / "experiments" / "runs.tar.xz"
     content = bytearray(file.read_bytes())
@@ -244,37 +238,29 @@ def test_a_damaged_archive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         run_dir.find("runs", "nothing")
 
 
-def test_a_report_needs_no_data_and_takes_no_runs_on_other_data(tmp_path: Path) -> None:
+def test_a_report_needs_no_data_and_takes_no_runs_on_other_data(tmp_path):
     data = text(tmp_path / "data.csv", "one")
-    path, points = written(tmp_path, "table", "data=table", f"data.path={data}")
-    for point in points:
-        write_run(tmp_path, point, answers(20, 10))
+    path, _ = written(tmp_path, "table", "data=table", f"data.path={data}")
     assert accuracies(path, tmp_path) == [0.5, 0.5]
     text(data, "two")
     assert accuracies(path, tmp_path) == []
     data.unlink()
     assert accuracies(path, tmp_path) == [0.5, 0.5]
     elsewhere = text(tmp_path / "elsewhere" / "other.csv", "one")
-    moved, _ = written(tmp_path, "moved", "data=table", f"data.path={elsewhere}")
+    moved, _ = written(tmp_path, "moved", "data=table", f"data.path={elsewhere}", runs=0)
     assert accuracies(moved, tmp_path) == [0.5, 0.5]
 
 
-def test_rows_that_differ_in_their_file_alone_keep_their_own_runs(tmp_path: Path) -> None:
+def test_rows_that_differ_in_their_file_alone_keep_their_own_runs(tmp_path):
     files = [text(tmp_path / name, name) for name in ("a.csv", "b.csv")]
-    path, points = written(tmp_path, "files", "data=table", **{"data.path": [str(file) for file in files]})
-    for point in points[:3]:
-        write_run(tmp_path, point, answers(20, 10))
+    path, _ = written(tmp_path, "files", "data=table", runs=3, **{"data.path": [str(file) for file in files]})
     for file in files:
         assert [len(row.runs) for row in read(path, tmp_path)] == [2, 1]
         file.unlink()
 
 
-def test_runs_of_weights_that_were_shipped_before_stay_until_there_are_newer_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_of_weights_that_were_shipped_before_stay_until_there_are_newer_ones(tmp_path, monkeypatch):
     path, points = written(tmp_path, "seeds")
-    for point in points:
-        write_run(tmp_path, point, answers(20, 10))
     archive(tmp_path)
     path_of_weights, before = SHIPPED["mini"]
     monkeypatch.setitem(SHIPPED, "mini", (path_of_weights, "f" * 64))
@@ -286,9 +272,9 @@ def test_runs_of_weights_that_were_shipped_before_stay_until_there_are_newer_one
     assert accuracies(path, tmp_path) == [0.8]  # of the present weights alone, and not a mean over both
 
 
-def test_an_archived_run_cannot_predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, points = written(tmp_path, "seeds")
-    run = write_run(tmp_path, points[0], answers(20, 10))
+def test_an_archived_run_cannot_predict(tmp_path, monkeypatch):
+    written(tmp_path, "seeds", runs=1)
+    (run,) = (tmp_path / "runs").iterdir()
     archive(tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=rf"{run.name} is in experiments/runs\.tar\.xz alone.* no checkpoints"):
@@ -297,14 +283,10 @@ def test_an_archived_run_cannot_predict(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "tables").glob("*.csv")), ids=lambda path: path.stem)
-def test_a_clean_clone_makes_the_committed_tables_again(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_clean_clone_makes_the_committed_tables_again(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # without data
     monkeypatch.setitem(SHIPPED, "mini", (SHIPPED["mini"][0], "f" * 64))
-    archive = ROOT / "experiments" / "runs.tar.xz"
     asked = study.read(ROOT / "experiments" / f"{path.stem}.yaml")
-    found = rows.read(asked, tmp_path / "runs", archive)
-    assert render.as_csv(table(path.stem, asked.description, found, references(found))) == path.read_text(
-        encoding="utf-8"
-    )
+    found = rows.read(asked, tmp_path / "runs", ROOT / "experiments" / "runs.tar.xz")
+    made = render.as_csv(table(path.stem, asked.description, found, references(found)))
+    assert made == path.read_text(encoding="utf-8")

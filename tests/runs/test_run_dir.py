@@ -163,14 +163,14 @@ pytestmark = [
 # ---- the run folder
 
 
-def test_a_run_folder_holds_these_files_and_no_unfinished_one(run: Run) -> None:
+def test_a_run_folder_holds_these_files_and_no_unfinished_one(run):
     files = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
     checkpoints = {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     assert files == {"config.yaml", "identity.json", "result.json", "predictions.csv", *checkpoints}
     assert re.fullmatch(r"\d{8}-\d{6}-first-[0-9a-f]{8}(-\d+)?", run.folder.name)
 
 
-def test_result_json_says_what_was_run(run: Run, home: Path) -> None:
+def test_result_json_says_what_was_run(run, home):
     result, parameters = run.result, sum(p.numel() for p in run.model.parameters())
     file = (home / "messages.tsv").read_bytes()
     assert (result["id"], result["name"], result["seed"]) == (run.folder.name, "first", 123)
@@ -195,7 +195,7 @@ def test_result_json_says_what_was_run(run: Run, home: Path) -> None:
     assert result["cost"]["train_tokens"] == 2 * 42 * 32
 
 
-def test_predictions_csv_has_a_row_for_each_test_message(run: Run) -> None:
+def test_predictions_csv_has_a_row_for_each_test_message(run):
     rows, test = predictions(run.folder), run.data.examples["test"]
     assert list(rows[0]) == ["row", "text_sha256", "group", "label", "predicted", "p_ham", "p_spam"]
     assert [row["row"] for row in rows] == [str(i) for i in range(12)]
@@ -207,7 +207,7 @@ def test_predictions_csv_has_a_row_for_each_test_message(run: Run) -> None:
         assert row["predicted"] == ("ham" if ham > spam else "spam")
 
 
-def test_the_metrics_of_result_json_follow_from_predictions_csv(run: Run) -> None:
+def test_the_metrics_of_result_json_follow_from_predictions_csv(run):
     rows, metrics = predictions(run.folder), run.result["metrics"]["test"]
     right = [row["label"] == row["predicted"] for row in rows]
     losses = [-math.log(float(row[f"p_{row['label']}"])) for row in rows]
@@ -215,14 +215,14 @@ def test_the_metrics_of_result_json_follow_from_predictions_csv(run: Run) -> Non
     assert metrics["loss"] == pytest.approx(sum(losses) / 12, rel=1e-4)
 
 
-def test_config_yaml_is_plain_and_reloads(run: Run, home: Path) -> None:
+def test_config_yaml_is_plain_and_reloads(run, home):
     text = (run.folder / "config.yaml").read_text(encoding="utf-8")
     assert "${" not in text
     assert yaml.safe_load(text) == OmegaConf.to_container(config(home, "name=first", *LEARNS), resolve=True)
     assert run_dir.config_hash(run_dir.load_config(run.folder)) == run.result["config_hash"]
 
 
-def test_two_runs_of_one_second_get_two_folders(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_of_one_second_get_two_folders(home, tmp_path, monkeypatch):
     now = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
     monkeypatch.setattr(run_dir, "datetime", SimpleNamespace(now=lambda zone: now))
     cfg = config(home, f"runs={tmp_path}")
@@ -241,11 +241,11 @@ def test_two_runs_of_one_second_get_two_folders(home: Path, tmp_path: Path, monk
         ("data.max_length=31", False),
     ],
 )
-def test_the_config_hash_changes_with_what_can_change_the_numbers(home: Path, override: str, same: bool) -> None:
+def test_the_config_hash_changes_with_what_can_change_the_numbers(home, override, same):
     assert (run_dir.config_hash(config(home, override)) == run_dir.config_hash(config(home))) is same
 
 
-def test_runs_from_shipped_weights_are_others_once_these_are_trained_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_from_shipped_weights_are_others_once_these_are_trained_anew(monkeypatch):
     def hashes(*more: str) -> str:
         return run_dir.config_hash(study.config(study.Trial({}, more)))
 
@@ -257,9 +257,7 @@ def test_runs_from_shipped_weights_are_others_once_these_are_trained_anew(monkey
 
 
 @pytest.mark.parametrize("data", ["sms_spam", "mix"])
-def test_the_config_hash_does_not_depend_on_where_pinned_data_are_kept_and_how_data_are_loaded(
-    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_pinned_data_are_kept_and_how_they_are_loaded_are_no_part_of_the_config_hash(data, tmp_path, monkeypatch):
     def hash_of(*more: str) -> str:
         return run_dir.config_hash(study.config(study.Trial({}, (f"data={data}", "task=instruct", *more))))
 
@@ -270,7 +268,7 @@ def test_the_config_hash_does_not_depend_on_where_pinned_data_are_kept_and_how_d
     assert hash_of("data.fraction=0.5") != here
 
 
-def test_a_seed_gives_its_numbers_again_and_another_seed_other_ones(run: Run, home: Path) -> None:
+def test_a_seed_gives_its_numbers_again_and_another_seed_other_ones(run, home):
     again, other = (train(config(home, "name=again", *LEARNS, f"seed={seed}")) for seed in (123, 7))
     first = (run.folder / "predictions.csv").read_bytes()
     assert (again.folder / "predictions.csv").read_bytes() == first
@@ -280,9 +278,7 @@ def test_a_seed_gives_its_numbers_again_and_another_seed_other_ones(run: Run, ho
     assert other.result["metrics"]["test"] != run.result["metrics"]["test"]
 
 
-def test_the_best_epoch_is_the_one_of_the_lowest_validation_loss(
-    home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_best_epoch_is_the_one_of_the_lowest_validation_loss(home, capsys):
     run = train(config(home, "task.trainable=all", "optimizer.lr=0.3", "trainer.max_epochs=4"))
     losses = [float(loss) for loss in re.findall(r"epoch .* validation/loss (\S+)", capsys.readouterr().out)]
     best = losses.index(min(losses))
@@ -338,14 +334,7 @@ def trained_epochs(capsys: pytest.CaptureFixture[str]) -> list[int]:
         *("monitor", "second_stage", "third_stage", "instruct_first_stage"),
     ],
 )
-def test_a_resumed_run_equals_a_straight_one(
-    home: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    epoch: int,
-    changes: tuple[str, ...],
-) -> None:
+def test_a_resumed_run_equals_a_straight_one(home, tmp_path, monkeypatch, capsys, epoch, changes):
     changes = (*changes, "trainer.max_epochs=3")
     straight = train(config(home, *changes))
     interrupt(monkeypatch, config(home, *changes, f"runs={tmp_path}"), epoch, batch=2)
@@ -369,12 +358,12 @@ def test_a_resumed_run_equals_a_straight_one(
         assert resumed.result["cost"][cost] == straight.result["cost"][cost]
 
 
-def test_patience_ends_a_run_whose_validation_loss_does_not_fall(home: Path) -> None:
+def test_patience_ends_a_run_whose_validation_loss_does_not_fall(home):
     run = train(config(home, "optimizer.lr=1e-30", "trainer.max_epochs=5", "patience=1"))
     assert run.trainer.current_epoch == 2
 
 
-def test_a_finished_run_is_not_gone_on_with(home: Path) -> None:
+def test_a_finished_run_is_not_gone_on_with(home):
     first = train(config(home))
     before = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match=f"^run {first.folder.name} has finished"):
@@ -382,15 +371,13 @@ def test_a_finished_run_is_not_gone_on_with(home: Path) -> None:
     assert {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_that_another_process_writes_is_left_alone(run: Run, home: Path) -> None:
+def test_a_run_that_another_process_writes_is_left_alone(run, home):
     with ThreadPoolExecutor() as other, run_lock(run.folder), pytest.raises(RunLockedError, match=str(os.getpid())):
         other.submit(train, config(home, f"resume={run.folder.name}")).result()
 
 
 @pytest.mark.slow
-def test_a_run_that_had_stopped_early_is_resumed_to_the_same(
-    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_run_that_had_stopped_early_is_resumed_to_the_same(home, monkeypatch, capsys, tmp_path):
     """Killed in its evaluation, after training had come to its end."""
     changes = ("task.trainable=all", "optimizer.lr=0.1", "trainer.max_epochs=9", "patience=1")
     straight = train(config(home, *changes))
@@ -412,9 +399,7 @@ def test_a_run_that_had_stopped_early_is_resumed_to_the_same(
     assert resumed.result["curve"] == straight.result["curve"]
 
 
-def test_a_run_whose_folder_was_moved_keeps_its_best_epoch(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_whose_folder_was_moved_keeps_its_best_epoch(home, tmp_path, monkeypatch):
     changes = ("task.trainable=all", "optimizer.lr=0.3", "trainer.max_epochs=3")
     straight = train(config(home, *changes))
     best = torch.load(straight.folder / "checkpoints/best.ckpt", weights_only=True)["epoch"]
@@ -428,7 +413,7 @@ def test_a_run_whose_folder_was_moved_keeps_its_best_epoch(
     assert (folder / "predictions.csv").read_bytes() == (straight.folder / "predictions.csv").read_bytes()
 
 
-def test_the_best_epoch_may_lie_before_the_rest_is_unfrozen(home: Path, tmp_path: Path) -> None:
+def test_the_best_epoch_may_lie_before_the_rest_is_unfrozen(home, tmp_path):
     """The blocks are then those of the start, in the checkpoint, the result, and whatever reads them back."""
     changes = ("task.trainable=all", "task.head_epochs=2", "optimizer.lr=0.3", "trainer.max_epochs=4")
     run = train(config(home, *changes, f"runs={tmp_path}"))
@@ -445,9 +430,7 @@ MORE = [
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", *MORE])
-def test_a_run_in_any_precision_is_resumed_evaluated_and_predicts(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
-) -> None:
+def test_a_run_in_any_precision_is_resumed_evaluated_and_predicts(home, tmp_path, monkeypatch, precision):
     changes = ("optimizer.lr=1e-2", f"trainer.precision={precision}", f"runs={tmp_path}")
     straight = train(config(home, *changes))
     interrupt(monkeypatch, config(home, *changes), epoch=1, batch=1)
@@ -484,16 +467,9 @@ def test_a_run_in_any_precision_is_resumed_evaluated_and_predicts(
     ],
     ids=lambda value: getattr(value, "__qualname__", str(value)),
 )
-def test_a_signal_ends_a_run_at_once_with_its_status_and_how_to_go_on(
-    home: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    command: Command,
-    stage: Any,
-    number: signal.Signals,
-    status: int,
-    kept: str | None,
-) -> None:
+def test_a_signal_ends_a_run_with_its_status_and_how_to_go_on(
+    home, tmp_path, monkeypatch, command, stage, number, status, kept
+):
     owners: dict[str, Any] = {
         one.__name__: one for one in (GPT, FrozenBlocks, Classifier, TrainingSteps, ClippedGradients)
     }
@@ -521,9 +497,7 @@ def test_a_signal_ends_a_run_at_once_with_its_status_and_how_to_go_on(
     assert not any(path.name.startswith(".") for path in folders[0].rglob("*"))
 
 
-def test_a_run_trained_longer_equals_one_that_was_trained_so_long(
-    run: Run, home: Path, tmp_path: Path, command: Command
-) -> None:
+def test_a_run_trained_longer_equals_one_that_was_trained_so_long(run, home, tmp_path, command):
     straight = train(config(home, "name=first", *LEARNS, "trainer.max_epochs=4", f"runs={tmp_path / 'straight'}"))
     before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
     given = (f"resume={run.folder}", f"runs={tmp_path}", "trainer.max_epochs=4")
@@ -548,9 +522,7 @@ def test_a_run_trained_longer_equals_one_that_was_trained_so_long(
         ((), 4, "no checkpoint"),
     ],
 )
-def test_what_cannot_be_trained_longer_is_refused(
-    home: Path, tmp_path: Path, changes: tuple[str, ...], epochs: int, says: str
-) -> None:
+def test_what_cannot_be_trained_longer_is_refused(home, tmp_path, changes, epochs, says):
     folder = run_dir.create(config(home, *changes, f"runs={tmp_path}"))
     with pytest.raises(InputError, match=says):
         train(config(home, f"resume={folder.name}", f"runs={tmp_path}"), epochs)
@@ -559,7 +531,7 @@ def test_what_cannot_be_trained_longer_is_refused(
 
 @pytest.mark.parametrize("strategy", ["all", "lora", "last_block"])
 @pytest.mark.slow
-def test_a_run_starts_from_the_trained_gpt_of_another(home: Path, tmp_path: Path, strategy: str) -> None:
+def test_a_run_starts_from_the_trained_gpt_of_another(home, tmp_path, strategy):
     first = train(config(home, f"task.trainable={strategy}", "optimizer.lr=1e-2"))
     cfg = config(home, "seed=7", f"gpt.weights={first.folder}", "trainer.max_epochs=1", f"runs={tmp_path}")
     ids = torch.tensor([[1, 2, 3]])
@@ -574,7 +546,7 @@ def test_a_run_starts_from_the_trained_gpt_of_another(home: Path, tmp_path: Path
         build.build_gpt(cfg)
 
 
-def test_the_head_of_a_run_on_a_run_is_its_own_seed_s(run: Run, home: Path) -> None:
+def test_the_head_of_a_run_on_a_run_is_its_own_seed_s(run, home):
     heads = [
         build.build_task(config(home, f"gpt.weights={weights}", f"seed={seed}"), ["ham", "spam"]).head.weight
         for weights in (run.folder, "random")
@@ -586,9 +558,7 @@ def test_the_head_of_a_run_on_a_run_is_its_own_seed_s(run: Run, home: Path) -> N
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped", "foreign", "no zip of torch", "misshaped"])
 @pytest.mark.parametrize("name", ["best", "last"])
-def test_a_damaged_checkpoint_is_named_with_what_can_be_done(
-    run: Run, home: Path, tmp_path: Path, name: str, damage: str
-) -> None:
+def test_a_damaged_checkpoint_is_named_with_what_can_be_done(run, home, tmp_path, name, damage):
     folder = tmp_path / "copy"
     shutil.copytree(run.folder, folder)
     path = folder / f"checkpoints/{name}.ckpt"
@@ -617,7 +587,7 @@ def test_a_damaged_checkpoint_is_named_with_what_can_be_done(
 
 
 @pytest.mark.parametrize("name", ["best", "last"])
-def test_the_checkpoint_of_another_run_is_refused(run: Run, home: Path, tmp_path: Path, name: str) -> None:
+def test_the_checkpoint_of_another_run_is_refused(run, home, tmp_path, name):
     other = train(config(home, "optimizer.lr=0.02")).folder
     folder = Path(shutil.copytree(run.folder, tmp_path / "copy"))
     path = Path(shutil.copy(other / f"checkpoints/{name}.ckpt", folder / "checkpoints"))
@@ -629,7 +599,7 @@ def test_the_checkpoint_of_another_run_is_refused(run: Run, home: Path, tmp_path
         train(config(home, f"resume={folder}"))
 
 
-def test_a_run_whose_gpt_has_changed_is_neither_used_nor_gone_on_with(home: Path, tmp_path: Path) -> None:
+def test_a_run_whose_gpt_has_changed_is_neither_used_nor_gone_on_with(home, tmp_path):
     cfg = config(home, "task.trainable=last_layer")
     export(build.build_gpt(cfg), file := tmp_path / "gpt")
     run = train(config(home, "task.trainable=last_layer", f"gpt.weights={file}"))
@@ -651,12 +621,12 @@ def strict_json(text: str) -> Any:
     return json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
 
 
-def test_eval_measures_a_finished_run_again_exactly(run: Run, home: Path, command: Command) -> None:
+def test_eval_measures_a_finished_run_again_exactly(run, home, command):
     answer = command("eval", f"run={run.folder.name}", f"runs={home / 'all'}", "format=json")
     assert (answer.status, strict_json(answer.out)) == (0, run.result["metrics"])
 
 
-def test_eval_prints_a_table_with_the_sizes(run: Run, home: Path, command: Command) -> None:
+def test_eval_prints_a_table_with_the_sizes(run, home, command):
     answer = command("eval", f"run={run.folder}")
     rows = {cells[0]: cells[1:] for line in answer.out.splitlines() if len(cells := line.split()) > 1}
     splits = next(line.split() for line in answer.out.splitlines() if "validation" in line)
@@ -665,7 +635,7 @@ def test_eval_prints_a_table_with_the_sizes(run: Run, home: Path, command: Comma
     assert not any(line.endswith("…") or len(line) > 80 for line in answer.out.splitlines()[1:])
 
 
-def test_eval_of_another_file_measures_all_its_messages(run: Run, home: Path, command: Command, tmp_path: Path) -> None:
+def test_eval_of_another_file_measures_all_its_messages(run, home, command, tmp_path):
     """Also those that stand twice: a split, which would drop them, is of no use here."""
     rows = [("ham", "see you at home 1"), ("ham", "see you at home 2"), ("spam", "win cash"), ("spam", "claim now")]
     rows = [*rows, ("ham", "ok"), ("spam", "free prize call"), ("spam", "win cash"), ("ham", "ok later tea")]
@@ -681,7 +651,7 @@ def test_eval_of_another_file_measures_all_its_messages(run: Run, home: Path, co
     assert re.search(r"messages\W+8\W", command("eval", f"run={run.folder}", *changes).out)
 
 
-def test_eval_of_one_class_measures_its_recall(run: Run, command: Command, tmp_path: Path) -> None:
+def test_eval_of_one_class_measures_its_recall(run, command, tmp_path):
     texts = ["win cash", "see you at home", "claim your prize"]
     trap = write_messages(tmp_path / "trap.tsv", [("spam", text) for text in texts])
     where = (f"run={run.folder}", "data=table", f"data.path={trap}")
@@ -693,14 +663,14 @@ def test_eval_of_one_class_measures_its_recall(run: Run, command: Command, tmp_p
     assert (shown.status, re.findall(r"auroc +(\S+)", shown.out)) == (0, ["-"])
 
 
-def test_eval_refuses_a_class_that_the_run_does_not_know(run: Run, command: Command, tmp_path: Path) -> None:
+def test_eval_refuses_a_class_that_the_run_does_not_know(run, command, tmp_path):
     rng = random.Random(1)
     rows = [(label, f"{message(rng, label)} {n}") for n in "abcd" for label in ("ham", "news")]
     other = write_messages(tmp_path / "other.tsv", rows)
     refused(command("eval", f"run={run.folder}", "data=table", f"data.path={other}"), "class news")
 
 
-def test_a_metric_that_cannot_be_had_is_null_in_json(home: Path, command: Command, tmp_path: Path) -> None:
+def test_a_metric_that_cannot_be_had_is_null_in_json(home, command, tmp_path):
     """AUROC needs every class of the run, and the other file has two of three."""
     rng = random.Random(2)
     rows = [(label, f"{message(rng, label)} {n}") for n in "abcdefgh" for label in WORDS]
@@ -710,14 +680,14 @@ def test_a_metric_that_cannot_be_had_is_null_in_json(home: Path, command: Comman
     assert strict_json(answer.out)["all"]["auroc"] is None
 
 
-def test_eval_with_other_batches_measures_the_same_splits(run: Run, command: Command) -> None:
+def test_eval_with_other_batches_measures_the_same_splits(run, command):
     answer = command("eval", f"run={run.folder}", "data.batch_size=3", "format=json")
     for part, metrics in strict_json(answer.out).items():
         assert metrics["accuracy"] == run.result["metrics"][part]["accuracy"]
     assert set(strict_json(answer.out)) == {"train", "validation", "test"}
 
 
-def test_eval_refuses_data_that_have_changed(home: Path, tmp_path: Path, command: Command) -> None:
+def test_eval_refuses_data_that_have_changed(home, tmp_path, command):
     """They would be split anew, so that what was trained on could be tested."""
     path = tmp_path / "messages.tsv"
     path.write_bytes((home / "messages.tsv").read_bytes())
@@ -728,9 +698,7 @@ def test_eval_refuses_data_that_have_changed(home: Path, tmp_path: Path, command
     assert command("eval", f"run={folder}", f"data.path={path}").status == 0
 
 
-def test_eval_measures_a_pinned_collection_as_it_was_split_wherever_it_lies(
-    home: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_eval_measures_a_pinned_collection_as_it_was_split_wherever_it_lies(home, tmp_path, command, monkeypatch):
     content = (home / "messages.tsv").read_bytes().partition(b"\n")[2]
     monkeypatch.setattr(sms_spam, "UCI_TEXT_SHA256", hashlib.sha256(content).hexdigest())
     for place in ("here", "there"):
@@ -754,9 +722,7 @@ def test_eval_measures_a_pinned_collection_as_it_was_split_wherever_it_lies(
         (("run={run}", "trainer.precision=8-foo"), "8-foo"),
     ],
 )
-def test_eval_answers_wrong_input_with_a_sentence(
-    run: Run, command: Command, given: tuple[str, ...], named: str
-) -> None:
+def test_eval_answers_wrong_input_with_a_sentence(run, command, given, named):
     refused(command("eval", *(argument.format(run=run.folder) for argument in given)), named)
 
 
@@ -773,9 +739,7 @@ def test_eval_answers_wrong_input_with_a_sentence(
     ],
     ids=["longest", "none", "batch_last_nonpad", "batch_last"],
 )
-def test_predict_gives_a_test_message_what_the_run_gave_it(
-    home: Path, command: Command, changes: tuple[str, ...], one_by_one: bool
-) -> None:
+def test_predict_gives_a_test_message_what_the_run_gave_it(home, command, changes, one_by_one):
     run = train(config(home, *LEARNS, *changes))
     texts, rows = [example.text for example in run.data.examples["test"]], predictions(run.folder)
     assert [row["label"] for row in rows] == [example.label for example in run.data.examples["test"]]
@@ -792,9 +756,7 @@ def test_predict_gives_a_test_message_what_the_run_gave_it(
         assert prediction["probability"] == prediction["probabilities"][row["predicted"]]
 
 
-def test_predict_reads_a_message_with_its_outer_spaces_as_training_did(
-    home: Path, command: Command, tmp_path: Path
-) -> None:
+def test_predict_reads_a_message_with_its_outer_spaces_as_training_did(home, command, tmp_path):
     rng = random.Random(3)
     rows = [(label, f"  {message(rng, label)} {n}  ") for n in "abcdefgh" for label in ("ham", "spam")]
     run = train(config(home, f"data.path={write_messages(tmp_path / 'spaces.tsv', rows)}", *LEARNS))
@@ -804,7 +766,7 @@ def test_predict_reads_a_message_with_its_outer_spaces_as_training_did(
         assert json.loads(line)["probabilities"]["spam"] == pytest.approx(float(row["p_spam"]), abs=1e-5)
 
 
-def test_text_file_and_stdin_give_the_same(run: Run, command: Command, tmp_path: Path) -> None:
+def test_text_file_and_stdin_give_the_same(run, command, tmp_path):
     texts = ["see you at home", "claim your prize, now"]
     (tmp_path / "messages.txt").write_text("\n".join(texts), encoding="utf-8")
     where = (f"run={run.folder.name}", f"runs={run.folder.parent}")
@@ -817,13 +779,13 @@ def test_text_file_and_stdin_give_the_same(run: Run, command: Command, tmp_path:
 
 
 @pytest.mark.parametrize("text", ["a, b; c", "\"quoted\" 'twice'", "a=b=c", "run=x", "{x: [1]}", "100% £5 \U0001f600"])
-def test_a_message_may_hold_any_character(run: Run, command: Command, text: str) -> None:
+def test_a_message_may_hold_any_character(run, command, text):
     answer = command("predict", f"run={run.folder}", f"text={text}", "format=jsonl")
     assert json.loads(answer.out)["text"] == text
     assert command("predict", f"run={run.folder}", f"text={text}").out.endswith(f"\t{text}\n")
 
 
-def test_lines_end_alike_in_files_stdin_and_pipes(run: Run, command: Command, tmp_path: Path) -> None:
+def test_lines_end_alike_in_files_stdin_and_pipes(run, command, tmp_path):
     """At a line feed, with or without a carriage return before it; one alone is part of its message."""
     content, pipe = b"win cash\rnow\r\nsee you\n", tmp_path / "pipe"
     (tmp_path / "messages.txt").write_bytes(content)
@@ -837,13 +799,13 @@ def test_lines_end_alike_in_files_stdin_and_pipes(run: Run, command: Command, tm
     writer.join()
 
 
-def test_a_message_stays_on_its_line(run: Run, command: Command) -> None:
+def test_a_message_stays_on_its_line(run, command):
     answer = command("predict", f"run={run.folder}", "text=a\tb\nc\x1b[31m\u2028\\d")
     assert answer.out.split("\t")[2] == "a\\tb\\nc\\x1b[31m\\u2028\\d\n"
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.TSV", "a.jsonl", "a.parquet", "a.csv.gz"])
-def test_predict_takes_no_table_for_lines(run: Run, command: Command, tmp_path: Path, name: str) -> None:
+def test_predict_takes_no_table_for_lines(run, command, tmp_path, name):
     (tmp_path / name).write_text("label,text\nham,hi\n")
     answer = command("predict", f"run={run.folder}", f"file={tmp_path / name}")
     assert (answer.status, answer.out) == (2, "")
@@ -859,25 +821,25 @@ def shell(line: str, **environment: str) -> Answer:
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
-def test_a_reader_that_has_gone_is_no_fault() -> None:
+def test_a_reader_that_has_gone_is_no_fault():
     answer = shell('"$python" -c "$command[print(i) for i in range(99999)]" | head -1; exit ${PIPESTATUS[0]}')
     assert answer == (1, "0\n", "")
 
 
-def test_a_terminal_that_cannot_show_a_character_shows_its_number() -> None:
+def test_a_terminal_that_cannot_show_a_character_shows_its_number():
     answer = shell('"$python" -c "$command print(chr(233), chr(128512))" | od -c', PYTHONIOENCODING="latin-1")
     assert answer.status == 0
     assert "351" in answer.out
     assert "".join(re.findall(r" (\S)(?= )", answer.out)).endswith("U0001f600")
 
 
-def test_predict_says_how_many_messages_it_cut(run: Run, command: Command) -> None:
+def test_predict_says_how_many_messages_it_cut(run, command):
     answer = command("predict", f"run={run.folder}", stdin=b"win cash\n" + b"ha " * 33 + b"\n")
     assert (answer.status, answer.error) == (0, "1 of 2 messages are longer than 32 tokens and were cut\n")
     assert len(answer.out.splitlines()) == 2
 
 
-def test_a_broken_line_is_named(run: Run, command: Command, tmp_path: Path) -> None:
+def test_a_broken_line_is_named(run, command, tmp_path):
     file = tmp_path / "messages.txt"
     whole = command("predict", f"run={run.folder}", stdin=b"a\nb\n")
     for line in (b"", b"\xe9"):
@@ -902,22 +864,18 @@ def test_a_broken_line_is_named(run: Run, command: Command, tmp_path: Path) -> N
         (("prompt=a", "new_tokens=0"), "new_tokens=0"),
     ],
 )
-def test_predict_answers_wrong_input_with_a_sentence(
-    run: Run, command: Command, given: tuple[str, ...], named: str
-) -> None:
+def test_predict_answers_wrong_input_with_a_sentence(run, command, given, named):
     refused(command("predict", f"run={run.folder}", *given), named)
 
 
-def test_a_mark_at_the_start_of_a_file_is_no_part_of_its_first_message(
-    run: Run, command: Command, tmp_path: Path
-) -> None:
+def test_a_mark_at_the_start_of_a_file_is_no_part_of_its_first_message(run, command, tmp_path):
     (tmp_path / "messages.txt").write_bytes(b"\xef\xbb\xbfwin cash\n")  # as Windows writes UTF-8
     by_file = command("predict", f"run={run.folder}", f"file={tmp_path / 'messages.txt'}")
     assert by_file == command("predict", f"run={run.folder}", "text=win cash")
 
 
 @pytest.mark.parametrize(("module", "given"), [("predict", "text=a"), ("predict", "prompt=a"), ("eval", "")])
-def test_a_pretrained_gpt_is_not_asked_for_labels(tmp_path: Path, command: Command, module: str, given: str) -> None:
+def test_a_pretrained_gpt_is_not_asked_for_labels(tmp_path, command, module, given):
     (tmp_path / "config.yaml").write_text("corpus: {path: x}\nseed: 1\n")
     (tmp_path / "result.json").write_text('{"config_hash": "x"}')
     answer = command(module, f"run={tmp_path}", *filter(None, [given]))
@@ -929,7 +887,7 @@ def test_a_pretrained_gpt_is_not_asked_for_labels(tmp_path: Path, command: Comma
 
 
 @pytest.mark.parametrize("module", ["predict", "eval"])
-def test_a_folder_that_is_no_run_is_refused_with_the_newest_runs(command: Command, tmp_path: Path, module: str) -> None:
+def test_a_folder_that_is_no_run_is_refused_with_the_newest_runs(command, tmp_path, module):
     for name in ("20250101", "20250102", "20250103", "20250104", "no_run"):
         (tmp_path / name).mkdir()
         if name != "no_run":
@@ -958,7 +916,7 @@ def tracked(home: Path) -> Run:
     return run
 
 
-def test_an_offline_wandb_run_holds_the_numbers_of_the_folder(tracked: Run) -> None:
+def test_an_offline_wandb_run_holds_the_numbers_of_the_folder(tracked):
     (run,) = inspect(tracked.folder, "--summary")
     result, summary = tracked.result, run["summary"]
     assert (run["run_id"], run["state"], run["exit_code"]) == (tracked.folder.name, "finished", 0)
@@ -969,7 +927,7 @@ def test_an_offline_wandb_run_holds_the_numbers_of_the_folder(tracked: Run) -> N
     assert {key: v for key, v in summary.items() if key.startswith(("final/", "cost/"))} == final | cost
 
 
-def test_an_offline_wandb_run_holds_the_learning_curves(tracked: Run) -> None:
+def test_an_offline_wandb_run_holds_the_learning_curves(tracked):
     history = [record["history"]["item"] for record in inspect(tracked.folder) if record["type"] == "history"]
     for part in ("train", "validation"):
         for name in ("loss", "accuracy"):
@@ -980,7 +938,7 @@ def test_an_offline_wandb_run_holds_the_learning_curves(tracked: Run) -> None:
                 assert curve[best] == pytest.approx(tracked.result["metrics"]["validation"][name], abs=1e-6)
 
 
-def test_an_offline_wandb_run_holds_the_test_predictions_and_their_confusion(tracked: Run) -> None:
+def test_an_offline_wandb_run_holds_the_test_predictions_and_their_confusion(tracked):
     (run,) = inspect(tracked.folder, "--summary")
     files = tracked.folder / "wandb" / "latest-run" / "files"
     tables = {
@@ -998,20 +956,18 @@ def test_an_offline_wandb_run_holds_the_test_predictions_and_their_confusion(tra
     assert confusion == {(true, guess): count[true, guess] for true in labels for guess in labels}
 
 
-def test_tracking_does_not_change_the_numbers(tracked: Run, run: Run) -> None:
+def test_tracking_does_not_change_the_numbers(tracked, run):
     assert (tracked.folder / "predictions.csv").read_bytes() == (run.folder / "predictions.csv").read_bytes()
 
 
-def test_an_error_in_training_ends_the_wandb_run(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_training_ends_the_wandb_run(home, tmp_path, monkeypatch):
     interrupt(monkeypatch, config(home, "logger=wandb", f"runs={tmp_path}"), epoch=1, batch=0)
     (folder,) = tmp_path.iterdir()
     assert wandb.run is None
     assert inspect(folder, "--summary")[0]["state"] != "running"
 
 
-def test_wandb_online_without_an_account_is_refused_in_a_sentence(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_online_without_an_account_is_refused_in_a_sentence(home, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))  # where credentials would be
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -1042,9 +998,7 @@ def test_wandb_online_without_an_account_is_refused_in_a_sentence(
         ("logger.wandb.offline=false", {"WANDB_DISABLED": "1"}, "disabled"),
     ],
 )
-def test_wandb_is_used_as_its_own_variables_say(
-    given: str, variables: dict[str, str], mode: str, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_is_used_as_its_own_variables_say(given, variables, mode, home, monkeypatch):
     monkeypatch.delenv("WANDB_MODE")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -1060,9 +1014,7 @@ def test_wandb_is_used_as_its_own_variables_say(
         pytest.param("WANDB_INIT_TIMEOUT", "soon", marks=pytest.mark.slow),
     ],
 )
-def test_a_wrong_variable_of_wandb_is_answered_with_a_sentence(
-    variable: str, value: str, home: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_variable_of_wandb_is_answered_with_a_sentence(variable, value, home, tmp_path, command, monkeypatch):
     wandb.teardown()  # settings are read from the environment once
     monkeypatch.setenv(variable, value)
     answer = command("train", *arguments(home, "logger=wandb", f"runs={tmp_path / 'runs'}"))
@@ -1074,9 +1026,7 @@ def test_a_wrong_variable_of_wandb_is_answered_with_a_sentence(
     assert list(tmp_path.glob("runs/*")) == []
 
 
-def test_wandb_is_left_out_where_its_variables_say_so(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_wandb_is_left_out_where_its_variables_say_so(home, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with caplog.at_level("INFO"):
         assert build_loggers(config(home, "logger=wandb"), tmp_path, remove_on_failure=False) == []
@@ -1085,9 +1035,7 @@ def test_wandb_is_left_out_where_its_variables_say_so(
 
 
 @pytest.mark.slow
-def test_what_wandb_cannot_take_at_the_end_costs_nothing(
-    home: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_wandb_cannot_take_at_the_end_costs_nothing(home, tmp_path, command, monkeypatch):
     """W&B's name of the table has more than 128 letters here, and its files go elsewhere than those of the run."""
     wandb.teardown()  # settings are read from the environment once
     monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
@@ -1108,9 +1056,7 @@ def test_what_wandb_cannot_take_at_the_end_costs_nothing(
     assert run["summary"]["final/test/loss"] == run_dir.load_result(folder)["metrics"]["test"]["loss"]
 
 
-def test_the_parts_of_a_resumed_run_are_sent_together_oldest_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_parts_of_a_resumed_run_are_sent_together_oldest_first(tmp_path, capsys):
     parts = [tmp_path / f"offline-run-2026010{day}_000000-mine" for day in (1, 2, 3)]
     for part in (parts[1], parts[0], parts[2], tmp_path / "offline-run-20260101_000000-other"):
         part.mkdir()
@@ -1130,14 +1076,10 @@ def save_torch(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "write",
-    [
-        lambda path: path.write_text("x" * 20_000),
-        save_torch,
-        lambda path: save_file({"x": torch.zeros(10_000)}, path),
-    ],
+    [lambda path: path.write_text("x" * 20_000), save_torch, lambda path: save_file({"x": torch.zeros(10_000)}, path)],
     ids=["text", "torch", "safetensors"],
 )
-def test_a_file_that_cannot_be_written_whole_is_named_and_not_there(write: Any, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_whole_is_named_and_not_there(write, tmp_path):
     (path := tmp_path / "file").write_text("before")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))
@@ -1151,7 +1093,7 @@ def test_a_file_that_cannot_be_written_whole_is_named_and_not_there(write: Any, 
     assert refusal(caught.value) == f"{path} cannot be written: File too large"
 
 
-def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path):
     path = tmp_path / "checkpoints" / "last.ckpt"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))
@@ -1173,9 +1115,7 @@ def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         (errno.EACCES, ("cannot be written", "Permission denied")),
     ],
 )
-def test_what_the_system_refuses_is_a_sentence_and_leaves_no_run(
-    number: int, words: tuple[str, ...], home: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_system_refuses_is_a_sentence_and_leaves_no_run(number, words, home, tmp_path, command, monkeypatch):
     write_text = Path.write_text
 
     def refuse(path: Path, *given: Any, **named: Any) -> int:
@@ -1192,9 +1132,7 @@ def test_what_the_system_refuses_is_a_sentence_and_leaves_no_run(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_too_long_and_a_file_in_a_folder_s_place_are_sentences(
-    home: Path, tmp_path: Path, command: Command
-) -> None:
+def test_a_name_too_long_and_a_file_in_a_folder_s_place_are_sentences(home, tmp_path, command):
     (tmp_path / "file").touch()
     for given, word in (
         ((f"name={'x' * 240}", f"runs={tmp_path / 'runs'}"), "too long"),
@@ -1209,7 +1147,7 @@ def test_a_name_too_long_and_a_file_in_a_folder_s_place_are_sentences(
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv, to be a user without rights")
-def test_an_unreadable_file_is_named(run: Run, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_named(run, tmp_path):
     (secret := tmp_path / "secret.txt").write_text("a message")
     secret.chmod(0)
     script = (
@@ -1223,16 +1161,14 @@ def test_an_unreadable_file_is_named(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
-def test_a_notebook_s_backend_of_matplotlib_does_not_matter(backend: str) -> None:
+def test_a_notebook_s_backend_of_matplotlib_does_not_matter(backend):
     """torchmetrics imports matplotlib, which refuses a backend that its Python lacks."""
     script = [sys.executable, "-c", "import src.errors, matplotlib"]
     done = subprocess.run(script, cwd=ROOT, env={**os.environ, "MPLBACKEND": backend}, capture_output=True, text=True)
     assert done.stderr == ""
 
 
-def test_a_log_file_holds_a_line_now_and_then(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_log_file_holds_a_line_now_and_then(home, tmp_path, monkeypatch, capsys):
     def lines() -> list[str]:
         train(config(home, "data.batch_size=4", f"runs={tmp_path}", "cache=memory"))
         return [
@@ -1256,7 +1192,7 @@ def test_a_log_file_holds_a_line_now_and_then(
 
 
 @pytest.mark.parametrize("other", ["seed=1", "~callbacks", "+gpt.dropout=0.1"])
-def test_nothing_beside_resume_is_ignored(other: str) -> None:
+def test_nothing_beside_resume_is_ignored(other):
     with pytest.raises(InputError, match=re.escape(other)):
         check_resume(["resume=x", "runs=y", other])
     check_resume(["resume=x", "runs=y", "trainer.devices=2"], ("trainer.devices=",))
@@ -1326,9 +1262,7 @@ WRONG = [
 @pytest.mark.parametrize(
     ("given", "named"), [pytest.param(*case, marks=[pytest.mark.slow] * (i % 3 > 0)) for i, case in enumerate(WRONG)]
 )
-def test_a_wrong_setting_is_answered_with_a_sentence_and_leaves_no_run(
-    home: Path, tmp_path: Path, command: Command, given: str, named: str
-) -> None:
+def test_a_wrong_setting_is_answered_with_a_sentence_and_leaves_no_run(home, tmp_path, command, given, named):
     others = [] if given == "resume=nothing" else arguments(home)
     refused(command("train", *others, f"runs={tmp_path / 'runs'}", given), named)
     assert not (tmp_path / "runs").exists()
@@ -1341,7 +1275,7 @@ def in_a_new_process(*arguments: str, cwd: Path = ROOT) -> Answer:
 
 
 @pytest.mark.slow
-def test_the_real_commands_train_and_predict(home: Path, tmp_path: Path) -> None:
+def test_the_real_commands_train_and_predict(home, tmp_path):
     trained = in_a_new_process("src.train", *arguments(home, "runs=runs"), cwd=tmp_path)
     (folder,) = (tmp_path / "runs").iterdir()
     assert (trained.status, trained.error) == (0, "")
@@ -1354,7 +1288,7 @@ def test_the_real_commands_train_and_predict(home: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_job_of_a_multirun_that_fails_leaves_the_others(home: Path, tmp_path: Path, command: Command) -> None:
+def test_a_job_of_a_multirun_that_fails_leaves_the_others(home, tmp_path, command):
     """Overrides may stand on both sides of -m."""
     given = arguments(home, f"runs={tmp_path / 'runs'}", "trainer.max_epochs=1")
     answer = command("train", *given, "-m", "optimizer.lr=1e-3,-1,1e-4")
@@ -1362,15 +1296,13 @@ def test_a_job_of_a_multirun_that_fails_leaves_the_others(home: Path, tmp_path: 
     assert len(list((tmp_path / "runs").glob("*/result.json"))) == 2
 
 
-def test_a_value_in_the_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_in_the_home_folder_is_written_out(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me (1)")
     assert prepared(["a=1", "data.path=~/x.csv", "-m", "b=~"]) == ["-m", "a=1", "data.path='/home/me (1)/x.csv'", "b=~"]
 
 
 @pytest.mark.slow
-def test_a_home_folder_is_meant_in_files_of_settings_and_options_too(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
-) -> None:
+def test_a_home_folder_is_meant_in_files_of_settings_and_options_too(home, tmp_path, monkeypatch, command):
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copy(home / "messages.tsv", tmp_path)
     export(build.build_gpt(config(home)), tmp_path / "gpt")
@@ -1382,9 +1314,7 @@ def test_a_home_folder_is_meant_in_files_of_settings_and_options_too(
 
 
 @pytest.mark.slow
-def test_a_multirun_gives_each_of_its_runs_a_folder_and_a_wandb_run(
-    home: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_multirun_gives_each_of_its_runs_a_folder_and_a_wandb_run(home, tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answer = command("train", "-m", *arguments(home, "runs=runs", "logger=wandb", "seed=1,2"))
     assert answer.status == 0
@@ -1398,14 +1328,14 @@ def test_a_multirun_gives_each_of_its_runs_a_folder_and_a_wandb_run(
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
-def test_a_run_out_of_an_archive_has_no_model_to_restore(run: Run, tmp_path: Path) -> None:
+def test_a_run_out_of_an_archive_has_no_model_to_restore(run, tmp_path):
     for name in ("config.yaml", "result.json"):
         (tmp_path / name).write_bytes((run.folder / name).read_bytes())
     with pytest.raises(InputError, match=r"has no checkpoint: runs in archives come without them"):
         build.restore(tmp_path)
 
 
-def test_the_metrics_table_fits_80_columns_with_full_names(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_metrics_table_fits_80_columns_with_full_names(capsys):
     names = ["accuracy", "f1", "mcc", "auroc", "ece", "loss", "generated_accuracy", "valid_rate"]
     splits = ["train", "validation", "test", *(f"test, {task}" for task in ("spam", "sentiment", "news"))]
     metrics = {split: dict.fromkeys(names, -0.123456) for split in splits}

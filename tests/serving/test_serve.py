@@ -131,31 +131,29 @@ class Seen(HTMLParser):
 # ---- answers
 
 
-def test_health_names_the_runs(client: TestClient, options: Options) -> None:
+def test_health_names_the_runs(client, options):
     assert client.get("/health").json() == {"status": "ok", "run": options.run, "instruct": options.instruct}
 
 
-def test_one_message_and_a_list_are_answered_as_by_predict(
-    client: TestClient, expected: dict[str, dict[str, dict[str, Any]]]
-) -> None:
+def test_one_message_and_a_list_are_answered_as_by_predict(client, expected):
     one = client.post("/predict", json={"text": TEXTS[0]})
     assert (one.status_code, one.json()) == (200, close(expected[TEXTS[0]]))
     several = client.post("/predict", json={"text": TEXTS})
     assert several.json() == {"answers": [close(expected[text]) for text in TEXTS]}
 
 
-def test_a_prompt_is_continued_as_by_predict(client: TestClient, options: Options) -> None:
+def test_a_prompt_is_continued_as_by_predict(client, options):
     prompt = "Once upon a time"
     written = written_by_predict(options.instruct or "", prompt, predictor.NEW_TOKENS, options.runs)
     assert client.post("/write", json={"prompt": prompt}).json() == {"prompt": prompt, "written": written}
 
 
-def test_a_list_has_256_messages_at_most(client: TestClient) -> None:
+def test_a_list_has_256_messages_at_most(client):
     assert len(client.post("/predict", json={"text": ["a"] * 256}).json()["answers"]) == 256
     assert client.post("/predict", json={"text": ["a"] * 257}).status_code == 422
 
 
-def test_where_padding_is_read_requests_are_not_answered_together(home: Path, run: Callable[[str], str]) -> None:
+def test_where_padding_is_read_requests_are_not_answered_together(home, run):
     runs = str(home / "runs")
     (one,) = load(Options(run=run("batch"), runs=runs)).values()
     worker = Worker()
@@ -168,7 +166,7 @@ def test_where_padding_is_read_requests_are_not_answered_together(home: Path, ru
         assert [close({"run": found}) for found in alone] == [{"run": found} for found in result.result()]
 
 
-def test_requests_that_wait_are_one_batch() -> None:
+def test_requests_that_wait_are_one_batch():
     worker, calls = Worker(), list[list[int]]()
 
     def double(items: list[int]) -> list[int]:
@@ -182,7 +180,7 @@ def test_requests_that_wait_are_one_batch() -> None:
     assert calls == [[0, 10, 1, 11, 2, 12]]
 
 
-def test_a_fault_is_told_to_those_who_wait_and_the_next_are_answered() -> None:
+def test_a_fault_is_told_to_those_who_wait_and_the_next_are_answered():
     worker = Worker()
     worker.start()
     with pytest.raises(ZeroDivisionError):
@@ -220,13 +218,13 @@ def test_a_fault_is_told_to_those_who_wait_and_the_next_are_answered() -> None:
     ],
     ids=lambda value: repr(value)[:24],
 )
-def test_a_wrong_body_is_refused_in_a_sentence(client: TestClient, body: bytes, status: int, said: str) -> None:
+def test_a_wrong_body_is_refused_in_a_sentence(client, body, status, said):
     answer = client.post("/predict", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == status
     assert said in answer.json()["error"]
 
 
-def test_a_body_without_a_length_is_measured_too(client: TestClient) -> None:
+def test_a_body_without_a_length_is_measured_too(client):
     chunks = (b" " * 100_000 for _ in range(11))
     answer = client.post("/predict", content=chunks, headers={"Content-Type": "application/json"})
     assert answer.status_code == 413
@@ -248,32 +246,30 @@ def test_a_body_without_a_length_is_measured_too(client: TestClient) -> None:
         ("OPTIONS", "/predict", {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}, 405),
     ],
 )
-def test_other_methods_types_names_and_sites_are_refused(
-    client: TestClient, method: str, path: str, headers: dict[str, str], status: int
-) -> None:
+def test_other_methods_types_names_and_sites_are_refused(client, method, path, headers, status):
     answer = client.request(method, path, headers=headers, content=b'{"text": "a"}' if method == "POST" else None)
     assert answer.status_code == status
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
 @pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1", "LOCALHOST", "[::1]:8000"])
-def test_names_of_this_machine_are_answered(client: TestClient, host: str) -> None:
+def test_names_of_this_machine_are_answered(client, host):
     assert client.get("/health", headers={"Host": host}).status_code == 200
 
 
-def test_a_prompt_that_leaves_no_room_is_refused(client: TestClient) -> None:
+def test_a_prompt_that_leaves_no_room_is_refused(client):
     answer = client.post("/write", json={"prompt": "see you soon " * 40})
     assert (answer.status_code, "too long" in answer.json()["error"]) == (422, True)
 
 
-def test_the_longest_token_is_as_long_as_it_is_said_to_be() -> None:
+def test_the_longest_token_is_as_long_as_it_is_said_to_be():
     assert max(map(len, tokenizer().token_byte_values())) == predictor.LONGEST_TOKEN
 
 
 # ---- the page
 
 
-def test_the_page_shows_both_cards_before_and_after_a_message(client: TestClient, options: Options) -> None:
+def test_the_page_shows_both_cards_before_and_after_a_message(client, options):
     before = Seen(client.get("/").text)
     assert {"run-card", "instruct-card", "free-card"} <= before.texts.keys()
     answer = client.post("/predict", content=urlencode({"text": TEXTS[0], "message": "1"}), headers=FORM)
@@ -286,7 +282,7 @@ def test_the_page_shows_both_cards_before_and_after_a_message(client: TestClient
     assert "It writes" in seen.texts["instruct-card"]
 
 
-def test_the_page_needs_no_script_and_nothing_from_elsewhere(client: TestClient) -> None:
+def test_the_page_needs_no_script_and_nothing_from_elsewhere(client):
     answer = client.get("/")
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert "script" not in {tag for tag, _ in Seen(answer.text).tags}
@@ -295,7 +291,7 @@ def test_the_page_needs_no_script_and_nothing_from_elsewhere(client: TestClient)
     assert "http" not in answer.text
 
 
-def test_an_example_is_asked_in_place_of_the_message(client: TestClient) -> None:
+def test_an_example_is_asked_in_place_of_the_message(client):
     examples = [given["value"] for tag, given in Seen(client.get("/").text).tags if given.get("name") == "example"]
     fields = {"text": "something else", "example": examples[0] or ""}
     seen = Seen(client.post("/predict", content=urlencode(fields), headers=FORM).text)
@@ -305,7 +301,7 @@ def test_an_example_is_asked_in_place_of_the_message(client: TestClient) -> None
 
 
 @pytest.mark.parametrize("text", ['<script>alert("1")</script>', "</textarea><img src=x>", "\" ' & < >", "{{ 7 * 7 }}"])
-def test_texts_are_escaped(client: TestClient, text: str) -> None:
+def test_texts_are_escaped(client, text):
     fields = {"text": text, "prompt": text, "free": "1"}
     answer = client.post("/predict", content=urlencode(fields), headers=FORM)
     seen = Seen(answer.text)
@@ -327,13 +323,13 @@ def test_texts_are_escaped(client: TestClient, text: str) -> None:
     ],
     ids=lambda value: repr(value)[:24],
 )
-def test_a_wrong_form_is_refused_in_a_sentence(client: TestClient, body: bytes, status: int, said: str) -> None:
+def test_a_wrong_form_is_refused_in_a_sentence(client, body, status, said):
     answer = client.post("/predict", content=body, headers=FORM)
     assert answer.status_code == status
     assert said in answer.text
 
 
-def test_a_free_prompt_is_continued_on_the_page(client: TestClient) -> None:
+def test_a_free_prompt_is_continued_on_the_page(client):
     fields = {"text": "", "prompt": "Once upon a time", "free": "1"}
     answer = client.post("/predict", content=urlencode(fields), headers=FORM)
     assert ("continuation" in {given.get("id") for _, given in Seen(answer.text).tags}, answer.status_code) == (
@@ -343,7 +339,7 @@ def test_a_free_prompt_is_continued_on_the_page(client: TestClient) -> None:
 
 
 @pytest.mark.slow
-def test_of_two_instruct_runs_each_card_shows_what_its_own_writes(options: Options, run: Callable[[str], str]) -> None:
+def test_of_two_instruct_runs_each_card_shows_what_its_own_writes(options, run):
     served = load(Options(run=run("sorted"), instruct=options.instruct, runs=options.runs))
     with TestClient(application(served, ["127.0.0.1"]), base_url=HOST) as both:
         seen = Seen(both.post("/predict", content=urlencode({"text": TEXTS[0], "message": "1"}), headers=FORM).text)
@@ -354,7 +350,7 @@ def test_of_two_instruct_runs_each_card_shows_what_its_own_writes(options: Optio
     assert prompt["written"] != served["run"].continuations(["Hello"])[0]
 
 
-def test_a_classifier_alone_writes_nothing(options: Options) -> None:
+def test_a_classifier_alone_writes_nothing(options):
     app = application(load(Options(run=options.run, runs=options.runs)), ["127.0.0.1"])
     with TestClient(app, base_url=HOST) as alone:
         assert "free-card" not in Seen(alone.get("/").text).texts
@@ -363,7 +359,7 @@ def test_a_classifier_alone_writes_nothing(options: Options) -> None:
         assert alone.post("/predict", json={"text": "a"}).json().keys() == {"run"}
 
 
-def test_openapi_describes_every_route(client: TestClient) -> None:
+def test_openapi_describes_every_route(client):
     described = client.get("/openapi.json").json()
     assert described == json.loads(OPENAPI.read_text(encoding="utf-8"))
     methods = {(path, method.upper()) for path, item in described["paths"].items() for method in item}
@@ -373,7 +369,7 @@ def test_openapi_describes_every_route(client: TestClient) -> None:
 # ---- which words
 
 
-def test_a_word_is_worth_what_the_log_odds_lose_without_it() -> None:
+def test_a_word_is_worth_what_the_log_odds_lose_without_it():
     def answer(p: float) -> dict[str, Any]:
         return {"label": "spam", "probabilities": {"spam": p, "ham": 1 - p}}
 
@@ -388,7 +384,7 @@ def test_a_word_is_worth_what_the_log_odds_lose_without_it() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 32, 33, 500])
-def test_pieces_are_few_and_make_up_the_message(n: int) -> None:
+def test_pieces_are_few_and_make_up_the_message(n):
     text = "  " + "word\t" * n + "\n"
     parts = word_attribution.pieces(text)
     assert "".join(parts) == text
@@ -396,7 +392,7 @@ def test_pieces_are_few_and_make_up_the_message(n: int) -> None:
     assert len(word_attribution.without_each(parts)) == (len(parts) if n > 1 else 0)
 
 
-def test_a_certain_answer_has_words_too() -> None:
+def test_a_certain_answer_has_words_too():
     sure: dict[str, Any] = {"label": "spam", "probabilities": {"spam": 1.0, "ham": 0.0}}
     assert [piece.strength for piece in word_attribution.moved(["a ", "b"], [sure, sure, sure])] == [0, 0]
 
@@ -404,7 +400,7 @@ def test_a_certain_answer_has_words_too() -> None:
 # ---- the command line
 
 
-def test_wrong_options_are_named(options: Options, run: Callable[[str], str]) -> None:
+def test_wrong_options_are_named(options, run):
     with pytest.raises(InputError, match=r"instruct=.* has a head"):
         load(Options(run=options.run, instruct=options.run, runs=options.runs))
     with pytest.raises(InputError, match="is no run"):
@@ -417,7 +413,7 @@ def test_wrong_options_are_named(options: Options, run: Callable[[str], str]) ->
         bound("127.0.0.1", 70000)
 
 
-def test_beyond_loopback_the_machines_own_names_are_allowed() -> None:
+def test_beyond_loopback_the_machines_own_names_are_allowed():
     assert {"localhost", "127.0.0.1", "[::1]", "0.0.0.0", socket.gethostname()} <= set(allowed_hosts("0.0.0.0"))
     assert "*" not in allowed_hosts("0.0.0.0")
 
@@ -449,9 +445,7 @@ def post(address: str, path: str, given: Any) -> Any:
         return json.load(answer)
 
 
-def test_16_clients_at_once_get_their_own_answers(
-    options: Options, expected: dict[str, dict[str, dict[str, Any]]]
-) -> None:
+def test_16_clients_at_once_get_their_own_answers(options, expected):
     def ask(number: int) -> None:
         for i in range(6):
             text = TEXTS[(number + i) % len(TEXTS)]
@@ -467,7 +461,7 @@ def test_16_clients_at_once_get_their_own_answers(
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_and_the_command_ends(options: Options) -> None:
+def test_memory_does_not_grow_and_the_command_ends(options):
     given = [f"run={options.run}", f"instruct={options.instruct}", f"runs={options.runs}", "port=0"]
     server = subprocess.Popen([sys.executable, "-m", "src.serve", *given], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert server.stdout is not None
@@ -571,7 +565,7 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 
 
 @pytest.mark.slow
-def test_a_person_types_a_message_sees_both_cards_and_clicks_an_example(options: Options, browser: Browser) -> None:
+def test_a_person_types_a_message_sees_both_cards_and_clicks_an_example(options, browser):
     def card(option: str) -> str:
         return str(browser.js(f"document.getElementById('{option}-card').innerText"))
 

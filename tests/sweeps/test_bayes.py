@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ SEARCH: dict[str, Any] = {
 ASKED = Study.model_validate({"name": "s", "method": "bayes", "metric": METRIC, "parameters": SEARCH, "run_cap": 40})
 
 
-def test_bayes_searches_where_the_metric_is_best_and_keeps_to_its_ranges() -> None:
+def test_bayes_searches_where_the_metric_is_best_and_keeps_to_its_ranges():
     pytest.importorskip("optuna")
     trials, found = list[dict[str, Any]](), list[float | None]()
     for i in range(40):
@@ -43,7 +42,7 @@ def test_bayes_searches_where_the_metric_is_best_and_keeps_to_its_ranges() -> No
     assert bayes.choose(low, trials, found) != bayes.choose(ASKED, trials, found)
 
 
-def test_a_bayes_study_goes_on_after_a_kill_with_what_it_had_requested(tmp_path: Path, messages: Path) -> None:
+def test_a_bayes_study_goes_on_after_a_kill_with_what_it_had_requested(tmp_path, messages):
     pytest.importorskip("optuna")
     given = content(messages, {"task.trainable": ["all", "lora"]}, method="bayes", metric=METRIC, run_cap=3)
     given["parameters"]["gpt.dropout"] = {"min": 0.0, "max": 0.5}
@@ -91,9 +90,7 @@ def test_a_bayes_study_goes_on_after_a_kill_with_what_it_had_requested(tmp_path:
         ({"task.trainable": {"values": ["all", "last_block"]}}, "task.trainable"),
     ],
 )
-def test_a_bayes_study_whose_parameters_have_changed_is_refused(
-    tmp_path: Path, change: dict[str, Any], named: str
-) -> None:
+def test_a_bayes_study_whose_parameters_have_changed_is_refused(tmp_path, change, named):
     record = study.record(ASKED, tmp_path)
     record.parent.mkdir()
     requested = {"gpt.dropout": 0.3, "task.lora.rank": 2, "optimizer.lr": 1e-3, "task.trainable": "lora"}
@@ -108,7 +105,7 @@ def test_a_bayes_study_whose_parameters_have_changed_is_refused(
         study.trials(ASKED, tmp_path)
 
 
-def test_without_optuna_bayes_is_answered_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_optuna_bayes_is_answered_with_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(InputError, match="Optuna"):
         bayes.choose(ASKED, [], [])

@@ -40,7 +40,7 @@ def sweep(client: Client, trials: dict[str, Trial], runs: Path, retries: int = 1
 
 
 @pytest.mark.slow
-def test_a_worker_does_what_src_train_does(undisturbed: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
+def test_a_worker_does_what_src_train_does(undisturbed, tmp_path):
     path, expected = undisturbed
     trials = tiny.keyed(study.read(path))
     for key, trial in trials.items():
@@ -51,7 +51,7 @@ def test_a_worker_does_what_src_train_does(undisturbed: tuple[Path, dict[str, by
     assert "epoch 2/2" in (tmp_path / ".sweep" / key[:16] / "log").read_text(encoding="utf-8")
 
 
-def test_a_trial_that_was_killed_is_gone_on_with(undisturbed: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
+def test_a_trial_that_was_killed_is_gone_on_with(undisturbed, tmp_path):
     path, expected = undisturbed
     key, trial = next(iter(tiny.keyed(study.read(path)).items()))
     # a fork, for it has all imports already
@@ -97,9 +97,7 @@ def two(messages: Path, tmp_path: Path) -> dict[str, Trial]:
     return tiny.keyed(study.read(tiny.write(tmp_path, given)))
 
 
-def test_a_failed_run_is_tried_again_where_it_stopped(
-    client: Client, two: dict[str, Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_run_is_tried_again_where_it_stopped(client, two, tmp_path, monkeypatch):
     trained = Trained(monkeypatch, last_block=[OSError("a"), OSError("b")])
     assert sweep(client, two, tmp_path / "runs", retries=2) == {}
     assert sorted(cfg.task.trainable for cfg in trained.calls) == ["all"] + ["last_block"] * 3
@@ -111,16 +109,7 @@ def test_a_failed_run_is_tried_again_where_it_stopped(
     ("error", "tries", "words"),
     [(OSError("disk\nfull"), 2, "OSError: disk full; tried 2 times"), (InputError("became NaN"), 1, "became NaN")],
 )
-def test_a_run_that_goes_on_failing_is_given_up_and_the_rest_goes_on(
-    client: Client,
-    two: dict[str, Trial],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    error: Exception,
-    tries: int,
-    words: str,
-) -> None:
+def test_a_run_that_goes_on_failing_is_given_up_alone(client, two, tmp_path, monkeypatch, capsys, error, tries, words):
     trained = Trained(monkeypatch, last_block=[error] * 9)
     failed = sweep(client, two, tmp_path / "runs")
     first, second = two
@@ -129,15 +118,12 @@ def test_a_run_that_goes_on_failing_is_given_up_and_the_rest_goes_on(
     assert [cfg.task.trainable for cfg in trained.calls].count("last_block") == tries
     assert set(study.finished(tmp_path / "runs")) == {second}
     lines = capsys.readouterr().err.splitlines()
-    assert any(
-        line.endswith("task.trainable=all: test accuracy 50.00%, 1 s of training") or "left" in line for line in lines
-    )
+    done = "task.trainable=all: test accuracy 50.00%, 1 s of training"
+    assert any(line.endswith(done) or "left" in line for line in lines)
     assert any(f"task.trainable=last_block: failed, {failed[first]}" in line for line in lines)
 
 
-def test_a_run_that_another_sweep_is_at_waits_until_that_has_ended_and_holds_up_no_other(
-    client: Client, two: dict[str, Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_another_sweep_is_at_waits_and_holds_up_no_other(client, two, tmp_path, monkeypatch):
     trained = Trained(monkeypatch)
     first, _ = two
     desk = tmp_path / "runs" / ".sweep" / first[:16]
@@ -150,13 +136,7 @@ def test_a_run_that_another_sweep_is_at_waits_until_that_has_ended_and_holds_up_
     assert [cfg.task.trainable for cfg in trained.calls] == ["all", "last_block"]
 
 
-def test_workers_that_do_not_see_the_runs_are_named_before_anything_starts(
-    client: Client,
-    two: dict[str, Trial],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_workers_that_do_not_see_the_runs_are_named_before_anything_starts(client, two, tmp_path, monkeypatch, capsys):
     trained, (worker,) = Trained(monkeypatch), client.nthreads()
     monkeypatch.setattr(engine, "sees", lambda runs, token: False)
     with pytest.raises(InputError, match="none of the workers"):
@@ -167,9 +147,7 @@ def test_workers_that_do_not_see_the_runs_are_named_before_anything_starts(
 
 
 @pytest.mark.slow
-def test_workers_of_this_machine_have_their_share_and_those_that_die_are_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_workers_of_this_machine_have_their_share_and_those_that_die_are_replaced(tmp_path, monkeypatch, capsys):
     """A trial that kills its worker each time is given up; the others are none the worse for it."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(engine, "do", tiny.die_or_answer)
@@ -197,15 +175,13 @@ def listening() -> set[Any]:
     return {socket.laddr for socket in found if socket.status == psutil.CONN_LISTEN}
 
 
-def test_a_scheduler_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_that_does_not_answer_is_said(monkeypatch):
     monkeypatch.setattr(engine, "ANSWER", 0.2)
     with pytest.raises(InputError, match="does not answer"):
         engine.connect("tcp://127.0.0.1:9")
 
 
-def test_the_time_left_follows_from_what_was_done_since_the_start(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_time_left_follows_from_what_was_done_since_the_start(monkeypatch, capsys):
     now = 100.0
     monkeypatch.setattr(engine, "monotonic", lambda: now)
     board = Board("mini", 10, 4)
@@ -213,13 +189,11 @@ def test_the_time_left_follows_from_what_was_done_since_the_start(
     board.ended("a=1", "fine")
     now = 340.0
     board.ended("a=2", "failed, no [data]")
-    assert capsys.readouterr().err.splitlines() == [
-        "[5/10] a=1: fine; about 05:00 left",
-        "[6/10] a=2: failed, no [data]; about 08:00 left",
-    ]
+    told = ["[5/10] a=1: fine; about 05:00 left", "[6/10] a=2: failed, no [data]; about 08:00 left"]
+    assert capsys.readouterr().err.splitlines() == told
 
 
-def test_only_a_sweep_imports_dask() -> None:
+def test_only_a_sweep_imports_dask():
     code = "import sys, src.sweep, src.report, src.train; print({'dask', 'distributed'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -1,6 +1,7 @@
 """Studies: their trials, what is found before the first run, and what W&B's agents make of the same file."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -20,7 +21,7 @@ from tests.sweeps.test_study_file import STUDIES
 from tests.sweeps.tiny import AGENT, ROOT, content, values, write
 
 
-def test_a_grid_gives_every_combination_seeds_last(tmp_path: Path) -> None:
+def test_a_grid_gives_every_combination_seeds_last(tmp_path):
     path = write(
         tmp_path,
         """
@@ -62,7 +63,7 @@ def drawn(folder: Path, n: int, parameters: dict[str, Any] = SPACE, name: str = 
     return [trial.values for trial in study.trials(study.read(write(folder, random, name)))]
 
 
-def test_random_trials_are_the_same_everywhere_and_a_larger_run_cap_adds_to_them(tmp_path: Path) -> None:
+def test_random_trials_are_the_same_everywhere_and_a_larger_run_cap_adds_to_them(tmp_path):
     trials = drawn(tmp_path, 6)
     assert drawn(tmp_path, 9)[:6] == trials
     assert drawn(tmp_path, 6, name="other") != trials
@@ -72,7 +73,7 @@ def test_random_trials_are_the_same_everywhere_and_a_larger_run_cap_adds_to_them
     assert len({str(trial) for trial in trials}) == 6
 
 
-def test_random_trials_follow_their_distributions(tmp_path: Path) -> None:
+def test_random_trials_follow_their_distributions(tmp_path):
     trials = drawn(tmp_path, 2000)
     found = {key: [trial[key] for trial in trials] for key in trials[0]}
     assert "seed" not in found
@@ -92,9 +93,7 @@ def test_random_trials_follow_their_distributions(tmp_path: Path) -> None:
     "text",
     ["Spam? Answer yes, or no.", "spam (1).csv", "a=b", "it's, \"x\"", "x\\", "a\\'b,", "[a", " é, {}", "a\nb, c"],
 )  # fmt: skip
-def test_any_text_reaches_a_run_as_it_stands_here_and_under_an_agent_of_wandb(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
+def test_any_text_reaches_a_run_as_it_stands_here_and_under_an_agent_of_wandb(tmp_path, monkeypatch, text):
     path = write(tmp_path, {"method": "grid", "parameters": values({"data.instruction": [text, "Is it spam?"]})})
     first, second = study.trials(study.read(path))
     assert study.config(first).data.instruction == text
@@ -105,7 +104,7 @@ def test_any_text_reaches_a_run_as_it_stands_here_and_under_an_agent_of_wandb(
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 @pytest.mark.slow
-def test_an_agent_of_wandb_runs_what_src_sweep_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agent_of_wandb_runs_what_src_sweep_runs(path, monkeypatch):
     """Its agents put key=value for ${args_no_hyphens}, unquoted, in the order of W&B's server."""
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     asked = study.read(path)
@@ -116,7 +115,7 @@ def test_an_agent_of_wandb_runs_what_src_sweep_runs(path: Path, monkeypatch: pyt
     assert OmegaConf.to_yaml(cfg) == OmegaConf.to_yaml(study.config(trial))
 
 
-def test_the_real_command_takes_the_words_of_an_agent(tmp_path: Path) -> None:
+def test_the_real_command_takes_the_words_of_an_agent(tmp_path):
     """W&B refuses +experiment as the name of a parameter."""
     command = [sys.executable, "-m", "src.train", "experiment=lorra"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -144,9 +143,7 @@ def test_the_real_command_takes_the_words_of_an_agent(tmp_path: Path) -> None:
         ({"seed": ["x"]}, "seed=x: Value 'x' of type"),
     ],
 )
-def test_a_fault_is_found_before_the_first_run_with_the_overrides_that_made_it(
-    tmp_path: Path, given: dict[str, list[Any]], word: str
-) -> None:
+def test_a_fault_is_found_before_the_first_run_with_the_overrides_that_made_it(tmp_path, given, word):
     command = [*AGENT, "gpt.n_layer=2", "gpt.n_head=2", "gpt.n_embd=16", "gpt.weights=random", "${args_no_hyphens}"]
     path = write(tmp_path, {"method": "grid", "command": command, "parameters": values(given)})
     trials = study.trials(study.read(path))
@@ -154,15 +151,11 @@ def test_a_fault_is_found_before_the_first_run_with_the_overrides_that_made_it(
         study.check(trials)
     (sentence,) = str(caught.value).splitlines()
     assert word in sentence
-    assert (
-        f"({len(trials)} of {len(trials)} runs, such as: python -m src.train {' '.join(trials[0].overrides)})"
-        in sentence
-    )
+    such = f"({len(trials)} of {len(trials)} runs, such as: python -m src.train {' '.join(trials[0].overrides)})"
+    assert such in sentence
 
 
-def test_data_that_are_missing_are_looked_for_once_and_said_once_beside_other_faults(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_that_are_missing_are_looked_for_once_and_said_once_beside_other_faults(tmp_path, monkeypatch):
     from src.config import build
 
     looked, data = list[Any](), build.build_data
@@ -172,27 +165,22 @@ def test_data_that_are_missing_are_looked_for_once_and_said_once_beside_other_fa
     with pytest.raises(InputError) as caught:
         study.check(study.trials(asked))
     missing, seed = str(caught.value).splitlines()
-    assert "nowhere.tsv" in missing
-    assert "(4 of 6 runs" in missing
-    assert "seed=x" in seed
-    assert "(2 of 6 runs" in seed
+    assert re.search(r"nowhere\.tsv.*\(4 of 6 runs", missing)
+    assert re.search(r"seed=x.*\(2 of 6 runs", seed)
     assert len(looked) == 1
 
 
-def test_a_sound_study_gives_each_config_once_and_leaves_nothing_behind(tmp_path: Path, messages: Path) -> None:
+def test_a_sound_study_gives_each_config_once_and_leaves_nothing_behind(tmp_path, messages):
     given = {"name": ["a", "b"], "task.trainable": ["all", "lora"], "seed": [1, 2]}
     asked = study.read(write(tmp_path, content(messages, given)))
     found = study.check(study.trials(asked))
-    assert [trial.label for trial in found.values()] == [
-        f"name=a task.trainable={trainable} seed={seed}" for trainable in ("all", "lora") for seed in (1, 2)
-    ]
+    labels = [f"name=a task.trainable={way} seed={seed}" for way in ("all", "lora") for seed in (1, 2)]
+    assert [trial.label for trial in found.values()] == labels
     assert list(found) == [run_dir.config_hash(study.config(trial)) for trial in found.values()]
     assert list(tmp_path.iterdir()) == [tmp_path / "tiny.yaml"]
 
 
-def test_run_folders_that_cannot_be_read_are_named_and_left_out(
-    tmp_path: Path, messages: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_folders_that_cannot_be_read_are_named_and_left_out(tmp_path, messages, capsys):
     cfg = study.config(study.trials(study.read(write(tmp_path, content(messages, {"seed": [1]}))))[0])
     cfg.runs = str(tmp_path / "runs")
     key = run_dir.config_hash(cfg)
@@ -233,38 +221,22 @@ BOOK = {  # row -> experiment, and what of its config differs from the first row
     18: ("ignore_padding_loss", {"task.ignore_index": 50256}),
     19: ("mean_pooling", {"task.pooling": "mean"}),
 }
-FIRST_ROW = {
-    "gpt.name": "small",
-    "gpt.weights": "pretrained",
-    "gpt.causal": True,
-    "gpt.dropout": 0.0,
-    "data._target_": "src.data.datasets.SmsSpam",
-    "data.split": "book",
-    "data.padding": "longest",
-    "data.batch_size": 8,
-    "data.fraction": 1.0,
-    "task._target_": "src.finetune.classifier.Classifier",
-    "task.trainable": "last_block",
-    "task.pooling": "last",
-    "task.lora.rank": 16,
-    "task.lora.alpha": 16,
-    "task.lora.scaling": "alpha",
-    "task.ignore_index": -100,
-    "optimizer.lr": 5e-5,
-    "optimizer.weight_decay": 0.1,
-    "scheduler.shape": "constant",
-    "trainer.max_epochs": 5,
-    "trainer.accumulate_grad_batches": 1,
-    "trainer.precision": "32-true",
-    "seed": 123,
-}
+FIRST_ROW = """
+    gpt.name=small gpt.weights=pretrained gpt.causal=true gpt.dropout=0.0
+    data._target_=src.data.datasets.SmsSpam data.split=book data.padding=longest data.batch_size=8 data.fraction=1.0
+    task._target_=src.finetune.classifier.Classifier task.trainable=last_block task.pooling=last task.ignore_index=-100
+    task.lora.rank=16 task.lora.alpha=16 task.lora.scaling=alpha
+    optimizer.lr=5e-5 optimizer.weight_decay=0.1 scheduler.shape=constant
+    trainer.max_epochs=5 trainer.accumulate_grad_batches=1 trainer.precision=32-true seed=123
+"""
 
 
 @pytest.mark.slow
-def test_the_book_table_is_the_nineteen_published_rows() -> None:
+def test_the_book_table_is_the_nineteen_published_rows():
     configs = [study.config(trial) for trial in study.trials(study.read(ROOT / "experiments" / "book_table.yaml"))]
     assert [cfg.name for cfg in configs] == [name for name, _ in BOOK.values()]
     assert len({run_dir.config_hash(cfg) for cfg in configs}) == 19
     for cfg, (_, changes) in zip(configs, BOOK.values(), strict=True):
-        expected = FIRST_ROW | changes
+        expected = {key: yaml.safe_load(value) for key, value in (one.split("=") for one in FIRST_ROW.split())}
+        expected |= {"optimizer.lr": 5e-5} | changes  # which YAML reads as a text
         assert {key: OmegaConf.select(cfg, key) for key in expected} == expected

@@ -47,12 +47,12 @@ def check_faults(path: Path, faults: dict[int, str]) -> None:
         ("method: grid\nparameters:\n  seed: &a\n    values: [*a]", {3: "parameters.seed.values.0: contains itself"}),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_study_is_said_with_its_line(tmp_path: Path, text: str, faults: dict[int, str]) -> None:
+def test_what_is_wrong_with_a_study_is_said_with_its_line(tmp_path, text, faults):
     check_faults(write(tmp_path, text), faults)
 
 
 @pytest.mark.parametrize("method", ["grid", "random"])
-def test_all_faults_of_the_parameters_are_said_at_once(tmp_path: Path, method: str) -> None:
+def test_all_faults_of_the_parameters_are_said_at_once(tmp_path, method):
     lines = f"""method: {method}
 parameters:
   +task.foo: {{value: 1}}
@@ -102,13 +102,13 @@ parameters:
         ("min: 0, max: 1, values: [1]", ": give value"),
     ],
 )
-def test_a_range_that_cannot_be_drawn_from_is_refused(tmp_path: Path, given: str, fault: str) -> None:
+def test_a_range_that_cannot_be_drawn_from_is_refused(tmp_path, given, fault):
     path = write(tmp_path, f"method: random\nrun_cap: 3\nparameters:\n  gpt.dropout: {{{given}}}\n")
     check_faults(path, {4: f"parameters.gpt.dropout{fault}"})
 
 
 @pytest.mark.parametrize("parameters", ["seed: {min: 1, max: 2}", "seed: {values: [1], distribution: constant}"])
-def test_a_grid_wants_values(tmp_path: Path, parameters: str) -> None:
+def test_a_grid_wants_values(tmp_path, parameters):
     check_faults(write(tmp_path, f"method: grid\nparameters:\n  {parameters}"), {3: "parameters.seed"})
 
 
@@ -117,19 +117,19 @@ def test_a_grid_wants_values(tmp_path: Path, parameters: str) -> None:
     [b"a: \x00", "a: \xe9".encode("latin-1"), "a: b".encode("utf-16"), b"a: 2020-99-99", b"[" * 1500, b"? [a]\n: b"],
     ids=["NUL", "Latin-1", "UTF-16", "no such day", "deep", "a list as key"],
 )
-def test_a_file_that_is_no_yaml_gets_a_sentence(tmp_path: Path, text: bytes) -> None:
+def test_a_file_that_is_no_yaml_gets_a_sentence(tmp_path, text):
     path = write(tmp_path, text)
     with pytest.raises(InputError, match=rf"^{path}.* is no "):
         study.read(path)
 
 
-def test_a_study_that_is_not_there_is_answered_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_that_is_not_there_is_answered_with_those_that_are(monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(InputError, match=r"experiments/x\.yaml.*mini_table"):
         study.read("experiments/x.yaml")
 
 
-def test_a_key_without_a_value_is_as_good_as_absent(tmp_path: Path) -> None:
+def test_a_key_without_a_value_is_as_good_as_absent(tmp_path):
     found = study.read(write(tmp_path, "method: grid\ncommand:\nmetric:\nparameters:\n  seed: {values: [1, 2]}\n"))
     assert (found.name, found.shared, found.metric.name) == ("tiny", (), "final/validation/accuracy")
     assert [trial.overrides for trial in study.trials(found)] == [("seed=1",), ("seed=2",)]
@@ -137,7 +137,7 @@ def test_a_key_without_a_value_is_as_good_as_absent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_a_study_of_the_project_is_one_of_wandb_s(path: Path) -> None:
+def test_a_study_of_the_project_is_one_of_wandb_s(path):
     """W&B takes a parameter by this pattern, and its agents run `command`."""
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert content["name"] == path.stem

@@ -27,7 +27,7 @@ from tests.sweeps.tiny import content, outcomes, start, wait_for, write
 METRIC = {"name": "final/validation/accuracy", "goal": "maximize"}
 
 
-def test_shards_share_the_runs_of_a_study_out(tmp_path: Path, messages: Path) -> None:
+def test_shards_share_the_runs_of_a_study_out(tmp_path, messages):
     asked = study.read(write(tmp_path, content(messages, {"seed": [1, 2, 3, 4, 5]})))
     whole = [trial.label for trial in sweep.plan(asked, tmp_path, "1/1").values()]
     assert whole == [f"seed={seed}" for seed in (1, 2, 3, 4, 5)]
@@ -41,22 +41,15 @@ def test_shards_share_the_runs_of_a_study_out(tmp_path: Path, messages: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["{study}", "workers=0"], "workers=0"),
-        (["{study}", "retries=x"], "retries=x"),
-        (["{study}", "worker=2"], "'worker=2'"),
-        (["{study}", "scheduler=here"], "scheduler=here"),
-        (["{study}", "scheduler=tcp://127.0.0.1:1", "workers=2"], "workers="),
-        ([], "give one study"),
-        (["{study}", "{study}"], "give one study"),
-        (["{bayes}", "workers=2"], "method: bayes"),
+        *(("{study} workers=0", "workers=0"), ("{study} retries=x", "retries=x"), ("{study} worker=2", "'worker=2'")),
+        *(("{study} scheduler=here", "scheduler=here"), ("{study} scheduler=tcp://127.0.0.1:1 workers=2", "workers=")),
+        *(("", "give one study"), ("{study} {study}", "give one study"), ("{bayes} workers=2", "method: bayes")),
     ],
 )
-def test_a_wrong_command_is_answered_with_a_sentence(
-    tmp_path: Path, messages: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], word: str
-) -> None:
+def test_a_wrong_command_is_answered_with_a_sentence(tmp_path, messages, monkeypatch, arguments, word):
     bayes = content(messages, {"seed": [1]}, method="bayes", run_cap=2, metric=METRIC)
     files = {"study": write(tmp_path, content(messages, {"seed": [1]})), "bayes": write(tmp_path, bayes, "bayes")}
-    monkeypatch.setattr(sys, "argv", ["sweep", *(argument.format(**files) for argument in arguments)])
+    monkeypatch.setattr(sys, "argv", ["sweep", *(argument.format(**files) for argument in arguments.split())])
     with pytest.raises(InputError, match=f"^{re.escape(word)}"):
         sweep.main()
 
@@ -88,9 +81,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
-def test_the_command_runs_a_study_shows_what_ends_and_does_nothing_twice(
-    messages: Path, tmp_path: Path, call: Any
-) -> None:
+def test_the_command_runs_a_study_shows_what_ends_and_does_nothing_twice(messages, tmp_path, call):
     path, runs = write(tmp_path, content(messages, {"optimizer.lr": [0.01, 1e30]})), tmp_path / "all runs"
     status, out, error = call(path, f"runs={runs}")
     assert status == 1
@@ -109,9 +100,7 @@ def test_the_command_runs_a_study_shows_what_ends_and_does_nothing_twice(
     assert outcomes(runs) == before
 
 
-def test_bayes_runs_one_after_the_other(
-    messages: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bayes_runs_one_after_the_other(messages, tmp_path, call, monkeypatch):
     pytest.importorskip("optuna")
 
     def do(key: str, trial: study.Trial, runs: str) -> str:
@@ -137,6 +126,11 @@ def sweeping(path: Path, runs: Path, *more: str) -> "subprocess.Popen[str]":
     return start("src.sweep", path, f"runs={runs}", *(more or ("workers=2",)))
 
 
+def finish(process: "subprocess.Popen[str]") -> None:
+    out, _ = process.communicate(timeout=1800)
+    assert process.returncode == 0, out
+
+
 def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     """The worker processes of a sweep, or of a `dask worker`."""
     with suppress(psutil.NoSuchProcess):
@@ -150,9 +144,7 @@ def signs(runs: Path) -> set[Path]:
 
 
 @pytest.mark.slow
-def test_sixteen_random_kills_of_workers_and_sweeps_change_nothing(
-    undisturbed: tuple[Path, dict[str, bytes]], tmp_path: Path
-) -> None:
+def test_sixteen_random_kills_of_workers_and_sweeps_change_nothing(undisturbed, tmp_path):
     """A worker, the sweep, or the whole group is killed at a random moment after a first sign of work: first too early
     for the study to be done, and later and later, so that it will be, on whatever machine."""
     path, expected = undisturbed
@@ -178,17 +170,14 @@ def test_sixteen_random_kills_of_workers_and_sweeps_change_nothing(
             process.communicate()
             assert psutil.wait_procs(victims, timeout=60)[1] == [], "a killed sweep leaves no worker behind"
             process = sweeping(path, runs, "workers=2", "retries=99")
-        out, _ = process.communicate()
-        assert process.returncode == 0, out
+        finish(process)
         assert outcomes(runs) == expected
         assert len(list(runs.glob("*/config.yaml"))) == len(expected), "each run has one folder"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_sweep_that_is_stopped_says_what_is_missing_and_how_to_go_on(
-    undisturbed: tuple[Path, dict[str, bytes]], tmp_path: Path, number: signal.Signals, status: int
-) -> None:
+def test_a_sweep_that_is_stopped_says_what_is_missing_and_how_to_go_on(undisturbed, tmp_path, number, status):
     path, expected = undisturbed
     process = sweeping(path, tmp_path)
     wait_for(lambda: list(tmp_path.glob("*/checkpoints")))
@@ -204,15 +193,13 @@ def test_a_sweep_that_is_stopped_says_what_is_missing_and_how_to_go_on(
     assert re.search(r"^stopped; \d runs are missing: .*task\.trainable=all seed=2", out, re.MULTILINE)
     assert out.endswith(f"go on with python -m src.sweep {path} runs={tmp_path} workers=2\n")
     assert psutil.wait_procs(workers, timeout=60)[1] == []
-    out, _ = (again := sweeping(path, tmp_path)).communicate(timeout=1800)
-    assert again.returncode == 0, out
+    finish(sweeping(path, tmp_path))
     assert outcomes(tmp_path) == expected
 
 
 @contextmanager
 def dask(*commands: list[Any]) -> Iterator[list["subprocess.Popen[str]"]]:
     """`dask scheduler` and `dask worker`s, as one starts them by hand."""
-    # a list of prefix and command each
     processes = [start("dask", *command, DASK_DISTRIBUTED__WORKER__DAEMON="False") for command in commands]
     try:
         yield processes
@@ -236,9 +223,7 @@ def address(file: Path) -> str:
 
 
 @pytest.mark.slow
-def test_one_worker_two_and_two_that_were_started_by_hand_give_the_same_table(
-    undisturbed: tuple[Path, dict[str, bytes]], messages: Path, tmp_path: Path
-) -> None:
+def test_one_worker_two_and_two_that_were_started_by_hand_give_the_same_table(undisturbed, messages, tmp_path):
     """Two studies; a worker by hand is paused for a minute, and one is killed, which costs nothing but time."""
     first, expected = undisturbed
     given = content(messages, {"task.pooling": ["last", "last_nonpad"], "seed": [1]}, command=None)
@@ -247,34 +232,28 @@ def test_one_worker_two_and_two_that_were_started_by_hand_give_the_same_table(
     tables: list[dict[str, bytes]] = []
     for workers in ("workers=1", "workers=2"):
         for path in (first, second):
-            out, _ = (process := sweeping(path, tmp_path / workers, workers)).communicate(timeout=1800)
-            assert process.returncode == 0, out
+            finish(sweeping(path, tmp_path / workers, workers))
         tables.append(outcomes(tmp_path / workers))
     runs, file = tmp_path / "by hand", tmp_path / "scheduler.json"
     with dask(scheduler(file), worker(file), worker(file)) as (_, one, two):
         process = sweeping(first, runs, address(file))
         wait_for(lambda: list(runs.glob("*/checkpoints")))
-        paused = [*workers_of(one)]
-        for each in paused:
+        for each in (paused := workers_of(one)):
             each.suspend()
         time.sleep(60)
         for each in paused:
             each.resume()
         for each in workers_of(two):
             each.kill()
-        out, _ = process.communicate(timeout=1800)
-        assert process.returncode == 0, out
-        out, _ = (process := sweeping(second, runs, address(file))).communicate(timeout=1800)
-        assert process.returncode == 0, out
+        finish(process)
+        finish(sweeping(second, runs, address(file)))
     tables.append(outcomes(runs))
     assert tables[0] == tables[1] == tables[2]
     assert expected.items() <= tables[0].items()
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_is_killed_ends_the_sweep_which_goes_on_with_the_next(
-    undisturbed: tuple[Path, dict[str, bytes]], tmp_path: Path
-) -> None:
+def test_a_scheduler_that_is_killed_ends_the_sweep_which_goes_on_with_the_next(undisturbed, tmp_path):
     path, expected = undisturbed
     runs, file, other = tmp_path / "runs", tmp_path / "scheduler.json", tmp_path / "other.json"
     with dask(scheduler(file), worker(file)) as (boss, _):
@@ -286,23 +265,18 @@ def test_a_scheduler_that_is_killed_ends_the_sweep_which_goes_on_with_the_next(
         assert "scheduler is gone" in out
         assert "Traceback" not in out
     with dask(scheduler(other), worker(other)):
-        out, _ = (process := sweeping(path, runs, address(other))).communicate(timeout=1800)
-        assert process.returncode == 0, out
+        finish(sweeping(path, runs, address(other)))
     assert outcomes(runs) == expected
 
 
 @pytest.fixture
 def other_network() -> Iterator[list[str]]:
     """A network namespace that reaches this one as 10.213.0.1: the words that run a command in it."""
-    name, commands = f"t{os.getpid()}", []
-    commands += [f"ip netns add {name}", f"ip link add {name}a type veth peer name {name}b"]
-    commands += [
-        f"ip link set {name}b netns {name}",
-        f"ip addr add 10.213.0.1/24 dev {name}a",
-        f"ip link set {name}a up",
-    ]
-    commands += [f"ip -n {name} addr add 10.213.0.2/24 dev {name}b", f"ip -n {name} link set {name}b up"]
-    commands += [f"ip -n {name} link set lo up"]
+    name = f"t{os.getpid()}"
+    commands = [f"ip netns add {name}", f"ip link add {name}a type veth peer name {name}b"]
+    commands += [f"ip link set {name}b netns {name}", f"ip addr add 10.213.0.1/24 dev {name}a"]
+    commands += [f"ip link set {name}a up", f"ip -n {name} addr add 10.213.0.2/24 dev {name}b"]
+    commands += [f"ip -n {name} link set {name}b up", f"ip -n {name} link set lo up"]
     try:
         for command in commands:
             if subprocess.run(command.split(), capture_output=True).returncode:
@@ -317,9 +291,7 @@ def other_network() -> Iterator[list[str]]:
 
 
 @pytest.mark.slow
-def test_workers_of_two_networks_share_a_study(
-    undisturbed: tuple[Path, dict[str, bytes]], tmp_path: Path, other_network: list[str]
-) -> None:
+def test_workers_of_two_networks_share_a_study(undisturbed, tmp_path, other_network):
     path, expected = undisturbed
     file = tmp_path / "scheduler.json"
     with dask(scheduler(file, "--host", "10.213.0.1"), worker(file)) as _:
@@ -328,12 +300,10 @@ def test_workers_of_two_networks_share_a_study(
         env = os.environ | {"OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__WORKER__DAEMON": "False"}
         far = subprocess.Popen(words, start_new_session=True, cwd=tiny.ROOT, env=env)
         try:
-            process = sweeping(path, tmp_path / "runs", address(file))
-            out, _ = process.communicate(timeout=1800)
+            finish(sweeping(path, tmp_path / "runs", address(file)))
         finally:
             os.killpg(far.pid, signal.SIGKILL)
             far.wait()
-    assert process.returncode == 0, out
     assert outcomes(tmp_path / "runs") == expected
     logs = [log.read_text(encoding="utf-8") for log in tmp_path.glob("runs/.sweep/*/log")]
     assert len({log.split()[2] for log in logs}) == 2, "both workers had a part"
