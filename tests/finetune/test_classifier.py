@@ -332,7 +332,7 @@ def test_the_learning_rate_of_each_shape(shape, progress, expected):
 def test_a_schedule_that_cannot_be_is_refused(key, values):
     for value in values:
         settings = {"_partial_": True, key: value}
-        assert f"scheduler.{key}={value}" in sentence(lambda: check("scheduler", warmup_schedule, settings))
+        assert f"scheduler.{key}={value}" in sentence(partial(check, "scheduler", warmup_schedule, settings))
 
 
 @pytest.mark.parametrize(
