@@ -104,11 +104,14 @@ def register() -> None:
 
 
 def check_keys(cfg: DictConfig, section: str = "") -> None:
-    """Raises InputError for a key that its section's schema does not have: `+key=` adds any without a word."""
+    """Raises InputError for a key that its section's schema does not have, or that it lacks: `+key=` adds any without
+    a word, and `~key` takes it away."""
     kind = OmegaConf.get_type(cfg)
     if not is_dataclass(kind):
         return
     known = [one.name for one in fields(kind)]
+    if lacking := [key for key in known if key not in cfg.keys()]:  # noqa: SIM118 - `in cfg` is false for ??? too
+        raise InputError(f"{section}{lacking[0]} is missing: give {section}{lacking[0]}=<value>")
     for key in map(str, cfg):
         if key not in known:
             raise InputError(f"there is no setting {section}{key}: {section or 'the top level '}has {', '.join(known)}")

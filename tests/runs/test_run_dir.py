@@ -37,7 +37,7 @@ from safetensors.torch import save_file
 
 from src.config import build
 from src.config.command_line import check_resume, prepared
-from src.config.trainer import build_loggers
+from src.config.trainer import build_loggers, check_loggers
 from src.data import sms_spam
 from src.errors import InputError
 from src.eval import evaluate
@@ -1005,6 +1005,12 @@ def test_wandb_is_used_as_its_own_variables_say(given, variables, mode, home, mo
     assert loggers.wandb_mode(config(home, "logger=wandb", *given.split()).logger.wandb.offline) == mode
 
 
+@pytest.mark.parametrize("given", ["logger.wandb.offline=abc", "logger.wandb.project=7"])
+def test_settings_are_checked_where_another_annotation_cannot_be_read(home, given):
+    with pytest.raises(InputError, match=given):
+        check_loggers(config(home, "logger=wandb", given))
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
@@ -1249,7 +1255,6 @@ WRONG = [
     ("data.path=spam (1).csv", "'data.path=\"spam (1).csv\"'"),
     ("data.instruction=Yes, or no?", "'data.instruction=\"Yes, or no?\"'"),
     ("task.kind=foo", "task=classify"),
-    ("logger.wandb.offline=abc", "logger.wandb.offline=abc"),
     ("logger.kind=foo", "logger.kind is called otherwise today"),
     ("task._target_=foo", "task._target_=foo"),
     ("optimizer._target_=math", "optimizer._target_=math"),
