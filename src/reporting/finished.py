@@ -21,6 +21,7 @@ from src.errors import InputError
 from src.files import plain_cell
 from src.runs import identity, legacy, run_dir
 
+WEIGHTS = "gpt.weights"
 NEEDED = (  # of result.json
     ("id",),
     ("seed",),
@@ -81,6 +82,11 @@ class Wanted:
                 return False
         return True
 
+    @property
+    def reads_shipped_weights(self) -> bool:
+        """Whether its GPT starts from weights of the project's own."""
+        return isinstance(self.sources.get(WEIGHTS), str)
+
     def replaced(self, run: Finished) -> dict[str, tuple[str, str]]:
         """What a run read of the project's that is another today: setting -> the sha256 then and now."""
         own = {key: source for key, source in self.sources.items() if isinstance(source, str)}
@@ -94,16 +100,22 @@ def wanted(cfg: Any) -> Wanted:
     return Wanted(identity.hash_of(identity.settings(whole)), identity.sources(whole), identity.contents(whole))
 
 
-def of_row(asked: Sequence[Wanted], found: dict[str, list[Finished]], is_only: bool) -> list[Finished | None]:
-    """The run of each of a row's points, all made from the same data and weights; None for one without any."""
+def of_row(
+    asked: Sequence[Wanted], found: dict[str, list[Finished]], is_only: bool, weights: str | None = None
+) -> list[Finished | None]:
+    """The run of each of a row's points, all made from the same data and weights; None for one without any. Runs
+    from a GPT with the sha256 `weights` are taken first, then those on the project's own data and weights of today."""
     fitting = [
         [run for run in found.get(one.settings, []) if one.is_met(run, is_only) and run.predictions] for one in asked
     ]
     every = [(one, run) for one, runs in zip(asked, fitting, strict=True) for run in runs]
     if not every:
         return [None] * len(asked)
+    of_these = [run for _, run in every if weights and run.sha256.get(WEIGHTS) == weights]
     of_today = [run for one, run in every if not one.replaced(run)]
-    leader = max(of_today or [run for _, run in every], key=lambda run: run.folder.name)  # which begins with the time
+    leader = max(
+        of_these or of_today or [run for _, run in every], key=lambda run: run.folder.name
+    )  # which begins with the time
     return [next((run for run in runs if agree(run, leader)), None) for runs in fitting]
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from src.errors import InputError
 from src.evaluation.intervals import Interval, accuracy_interval
-from src.reporting.finished import Wanted, finished, of_row, reach, wanted
+from src.reporting.finished import WEIGHTS, Wanted, finished, of_row, reach, wanted
 from src.reporting.published import Published, published_rows, repeated_by
 from src.sweeps import study
 
@@ -159,9 +159,15 @@ def read(asked: study.Study, runs: str | Path, archive: Path | None = None) -> l
         wants.setdefault(label, []).append(wanted(cfg))
     found = finished(runs, archive)
     shared = Counter(settings for each in wants.values() for settings in {one.settings for one in each})
+    is_only = {label: all(shared[one.settings] == 1 for one in each) for label, each in wants.items()}
+    chosen = {label: of_row(each, found, is_only[label]) for label, each in wants.items()}
+    pairs = [pair for label in rows for pair in zip(wants[label], chosen[label], strict=True)]
+    weights = Counter(run.sha256.get(WEIGHTS) for one, run in pairs if run and one.reads_shipped_weights)
+    if len(weights) > 1:  # rows are compared: they have those that most of them have
+        ((most, _),) = weights.most_common(1)
+        chosen = {label: of_row(each, found, is_only[label], most) for label, each in wants.items()}
     for label, row in rows.items():
-        is_only = all(shared[one.settings] == 1 for one in wants[label])
-        taken = zip(places[label], wants[label], of_row(wants[label], found, is_only), strict=True)
+        taken = zip(places[label], wants[label], chosen[label], strict=True)
         done = [(at, Run(run.result, run.predictions or [], one.replaced(run))) for at, one, run in taken if run]
         row.runs = [run for _, run in done] if folds == [None] else in_folds(dict(done), folds)
         refuse_other_messages(row, asked.name)

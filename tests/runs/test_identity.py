@@ -272,6 +272,16 @@ def test_runs_of_weights_that_were_shipped_before_stay_until_there_are_newer_one
     assert accuracies(path, tmp_path) == [0.8]  # of the present weights alone, and not a mean over both
 
 
+def test_rows_that_are_compared_have_runs_of_the_weights_that_most_of_them_have(tmp_path, monkeypatch):
+    path, points = written(tmp_path, "ways", runs=3, **{"seed": [1], "task.trainable": ["all", "lora", "last_block"]})
+    archive(tmp_path)
+    monkeypatch.setitem(SHIPPED, "mini", (SHIPPED["mini"][0], "f" * 64))
+    write_run(tmp_path, points[0], answers(20, 16))
+    assert [row.runs[0].result["metrics"]["test"]["accuracy"] for row in read(path, tmp_path)] == [0.5, 0.5, 0.5]
+    write_run(tmp_path, points[1], answers(20, 16))
+    assert [row.runs[0].result["metrics"]["test"]["accuracy"] for row in read(path, tmp_path)] == [0.8, 0.8, 0.5]
+
+
 def test_an_archived_run_cannot_predict(tmp_path, monkeypatch):
     written(tmp_path, "seeds", runs=1)
     (run,) = (tmp_path / "runs").iterdir()
