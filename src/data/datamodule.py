@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import lightning as L
 import numpy as np
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
@@ -52,7 +52,7 @@ class TextData(L.LightningDataModule):
     padding: Padding = "longest"
     max_length: Annotated[int, Ge(1)] | None = None
     batch_size: Annotated[int, Ge(1)] = 8
-    num_workers: Annotated[int, Ge(0)] = 0
+    num_workers: Annotated[int, Ge(0), Le(1_000)] = 0  # processes
     instruction: str | None = None
     answers: Mapping[str, Any] | None = None
     seed: int = 123

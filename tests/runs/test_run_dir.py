@@ -1233,6 +1233,7 @@ WRONG = [
     ("patience=soon", "patience=soon"),
     ("patience=-1", "patience=-1"),
     ("data.batch_size=abc", "data.batch_size=abc"),
+    ("data.num_workers=1000000000", "data.num_workers=1000000000"),
     ("data.max_length=12.5", "data.max_length=12.5"),
     ("data.max_length=65", "64"),
     ("data.balance=1", "data.balance=1"),
