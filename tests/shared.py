@@ -1,8 +1,6 @@
 """What tests of several rooms say in the same words."""
 
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -22,7 +20,6 @@ class Answer(NamedTuple):
 
 
 Command = Callable[..., Answer]
-slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 def sentence(call: Callable[[], Any]) -> str:
@@ -37,10 +34,6 @@ def refused(answer: Answer, named: str) -> None:
     assert (answer.status, answer.out) == (2, "")
     assert answer.error.startswith("error: ")
     assert named in answer.error
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def quiet_trainer(**settings: Any) -> L.Trainer:

@@ -113,9 +113,8 @@ def of_row(
         return [None] * len(asked)
     of_these = [run for _, run in every if weights and run.sha256.get(WEIGHTS) == weights]
     of_today = [run for one, run in every if not one.replaced(run)]
-    leader = max(
-        of_these or of_today or [run for _, run in every], key=lambda run: run.folder.name
-    )  # which begins with the time
+    candidates = of_these or of_today or [run for _, run in every]
+    leader = max(candidates, key=lambda run: run.folder.name)  # which begins with the time
     return [next((run for run in runs if agree(run, leader)), None) for runs in fitting]
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -47,6 +46,7 @@ from src.pretraining.causal_lm import CausalLM
 from src.pretraining.losses import mean_loss
 from src.runs import run_dir
 from src.train import Run, train
+from tests.shared import outspoken_gpt, quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore:.*isinstance.treespec.*")
 
@@ -64,11 +64,7 @@ def uncounted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 def gpt(seed: int = 0, **changes: Any) -> GPT:
     """Six tiny blocks whose logits differ: with GPT-2's small initial weights, features would hardly matter."""
-    made = GPT(replace(CONFIG, **changes), seed=seed)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.mul_(8 if parameter.ndim == 2 else 1)
-    return made
+    return outspoken_gpt(replace(CONFIG, **changes), seed)
 
 
 def adamw(lr: float) -> Any:
@@ -113,11 +109,6 @@ def split(padding: str = "fixed", n_classes: int = 2) -> dict[str, Messages]:
         return Messages(ids, labels, 12 if padding == "fixed" else None, padding, name)
 
     return {name: part(name, n) for name, n in (("train", 24), ("validation", 7), ("test", 9))}
-
-
-def quiet_trainer(**settings: Any) -> L.Trainer:
-    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return L.Trainer(**(quiet | {"accelerator": "cpu", "logger": False, "num_sanity_val_steps": 0} | settings))
 
 
 class Outcome(NamedTuple):

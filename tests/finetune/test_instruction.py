@@ -3,7 +3,6 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from src.data.batching import Batch, Messages, ShuffledBatches
 from src.data.datamodule import evaluation_loader
 from src.data.prompts import Prompt, Question, Task, make_task, parse
 from src.data.tokenizer import END_OF_TEXT, decode, encode
-from src.errors import InputError
 from src.eval import evaluate
 from src.evaluation.metrics import Predictions, mean, measure, measure_tasks
 from src.finetune.classifier import Classifier
@@ -29,6 +27,7 @@ from src.predict import predict_texts, write
 from src.runs import run_dir
 from src.sweeps import study
 from src.train import train
+from tests.shared import outspoken_gpt, sentence
 
 pytestmark = pytest.mark.usefixtures("uncounted")
 TEMPLATE = "{instruction}\n\nText: {text}\n\nAnswer:"
@@ -42,19 +41,9 @@ SPAM, WORDY = (make_task(question, TEMPLATE) for question in QUESTIONS)
 NAMED = {question.name: question for question in QUESTIONS}
 
 
-def sentence(call: Callable[[], Any]) -> str:
-    with pytest.raises(InputError) as raised:
-        call()
-    return str(raised.value)
-
-
 def gpt(seed: int = 0, **changes: Any) -> GPT:
     """A tiny GPT whose logits differ: GPT-2's small initial weights would make all answers equally probable."""
-    made = GPT(replace(TINY, **changes), seed=seed)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.mul_(8 if parameter.ndim == 2 else 1)
-    return made.eval()
+    return outspoken_gpt(replace(TINY, **changes), seed).eval()
 
 
 def batch(task: Task, texts: list[str], labels: list[int], limit: int = 60) -> Batch:

@@ -45,6 +45,7 @@ from src.pretraining.ngram_baseline import ALPHAS, bigram
 from src.pretraining.throughput import Throughput, flops_of
 from src.pretraining.token_stream import Windows, in_order, pack
 from src.runs import run_dir
+from tests.shared import sentence
 
 ROOT = Path(__file__).parents[2]
 V = 13
@@ -57,12 +58,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore
 def known_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring the machine takes seconds."""
     monkeypatch.setattr(throughput, "measured_peak", lambda *_: 1e9)
-
-
-def sentence(call: Callable[[], Any]) -> str:
-    with pytest.raises(InputError) as error:
-        call()
-    return str(error.value)
 
 
 def jsonl(*records: dict[str, str]) -> bytes:

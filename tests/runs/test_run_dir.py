@@ -3,14 +3,12 @@
 import csv
 import errno
 import hashlib
-import io
 import json
 import math
 import os
 import random
 import re
 import resource
-import runpy
 import shutil
 import signal
 import subprocess
@@ -18,13 +16,13 @@ import sys
 import threading
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from string import ascii_lowercase
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -55,6 +53,7 @@ from src.runs import loggers, printed_table, run_dir
 from src.runs.lock import RunLockedError, run_lock
 from src.sweeps import study
 from src.train import Run, train
+from tests.shared import Answer, refused
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -118,40 +117,6 @@ def run(home: Path) -> Run:
 def predictions(folder: Path) -> list[dict[str, str]]:
     with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-class Answer(NamedTuple):
-    status: int
-    out: str
-    error: str
-
-
-Command = Callable[..., Answer]
-
-
-def refused(answer: Answer, named: str) -> None:
-    """Assert that wrong input was answered with a sentence that names it."""
-    assert (answer.status, answer.out) == (2, "")
-    assert answer.error.startswith("error: ")
-    assert named in answer.error
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """`python -m src.<module> <arguments>` in this process, which spares the seconds of imports."""
-
-    def call(module: str, *arguments: str, stdin: bytes = b"") -> Answer:
-        monkeypatch.setattr(sys, "argv", [module, *arguments])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        capsys.readouterr()
-        status = 0
-        try:
-            runpy.run_module(f"src.{module}", run_name="__main__", alter_sys=True)
-        except SystemExit as exit:
-            status = int(exit.code or 0)
-        return Answer(status, *capsys.readouterr())
-
-    return call
 
 
 pytestmark = [
