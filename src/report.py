@@ -11,6 +11,7 @@ experiments/figures/<study>-<what>.png and .pdf. Without a study, of every study
 
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,12 +44,14 @@ def report(path: Path, formats: list[str], given: Options) -> "tuple[Table, list
     from src.reporting import render, rows
     from src.reporting.charts import charts
     from src.reporting.comparisons import references
+    from src.reporting.finished import finished
     from src.reporting.table import table
     from src.runs.run_dir import ARCHIVE
     from src.sweeps import study
 
     asked = study.read(path)
-    found = rows.read(asked, given.runs, path.parent / ARCHIVE.name)
+    archive = path.parent / ARCHIVE.name
+    found = rows.read(asked, given.runs, archive)
     if not any(row.runs for row in found):
         print(
             f"{path.stem}: none of its {sum(row.wanted for row in found)} runs has finished in {given.runs}, what "
@@ -62,6 +65,7 @@ def report(path: Path, formats: list[str], given: Options) -> "tuple[Table, list
         references(found, given.reference),
         given.difference,
         metric=asked.metric.name,
+        finished=chain.from_iterable(finished(given.runs, archive).values()),
     )
     drawn = charts(found, made.caption)
     written = [*write_tables(made, path.parent / "tables", formats)]

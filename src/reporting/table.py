@@ -1,14 +1,17 @@
 """A study's rows -> its table: columns of numbers and texts, and the notes that they are read with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from src.reporting import columns, notes
 from src.reporting.break_even import break_even_note
 from src.reporting.columns import Column
 from src.reporting.comparisons import compared
+from src.reporting.counting import counting_note
+from src.reporting.finished import Finished
 from src.reporting.probability_columns import probability_columns, probability_notes
 from src.reporting.rows import Row
+from src.reporting.together import together_note
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,11 @@ def table(
     wanted: float | None = None,
     *,
     metric: str = "",
+    finished: Iterable[Finished] = (),
 ) -> Table:
     """The table of a study; `references` are the rows that each of its rows is compared with (comparisons.py), `wanted`
-    the difference in points that it is to see, `metric` the number that it is about."""
+    the difference in points that it is to see, `metric` the number that it is about, `finished` the runs of
+    all studies."""
     comparisons = compared(rows, references)
     found = [
         *columns.varying_columns(rows),
@@ -45,6 +50,8 @@ def table(
     said = [
         *notes.legend(comparisons),
         *notes.power_note(comparisons, wanted),
+        *together_note(rows, references),
+        *counting_note(rows, finished),
         *break_even_note(rows, references),
         *notes.cost_note(rows),
         *probability_notes(metric),

@@ -65,10 +65,13 @@ def write_run(
     *,
     labels: Sequence[str] = ("ham", "spam"),
     messages: str = "a",
+    first: int = 0,
+    trained: bool = True,
     confidence: float = 0.9,
     **extra: Any,
 ) -> Path:
-    """The folder of a finished run that got `right` of its test messages; `extra` goes over result.json by section."""
+    """The folder of a finished run that got `right` of its test messages, numbered from `first` on; `extra` goes over
+    result.json by section. A run that is not `trained` is of a model without a GPT."""
     cfg, k = study.config(point), len(labels)
     truth = [i % k for i in range(len(right))]
     said = [y if ok else (y + 1) % k for y, ok in zip(truth, right, strict=True)]
@@ -80,7 +83,7 @@ def write_run(
         "name": cfg.name,
         "seed": cfg.seed,
         "data": {"labels": list(labels), "sizes": {"train": round(1000 * cfg.data.fraction), "test": len(right)}},
-        "task": {"trainable_parameters": 450_000},
+        "task": {"trainable_parameters": 450_000} if trained else {},
         "metrics": {"train": metrics, "validation": metrics | {"accuracy": 0.75}, "test": metrics},
         "cost": {"train_seconds": 40.0, "train_flops": 3e12, "peak_memory_bytes": 2_000_000_000},
         "environment": {"device": "cpu, 2 threads", "torch": "2.13.0"},
@@ -94,7 +97,7 @@ def write_run(
         writer = csv.writer(file)
         writer.writerow(["row", "text_sha256", "label", "predicted", *(f"p_{label}" for label in labels)])
         for i, (y, z) in enumerate(zip(truth, said, strict=True)):
-            sha = hashlib.sha256(f"{messages} {i}".encode()).hexdigest()
+            sha = hashlib.sha256(f"{messages} {first + i}".encode()).hexdigest()
             writer.writerow([i, sha, labels[y], labels[z], *(confidence if j == z else rest for j in range(k))])
     (run / "result.json").write_text(json.dumps({"id": run.name} | result), encoding="utf-8")
     return run
