@@ -1,4 +1,4 @@
-"""Notes under a table that look beyond its rows one by one: rows taken together, and models without a GPT beside them."""
+"""Notes that look beyond a table's rows one by one: rows taken together, and models without a GPT beside them."""
 
 from pathlib import Path
 from typing import Any
