@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup train report archive bench test test-all lint format clean
+.PHONY: help setup train studies report archive bench test test-all lint format clean
 .DEFAULT_GOAL := help
 
 help: ## show what there is to make
@@ -19,6 +19,10 @@ $(READY): pyproject.toml constraints.txt
 
 train: $(READY) ## fine-tune the offline default: no download, no account, no GPU
 	$(RUN) -m src.train +experiment=last_block
+
+STUDIES := $(filter-out experiments/book_table.yaml, $(wildcard experiments/*.yaml))
+studies: $(READY) ## run every study of the mini GPT that has not finished, two runs at a time: hours; data in data/
+	$(RUN) -m src.sweep $(STUDIES) workers=2
 
 report: $(READY) ## tables and figures of all studies, from the run folders and those in experiments/runs.tar.xz
 	$(RUN) -m src.report format=md,tex,csv,figures,html

@@ -1,7 +1,8 @@
-"""python -m src.sweep experiments/<study>.yaml [workers=2 | scheduler=tcp://host:8786] [shard=1/4] [runs=runs]
+"""python -m src.sweep experiments/<study>.yaml ... [workers=2 | scheduler=tcp://host:8786] [shard=1/4] [runs=runs]
 
-Runs what a study asks for and has not finished yet. Stopped or killed, it goes on with the same command: a run that was
-begun goes on from its last epoch. Sweeps that share the folder of the runs share the work.
+Runs what a study asks for and has not finished yet, or several studies one after the other, and says how long it took.
+Stopped or killed, it goes on with the same command: a run that was begun goes on from its last epoch. Sweeps that share
+the folder of the runs share the work.
   workers=2        that many runs at a time on this machine; without it one a GPU, or one
   scheduler=...    the workers of a Dask scheduler that is running instead, of any number of machines
   host=127.0.0.1   where this machine's own scheduler and its dashboard listen
@@ -15,7 +16,9 @@ import shlex
 import sys
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 
 from src.config.command_line import one_sentence
 from src.config.options import AtLeast0, AtLeast1, Place, options
@@ -26,7 +29,7 @@ from src.sweeps.study import Study, Trial
 
 @dataclass
 class Options:
-    """What the command line takes besides the study."""
+    """What the command line takes besides the studies."""
 
     workers: AtLeast1 | None = None
     scheduler: str | None = None
@@ -84,28 +87,32 @@ def missing(study: Study, planned: dict[str, Trial], runs: Path) -> list[str]:
 
 
 def main() -> None:
-    """Sweep the study that is named."""
+    """Sweep the studies that are named, after all of them have been checked."""
     named = [argument for argument in sys.argv[1:] if "=" not in argument and argument not in ("-h", "--help")]
     given = options(Options, [argument for argument in sys.argv[1:] if argument not in named], __doc__ or "")
-    if len(named) != 1:
-        raise InputError(f"give one study, as experiments/<study>.yaml\n{__doc__}")
-    study, runs = studies.read(named[0]), Path(given.runs)
-    check_options(given, study)
-    planned = plan(study, runs, given.shard)
+    if not named:
+        raise InputError(f"give a study, as experiments/<study>.yaml\n{__doc__}")
+    asked, runs = [studies.read(path) for path in named], Path(given.runs)
+    for study in asked:
+        check_options(given, study)
+    planned = [(study, plan(study, runs, given.shard)) for study in asked]
+    began, lacking = monotonic(), False
     try:
-        failed = sweep(study, planned, given)
+        for study, trials in planned:
+            failed = sweep(study, trials, given)
+            for label in missing(study, trials, runs):  # what failed here may have been done by another sweep since
+                print(f"missing: {label}: {failed.get(label, 'it has no result')}", file=sys.stderr)
+                lacking = True
     except (KeyboardInterrupt, SystemExit):  # the workers have been closed on the way
-        left = missing(study, planned, runs)
+        left = [label for study, trials in planned for label in missing(study, trials, runs)]
         print(f"\nstopped; {len(left)} runs are missing: {'; '.join(left)}", file=sys.stderr)
         print(f"go on with python -m src.sweep {shlex.join(sys.argv[1:])}", file=sys.stderr)
         raise
-    if left := missing(study, planned, runs):  # what failed here may have been done by another sweep since
-        print(
-            *(f"missing: {label}: {failed.get(label, 'it has no result')}" for label in left), sep="\n", file=sys.stderr
-        )
+    if lacking:
         sys.exit(1)
+    took = timedelta(seconds=round(monotonic() - began))
     where = [] if given.runs == "runs" else [f"runs={given.runs}"]
-    print(f"all have finished: {shlex.join(['python', '-m', 'src.report', named[0], *where])}")
+    print(f"all have finished in {took}: {shlex.join(['python', '-m', 'src.report', *named, *where])}")
 
 
 def check_options(given: Options, study: Study) -> None:

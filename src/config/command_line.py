@@ -208,13 +208,11 @@ def is_one_value(argument: str) -> bool:
 
 
 def explain(error: Exception) -> str:
-    """One sentence for a configuration error: for a key that does not exist with those that do, or its name today; for
+    """One sentence for a configuration error: for a key that does not exist with those that do; for
     what Hydra's grammar takes apart, quoted as it would not."""
     from hydra.errors import OverrideParseException
     from omegaconf import DictConfig
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
-
-    from src.runs.legacy import RENAMED
 
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read{how_to_quote(error.override)}"
@@ -224,8 +222,6 @@ def explain(error: Exception) -> str:
         return f"{error.full_key} is missing: give {error.full_key}=<value>"
     cause = error.__cause__
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
-        if now := RENAMED.get(cause.full_key):
-            return f"{cause.full_key} is called otherwise today: {now}"
         parent, node = cause.full_key.rpartition(".")[0], cause.parent_node
         keys = ", ".join(map(str, node)) if isinstance(node, DictConfig) else "none"
         return f"there is no setting {cause.full_key}: {parent or 'the top level'} has {keys}"

@@ -19,11 +19,12 @@ from typing import Any
 
 from src.errors import InputError
 from src.files import plain_cell
-from src.runs import identity, legacy, run_dir
+from src.runs import identity, run_dir
 
 WEIGHTS = "gpt.weights"
 NEEDED = (  # of result.json
     ("id",),
+    ("sha256",),
     ("seed",),
     ("metrics", "test", "accuracy"),
     ("metrics", "validation", "accuracy"),
@@ -38,7 +39,7 @@ COLUMNS = ("text_sha256", "label", "predicted")  # of predictions.csv
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run: its folder, its settings in today's words, and the sha256 of what it read, as far as known."""
+    """A finished run: its folder, its settings, and the sha256 of what it read, as far as known."""
 
     folder: Path
     config: dict[str, Any]
@@ -142,10 +143,9 @@ def read(folder: Path, written: int) -> Finished | None:
         result, config = run_dir.load_result(folder), run_dir.read_config(folder)
         if "corpus" in config or result.get("partial"):
             return None
-        sha256 = result.get("sha256") or legacy.sha256(config, result)
         if lacking := [".".join(place) for place in NEEDED if reach(result, place) is None]:
             raise InputError(f"{folder / 'result.json'} is damaged (it lacks {lacking[0]})")
-        return Finished(folder, config, sha256, result)
+        return Finished(folder, config, result["sha256"], result)
     except InputError as error:
         leave_out(error)
         return None

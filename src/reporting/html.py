@@ -10,7 +10,6 @@ from src.reporting.table import Table
 
 CLAIMS = (  # what the project's claims rest on comes first, in their order
     "break_even",
-    "instruction_vs_classification",
     "specialist_vs_generalist",
     "zero_shot",
     "bridge",

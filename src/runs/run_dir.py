@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.errors import InputError
 from src.files import spreadsheet_cell, whole_file
-from src.runs import identity, legacy
+from src.runs import identity
 from src.runs.identity import config_hash as config_hash
 from src.runs.identity import plain as plain
 
@@ -125,23 +125,27 @@ def load_config(run: Path) -> DictConfig:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The settings of a run as a plain dict, in today's words. Raises InputError if its config.yaml is damaged."""
+    """The settings of a run as a plain dict, with those that came later as they were before. Raises InputError if its
+    config.yaml is damaged, or of version 0.1."""
     path = run / "config.yaml"
     try:
         content = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not content.keys() >= needed(content):
-        raise InputError(f"{path} is damaged: it holds no settings of a run; bring it back, or leave {run.name} alone")
+        raise InputError(
+            f"{path} is damaged, or of version 0.1: it holds no settings of a run; bring it back, or leave "
+            f"{run.name} alone"
+        )
     absent = {key: value for key, value in identity.AS_BEFORE.items() if "." not in key and "task" in content}
-    return absent | legacy.todays(content)
+    return absent | content
 
 
 def needed(config: dict[str, Any]) -> set[str]:
     """Sections without which a config is none of a run."""
     if "corpus" in config:
         return {"seed"}
-    return {"seed", "data", "task", *(["gpt"] if identity.has_gpt(config) else [])}
+    return {"seed", "data", "task", *(["gpt", "scheduler"] if identity.has_gpt(config) else [])}
 
 
 def load_result(run: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from src.gpt.pinned_weights import SHIPPED
 from src.reporting import render, rows
 from src.reporting.comparisons import references
 from src.reporting.table import table
-from src.runs import identity, legacy, run_dir
+from src.runs import identity, run_dir
 from src.sweeps import study
 from tests.reporting.test_report import answers, write_run, write_study
 
@@ -106,62 +106,13 @@ def test_a_run_keeps_its_identity_and_goes_on_with_the_same_data_alone(tmp_path)
         run_dir.check_unfinished(folder)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b"", b"a: 1", b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b"{}", b"", b"a: 1", b"{seed: 1, data: {}, task: {}, gpt: {}}", b"\xff"]
+)
 def test_a_damaged_config_is_named(tmp_path, content):
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(InputError, match=r"config\.yaml"):
         run_dir.load_config(tmp_path)
-
-
-SPAM = """name: sms_spam, path: old/SMSSpamCollection, split: deduplicated, balance: true, cache: /old,
-instruction: Is the following text spam? Answer with yes or no., answers: {ham: 'no', spam: 'yes'}"""
-USUAL = "fraction: 1.0, padding: longest, max_length: null, batch_size: 8, num_workers: 0"
-OURS = "fraction: 1.0, padding: batch, max_length: null, batch_size: 16, num_workers: 2"
-MIX = f"name: mix, sources: {{spam: {{{SPAM}, {USUAL}}}}}, sampling: even, leave_out: null"
-HEAD = "classify, position: last_real, head: answers, prompt: none, ignore_index: -100"
-OLD = """
-gpt: {name: mini, n_layer: 6, n_head: 6, n_embd: 192, context_length: 1024, vocab_size: 50257, dropout: 0.0,
-      causal: true, weights: random, finetune: {lr: 0.001, epochs: 6}}
-data: {%s}
-task: {kind: %s, trainable: lora, template: "{instruction}\\n\\nText:\\n{text}\\n\\nAnswer:", frozen_precision: run,
-       lora: {rank: 16, alpha: 16, scaling: alpha},
-       optimizer: {lr: 0.0001, weight_decay: 0.1, schedule: %s}}
-trainer: {accelerator: auto, devices: 1, precision: 32-true, max_epochs: 5, accumulate_grad_batches: 1,
-          gradient_clip_val: null, log_every_n_steps: 10}
-logger: {kind: none}
-cache: {kind: disk, folder: /old/features, max_gb: 20}
-name: old
-seed: 123
-runs: runs
-resume: null
-held_out: {path: null, tokens: 65536, cache: /old}
-patience: null
-"""
-
-
-@pytest.mark.parametrize(
-    ("old", "today"),
-    [
-        (
-            (f"{SPAM}, {OURS}", HEAD, "constant, warmup: 0.0, floor: 0.0"),
-            ("data=sms_spam_deduplicated", "task.pooling=last_nonpad", "task.head=answers"),
-        ),
-        (
-            (f"{MIX}, {OURS}", "instruct", "cosine, warmup: 0.1, floor: 0.2"),
-            (
-                *("data=mix", "~data.sources.sentiment", "~data.sources.news", "data.sources.spam.split=deduplicated"),
-                *("data.sampling=even", "task=instruct"),
-                *("scheduler=cosine", "scheduler.warmup_ratio=0.1", "scheduler.min_lr_ratio=0.2"),
-            ),
-        ),
-    ],
-)
-def test_old_settings_are_read_in_todays_words(tmp_path, old, today):
-    text(tmp_path / "config.yaml", OLD % old)
-    now = ("data.padding=batch", "data.batch_size=16", "task.trainable=lora", "gpt.weights=random", "optimizer.lr=1e-4")
-    cfg = identity.plain(composed(*today, *now))
-    assert identity.settings(run_dir.read_config(tmp_path)) == identity.settings(cfg)
-    assert legacy.todays(cfg) == cfg
 
 
 @pytest.mark.parametrize(

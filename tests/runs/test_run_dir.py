@@ -243,8 +243,15 @@ def test_a_seed_gives_its_numbers_again_and_another_seed_other_ones(run, home):
     assert other.result["metrics"]["test"] != run.result["metrics"]["test"]
 
 
-def test_the_best_epoch_is_the_one_of_the_lowest_validation_loss(home, capsys):
-    run = train(config(home, "task.trainable=all", "optimizer.lr=0.3", "trainer.max_epochs=4"))
+def test_the_best_epoch_is_the_one_of_the_lowest_validation_loss(home, capsys, monkeypatch):
+    step = TrainingSteps.training_step
+
+    def uphill_at_the_end(self: TrainingSteps, *batch_and_index: Any) -> Any:
+        loss = step(self, *batch_and_index)
+        return -loss if self.current_epoch > 1 else loss
+
+    monkeypatch.setattr(TrainingSteps, "training_step", uphill_at_the_end)
+    run = train(config(home, "task.trainable=all", "optimizer=sgd", "optimizer.lr=0.1", "trainer.max_epochs=4"))
     losses = [float(loss) for loss in re.findall(r"epoch .* validation/loss (\S+)", capsys.readouterr().out)]
     best = losses.index(min(losses))
     assert len(losses) == 4
@@ -1221,7 +1228,7 @@ WRONG = [
     ("data.path=spam (1).csv", "'data.path=\"spam (1).csv\"'"),
     ("data.instruction=Yes, or no?", "'data.instruction=\"Yes, or no?\"'"),
     ("task.kind=foo", "task=classify"),
-    ("logger.kind=foo", "logger.kind is called otherwise today"),
+    ("logger.kind=foo", "logger.kind"),
     ("task._target_=foo", "task._target_=foo"),
     ("optimizer._target_=math", "optimizer._target_=math"),
     ("data._target_=torch.nn.Linear", "data"),

@@ -43,7 +43,11 @@ def test_shards_share_the_runs_of_a_study_out(tmp_path, messages):
     [
         *(("{study} workers=0", "workers=0"), ("{study} retries=x", "retries=x"), ("{study} worker=2", "'worker=2'")),
         *(("{study} scheduler=here", "scheduler=here"), ("{study} scheduler=tcp://127.0.0.1:1 workers=2", "workers=")),
-        *(("", "give one study"), ("{study} {study}", "give one study"), ("{bayes} workers=2", "method: bayes")),
+        *(
+            ("", "give a study"),
+            ("{study} no.yaml", "there is no study"),
+            ("{bayes} workers=2", "method: bayes"),
+        ),
     ],
 )
 def test_a_wrong_command_is_answered_with_a_sentence(tmp_path, messages, monkeypatch, arguments, word):
@@ -95,8 +99,12 @@ def test_the_command_runs_a_study_shows_what_ends_and_does_nothing_twice(message
     assert len(before) == 1
 
     path = write(tmp_path, content(messages, {"optimizer.lr": [0.01]}))
-    done = f"tiny: 1 runs, 1 have finished\nall have finished: python -m src.report {path} 'runs={runs}'\n"
-    assert call(path, f"runs={runs}") == (0, done, "")
+    again = write(tmp_path, content(messages, {"optimizer.lr": [0.01], "seed": [123]}), "again")
+    status, out, error = call(path, again, f"runs={runs}")
+    assert (status, error) == (0, "")
+    assert out.startswith("tiny: 1 runs, 1 have finished\nagain: 1 runs, 1 have finished\n")
+    assert re.search(r"^all have finished in 0:00:\d\d: python -m src\.report ", out, re.MULTILINE)
+    assert out.endswith(f"{path} {again} 'runs={runs}'\n")
     assert outcomes(runs) == before
 
 
