@@ -4,6 +4,7 @@ CSV takes the numbers of all columns, the other forms the texts of those that ha
 """
 
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 
 from src.evaluation.intervals import Interval
@@ -142,17 +143,20 @@ def comparison_columns(rows: Sequence[Row], found: list[Comparison | None]) -> l
 
 
 def cost_columns(rows: Sequence[Row]) -> list[Column]:
-    """Trained parameters, seconds and operations, means over seeds; and the most memory. Operations are those of this
-    code, of ordinary training, and of that with logits at every position (see finetune/cost.py)."""
+    """Trained parameters, epochs (shown where rows differ in them), seconds and operations, means over seeds; and the
+    most memory. Operations are those of this code, of ordinary training, and of that with logits at every position
+    (see finetune/cost.py)."""
 
     def count(n: float) -> str:
         return f"{n / 1e6:.2f} M" if n >= 1e4 else f"{n:,.0f}"
 
+    epochs = [mean_epochs(row) for row in rows]
     seconds = [row.mean("cost", "train_seconds") for row in rows]
     operations = {name: [row.mean("cost", name) for row in rows] for name in OPERATIONS}
     memory = per_row(rows, lambda row: max(run.result["cost"]["peak_memory_bytes"] for run in row.runs))
     return [
         column("trainable_parameters", "trained", [row.mean("task", "trainable_parameters") for row in rows], count),
+        column("epochs", "epochs" if len({*epochs} - {None}) > 1 else "", epochs, "{:.1f}".format),
         column("train_seconds", "seconds", seconds, "{:,.0f}".format),
         *(
             column(name, heading, operations[name], lambda flops: f"{flops / 1e12:,.1f}")
@@ -161,6 +165,12 @@ def cost_columns(rows: Sequence[Row]) -> list[Column]:
         ),
         column("peak_memory_bytes", "GB", memory, lambda most: f"{most / 1e9:.1f}"),
     ]
+
+
+def mean_epochs(row: Row) -> float | None:
+    """How many epochs a row was trained for, those after the best one included; None where no curve was kept."""
+    lengths = [len(run.result["curve"]) for run in row.runs if run.result.get("curve")]
+    return fmean(lengths) if lengths else None
 
 
 def published_columns(rows: Sequence[Row]) -> list[Column]:

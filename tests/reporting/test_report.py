@@ -598,6 +598,16 @@ def test_the_costs_are_means_over_seeds_and_the_most_memory(tmp_path):
     assert [texts(shown, it) for it in ("trained", "seconds", "TFLOP", "GB")] == [["386"], ["200"], ["4.0"], ["3.0"]]
 
 
+def test_epochs_stand_in_a_table_whose_rows_differ_in_them(found, tmp_path):
+    def outcome(pooling: str, seed: int) -> dict[str, Any]:
+        epochs = {"last": 4 + seed, "mean": 9}[pooling]
+        return {"right": answers(20, 15), "curve": [{"epoch": i} for i in range(epochs)]}
+
+    differing = finished_rows(tmp_path, {"task.pooling": ["last", "mean"], "seed": [1, 2]}, outcome)
+    assert texts(made(differing), "epochs") == ["5.5", "9.0"]
+    assert "epochs" not in [column.heading for column in made(found).columns]  # all had as many
+
+
 def test_what_only_some_runs_measure_has_a_column_when_one_has_it(found, tmp_path):
     assert "valid (%)" not in [column.heading for column in made(found).columns]
     metrics = {"accuracy": 0.75, "ece": 0.1, "generated_accuracy": 0.7, "valid_rate": 0.985}
