@@ -9,6 +9,7 @@ from src.reporting.chart import Chart
 from src.reporting.table import Table
 
 CLAIMS = (  # what the project's claims rest on comes first, in their order
+    "two_ways",
     "break_even",
     "specialist_vs_generalist",
     "zero_shot",
