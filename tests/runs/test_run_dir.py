@@ -675,7 +675,7 @@ def test_eval_measures_a_pinned_collection_as_it_was_split_wherever_it_lies(home
     monkeypatch.setattr(sms_spam, "UCI_TEXT_SHA256", hashlib.sha256(content).hexdigest())
     for place in ("here", "there"):
         (tmp_path / place).write_bytes(content)
-    data = ["data=sms_spam_deduplicated", f"data.path={tmp_path / 'here'}", "logger=none", f"runs={tmp_path / 'runs'}"]
+    data = ["data=sms_spam_grouped", f"data.path={tmp_path / 'here'}", "logger=none", f"runs={tmp_path / 'runs'}"]
     run = train(study.config(study.Trial({}, (*TINY.split(), *data))))
     (tmp_path / "here").unlink()
     answer = command("eval", f"run={run.folder}", f"data.path={tmp_path / 'there'}", "format=json")
