@@ -92,27 +92,35 @@ def main() -> None:
     given = options(Options, [argument for argument in sys.argv[1:] if argument not in named], __doc__ or "")
     if not named:
         raise InputError(f"give a study, as experiments/<study>.yaml\n{__doc__}")
-    asked, runs = [studies.read(path) for path in named], Path(given.runs)
-    for study in asked:
-        check_options(given, study)
-    planned = [(study, plan(study, runs, given.shard)) for study in asked]
-    began, lacking = monotonic(), False
+    began, runs = monotonic(), Path(given.runs)
+    planned = [checked(path, runs, given) for path in dict.fromkeys(named)]
+    failed: dict[tuple[str, str], str] = {}
     try:
         for study, trials in planned:
-            failed = sweep(study, trials, given)
-            for label in missing(study, trials, runs):  # what failed here may have been done by another sweep since
-                print(f"missing: {label}: {failed.get(label, 'it has no result')}", file=sys.stderr)
-                lacking = True
+            failed |= {(study.name, label): why for label, why in sweep(study, trials, given).items()}
     except (KeyboardInterrupt, SystemExit):  # the workers have been closed on the way
-        left = [label for study, trials in planned for label in missing(study, trials, runs)]
-        print(f"\nstopped; {len(left)} runs are missing: {'; '.join(left)}", file=sys.stderr)
+        lacking = {study.name: missing(study, trials, runs) for study, trials in planned}
+        counts = ", ".join(f"{name} {len(labels)}" for name, labels in lacking.items() if labels)
+        which = counts if len(planned) > 1 else "; ".join(lacking[planned[0][0].name])
+        print(f"\nstopped; {sum(map(len, lacking.values()))} runs are missing: {which}", file=sys.stderr)
         print(f"go on with python -m src.sweep {shlex.join(sys.argv[1:])}", file=sys.stderr)
         raise
-    if lacking:
-        sys.exit(1)
     took = timedelta(seconds=round(monotonic() - began))
+    # what failed here may have been done by another sweep since
+    if left := [(study.name, label) for study, trials in planned for label in missing(study, trials, runs)]:
+        for name, label in left:
+            study_too = "" if len(planned) == 1 else f"{name}: "
+            print(f"missing: {study_too}{label}: {failed.get((name, label), 'it has no result')}", file=sys.stderr)
+        sys.exit(1)
     where = [] if given.runs == "runs" else [f"runs={given.runs}"]
     print(f"all have finished in {took}: {shlex.join(['python', '-m', 'src.report', *named, *where])}")
+
+
+def checked(path: str, runs: Path, given: Options) -> tuple[Study, dict[str, Trial]]:
+    """A study and its trials. Raises InputError if one of them cannot be run."""
+    study = studies.read(path)
+    check_options(given, study)
+    return study, plan(study, runs, given.shard)
 
 
 def check_options(given: Options, study: Study) -> None:

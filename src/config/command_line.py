@@ -208,8 +208,8 @@ def is_one_value(argument: str) -> bool:
 
 
 def explain(error: Exception) -> str:
-    """One sentence for a configuration error: for a key that does not exist with those that do; for
-    what Hydra's grammar takes apart, quoted as it would not."""
+    """One sentence for a configuration error: for a key that does not exist with those that do; for what Hydra's
+    grammar takes apart, quoted as it would not."""
     from hydra.errors import OverrideParseException
     from omegaconf import DictConfig
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException

@@ -8,19 +8,23 @@ from src.reporting.rows import Row
 
 
 def shared_out(rows: Sequence[Row], references: Sequence[Row | None]) -> list[tuple[Row, Row]]:
-    """Rows that follow each other and were tested on all messages of their reference together, none of them twice, as
-    one row of the seeds that all have, and that reference."""
-    found, gathered = [], list[Row]()
+    """Rows of one kind of task that were tested on all messages of their reference together, none of them twice, as one
+    row of the seeds that all have, with that reference. None while a row of the study has no finished run."""
+    if not all(row.runs and row.folds == 1 for row in rows):
+        return []
+    kinds: dict[tuple[int, str], list[Row]] = {}
+    found = []
     for row, one in zip(rows, references, strict=True):
-        if one is None or one is row or not row.runs or row.folds > 1:
+        if one is None or one is row:
             continue
+        gathered = kinds.setdefault((id(one), row.runs[0].result["task"].get("name", "")), [])
         if any(row.places.keys() & other.places.keys() for other in gathered):
-            gathered = []
+            gathered.clear()
         gathered.append(row)
         if len(gathered) > 1 and set().union(*(each.places for each in gathered)) == one.places.keys():
             found.append((joined(gathered), one))
-            gathered = []
-    return found
+            gathered.clear()
+    return [(row, one) for row, one in found if row.runs]
 
 
 def joined(rows: Sequence[Row]) -> Row:
@@ -33,11 +37,11 @@ def joined(rows: Sequence[Row]) -> Row:
 
 def together_note(rows: Sequence[Row], references: Sequence[Row | None]) -> list[str]:
     """What such rows come to together, and how sure that is."""
-    pairs = [(row, one) for row, one in shared_out(rows, references) if row.runs]
+    pairs = shared_out(rows, references)
     found = compared([row for row, _ in pairs], [one for _, one in pairs])
     return [
         f"Together, on the {one.messages:,} test messages of {one.reference}: {row.label} {percent(row.accuracy)}%, "
-        f"{said(one)}."
+        f"{said(one)} (after Holm for {len(pairs)})."
         for (row, _), one in zip(pairs, found, strict=True)
         if one is not None
     ]
@@ -48,5 +52,5 @@ def said(one: Comparison) -> str:
     spread = "" if one.deviation is None else f" ± {percent(one.deviation)}"
     over_seeds = "" if one.crossed_corrected is None else f", p (seeds too) {probability(one.crossed_corrected)}"
     interval = "" if one.crossed is None else f" ({spans([one.crossed.interval], '+.1f')[0]})"
-    difference = f"{100 * one.difference:+.2f}{spread} points"
-    return f"{difference}{interval}, p (messages) {probability(one.corrected)}{over_seeds}: {one.verdict}"
+    difference = f"{100 * one.difference:+.2f}{spread} points{interval}"
+    return f"{difference}, p (messages) {probability(one.corrected)}{over_seeds}: {one.verdict}"

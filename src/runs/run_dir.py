@@ -133,10 +133,9 @@ def read_config(run: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not content.keys() >= needed(content):
-        raise InputError(
-            f"{path} is damaged, or of version 0.1: it holds no settings of a run; bring it back, or leave "
-            f"{run.name} alone"
-        )
+        if isinstance(content, dict) and content.keys() >= {"seed", "gpt"} and "scheduler" not in content:
+            raise InputError(f"{path} is of version 0.1, which is read by commit 67ddf1a alone")
+        raise InputError(f"{path} is damaged: it holds no settings of a run; bring it back, or leave {run.name} alone")
     absent = {key: value for key, value in identity.AS_BEFORE.items() if "." not in key and "task" in content}
     return absent | content
 
@@ -144,7 +143,7 @@ def read_config(run: Path) -> dict[str, Any]:
 def needed(config: dict[str, Any]) -> set[str]:
     """Sections without which a config is none of a run."""
     if "corpus" in config:
-        return {"seed"}
+        return {"seed", "scheduler"}
     return {"seed", "data", "task", *(["gpt", "scheduler"] if identity.has_gpt(config) else [])}
 
 

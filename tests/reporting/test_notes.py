@@ -1,5 +1,6 @@
 """Notes that look beyond a table's rows one by one: rows taken together, and models without a GPT beside them."""
 
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,46 @@ def test_rows_that_share_out_the_messages_of_their_reference_are_compared_as_one
     assert shown.p == differences.paired_p(joined.right, general.right)
     (note,) = together.together_note(specialists, against)
     assert f"on the 100 test messages of generalist: {spam.label}, {news.label}" in note
-    assert f"{100 * shown.difference:+.2f}" in note
+    low, high = shown.crossed.interval
+    assert (
+        f"{100 * shown.difference:+.2f} ± {100 * shown.deviation:.2f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+        in note
+    )
+    assert f"p (messages) {shown.corrected:.3f}" in note
+    assert note.endswith(f": {shown.verdict} (after Holm for 1).")
 
 
 def test_rows_that_leave_a_message_out_or_test_one_twice_are_not_taken_together(specialists):
     general, spam, news = specialists
-    for some in ([general, spam], [general, spam, spam, spam], [spam, news]):
-        assert together.together_note(some, comparisons.references(some)) == []
+
+    def taken(*some: rows.Row) -> list[str]:
+        return [row.label for row, _ in together.shared_out(some, [general, *[general] * (len(some) - 1)])]
+
+    both = f"{spam.label}, {news.label}"
+    assert taken(general, spam) == taken(general, spam, spam) == []
+    assert taken(general, spam, spam, news) == [both]  # not three rows
+    assert taken(general, spam, news, spam, news) == [both, both]
+
+
+def test_rows_of_other_kinds_or_references_are_not_taken_together_nor_before_all_have_finished(specialists):
+    general, spam, news = specialists
+    other = rows.Row("other", {}, runs=general.runs)
+    three, four = [general, spam, news], [general, spam, other, news]
+    assert together.shared_out(three, [general, general, other]) == []
+    assert len(together.shared_out(four, [general, general, other, general])) == 1  # those between do not part them
+    assert together.shared_out([*three, rows.Row("missing", {})], [general] * 3 + [None]) == []
+    for run in news.runs:
+        run.result["task"] = run.result["task"] | {"name": "another"}
+    assert together.shared_out(three, [general] * 3) == []
+
+
+def test_rows_are_taken_together_over_the_seeds_that_all_have(specialists):
+    general, spam, news = specialists
+    first = rows.Row("first", {}, runs=spam.runs[:1])
+    ((joined, _),) = together.shared_out([general, first, news], [general] * 3)
+    assert joined.seeds == [1]
+    last = rows.Row("last", {}, runs=news.runs[1:])
+    assert together.shared_out([general, first, last], [general] * 3) == []
 
 
 def test_the_best_model_without_a_gpt_on_the_same_messages_stands_under_a_study_of_gpts(tmp_path):
@@ -55,19 +89,23 @@ def test_the_best_model_without_a_gpt_on_the_same_messages_stands_under_a_study_
         return {"right": answers(100, 80, seed)}
 
     asked = finished_rows(tmp_path, {"task.pooling": ["last", "mean"], "seed": [1, 2]}, gpt)
-    count = write_study(tmp_path, "count", {"experiment": ["tfidf_words", "nb_svm"], "seed": [1, 2]})
+    count = write_study(tmp_path, "count", {"experiment": ["nb_svm", "tfidf_words"], "seed": [1, 2]})
     for point in study.trials(study.read(count)):
-        chars = point.values["experiment"] == "tfidf_words"
-        validation = {"accuracy": 0.9 if chars else 0.8}
-        task = {"task": {"name": "counting"}, "metrics": {"validation": validation, "test": {"accuracy": 0.7}}}
-        write_run(tmp_path, point, answers(100, 70 if chars else 75), trained=False, **task)
+        words = point.values["experiment"] == "tfidf_words"  # better on validation, worse on test
+        validation = {"accuracy": 0.9 if words else 0.8}
+        more = {"metrics": {"validation": validation, "test": {"accuracy": 0.7 if words else 0.75}}}
+        write_run(tmp_path, point, answers(100, 70 if words else 75), trained=False, **more)
 
     def every() -> list[finished.Finished]:
-        return [run for runs in finished.finished(tmp_path / "runs", None).values() for run in runs]
+        return [run for runs in finished.finished(tmp_path / "runs", tmp_path / "runs.tar").values() for run in runs]
 
     (note,) = counting.counting_note(asked, every())
-    assert "1,000 messages: tfidf_words 70.00 ± 0.00 (2 runs)" in note
+    assert "1,000 messages: tfidf_words 70.00 ± 0.00% (2 runs)" in note
     assert "nb_svm" not in note
+    with tarfile.open(tmp_path / "runs.tar", "w") as tar:
+        tar.add(tmp_path / "runs", "runs")
+    assert len(every()) == 2 * 8
+    assert counting.counting_note(asked, every()) == [note]  # none is counted twice
     counted = rows.read(study.read(count), tmp_path / "runs")
     assert counting.counting_note(counted, every()) == []
     assert counting.counting_note([*asked, *counted], every()) == []  # it has such a row of its own

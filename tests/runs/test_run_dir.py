@@ -848,7 +848,7 @@ def test_a_mark_at_the_start_of_a_file_is_no_part_of_its_first_message(run, comm
 
 @pytest.mark.parametrize(("module", "given"), [("predict", "text=a"), ("predict", "prompt=a"), ("eval", "")])
 def test_a_pretrained_gpt_is_not_asked_for_labels(tmp_path, command, module, given):
-    (tmp_path / "config.yaml").write_text("corpus: {path: x}\nseed: 1\n")
+    (tmp_path / "config.yaml").write_text("corpus: {path: x}\nseed: 1\nscheduler: {}\n")
     (tmp_path / "result.json").write_text('{"config_hash": "x"}')
     answer = command(module, f"run={tmp_path}", *filter(None, [given]))
     refused(answer, f"gpt.weights={tmp_path / 'model'}")
@@ -1227,8 +1227,8 @@ WRONG = [
     ("data.batch_size=null", "data.batch_size"),
     ("data.path=spam (1).csv", "'data.path=\"spam (1).csv\"'"),
     ("data.instruction=Yes, or no?", "'data.instruction=\"Yes, or no?\"'"),
-    ("task.kind=foo", "task=classify"),
-    ("logger.kind=foo", "logger.kind"),
+    ("task.kind=foo", "there is no setting task.kind"),
+    ("logger.kind=foo", "there is no setting logger.kind"),
     ("task._target_=foo", "task._target_=foo"),
     ("optimizer._target_=math", "optimizer._target_=math"),
     ("data._target_=torch.nn.Linear", "data"),

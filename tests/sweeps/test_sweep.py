@@ -108,6 +108,16 @@ def test_the_command_runs_a_study_shows_what_ends_and_does_nothing_twice(message
     assert outcomes(runs) == before
 
 
+def test_studies_run_one_after_the_other_and_what_is_missing_is_said_at_the_end(messages, tmp_path, call):
+    fails = write(tmp_path, content(messages, {"optimizer.lr": [1e30]}), "fails")
+    works = write(tmp_path, content(messages, {"optimizer.lr": [0.01]}), "works")
+    status, out, error = call(fails, works, fails, f"runs={tmp_path / 'runs'}")
+    assert status == 1
+    assert len(outcomes(tmp_path / "runs")) == 1
+    assert re.findall(r"^(\w+): 1 runs", out, re.MULTILINE) == ["fails", "works"]
+    assert error.splitlines()[-1].startswith("missing: fails: the run: the loss became infinite or NaN")
+
+
 def test_bayes_runs_one_after_the_other(messages, tmp_path, call, monkeypatch):
     pytest.importorskip("optuna")
 
