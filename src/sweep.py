@@ -93,7 +93,11 @@ def main() -> None:
     if not named:
         raise InputError(f"give a study, as experiments/<study>.yaml\n{__doc__}")
     began, runs = monotonic(), Path(given.runs)
-    planned = [checked(path, runs, given) for path in dict.fromkeys(named)]
+    planned = []
+    for path in dict.fromkeys(named):
+        planned.append(checked(path, runs, given))
+        if len(named) > 1:  # which takes minutes for all of them
+            print(f"checked {path}: {len(planned[-1][1])} runs", flush=True)
     failed: dict[tuple[str, str], str] = {}
     try:
         for study, trials in planned:

@@ -102,7 +102,7 @@ def test_the_command_runs_a_study_shows_what_ends_and_does_nothing_twice(message
     again = write(tmp_path, content(messages, {"optimizer.lr": [0.01], "seed": [123]}), "again")
     status, out, error = call(path, again, f"runs={runs}")
     assert (status, error) == (0, "")
-    assert out.startswith("tiny: 1 runs, 1 have finished\nagain: 1 runs, 1 have finished\n")
+    assert out.startswith(f"checked {path}: 1 runs\nchecked {again}: 1 runs\ntiny: 1 runs, 1 have finished\nagain: 1 ")
     assert re.search(r"^all have finished in 0:00:\d\d: python -m src\.report ", out, re.MULTILINE)
     assert out.endswith(f"{path} {again} 'runs={runs}'\n")
     assert outcomes(runs) == before
