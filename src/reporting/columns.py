@@ -121,8 +121,7 @@ def comparison_columns(rows: Sequence[Row], found: list[Comparison | None]) -> l
     def difference(row: Row, one: Comparison | None) -> str:
         if one is None:
             return "reference" if row.label in chosen else MISSING
-        spread = "" if one.deviation is None else f" ± {percent(one.deviation)}"
-        return f"{100 * one.difference:+.2f}{spread}"
+        return in_points(one)
 
     texts = [difference(row, one) for row, one in zip(rows, found, strict=True)]
     crossed = map_optional(found, lambda one: one.crossed)
@@ -194,6 +193,12 @@ def lies_inside(row: Row) -> bool | None:
         return None
     low, high = row.published.interval
     return low <= row.accuracy <= high
+
+
+def in_points(one: Comparison) -> str:
+    """A difference and its deviation over seeds."""
+    spread = "" if one.deviation is None else f" ± {percent(one.deviation)}"
+    return f"{100 * one.difference:+.2f}{spread}"
 
 
 def percent(share: float) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from src.reporting.columns import percent
+from src.reporting.columns import with_deviation
 from src.reporting.finished import Finished
 from src.reporting.rows import Message, Row, Run
 from src.runs import identity
@@ -51,5 +51,5 @@ def best(models: dict[str, list[dict[str, Any]]]) -> str:
     """The model with the highest mean validation accuracy, and its test accuracy over its runs."""
     name = max(models, key=lambda name: fmean(each["validation"]["accuracy"] for each in models[name]))
     tested = [each["test"]["accuracy"] for each in models[name]]
-    spread = f" ± {percent(stdev(tested))}" if len(tested) > 1 else ""
-    return f"{name} {percent(fmean(tested))}{spread}% ({len(tested)} run{'s' * (len(tested) > 1)})"
+    (shown,) = with_deviation([fmean(tested)], [stdev(tested) if len(tested) > 1 else None])
+    return f"{name} {shown}% ({len(tested)} run{'s' * (len(tested) > 1)})"

@@ -39,13 +39,17 @@ COLUMNS = ("text_sha256", "label", "predicted")  # of predictions.csv
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run: its folder, its settings, and the sha256 of what it read, as far as known."""
+    """A finished run: its folder, its settings, and its result.json."""
 
     folder: Path
     config: dict[str, Any]
-    sha256: dict[str, str | None]
-
     result: dict[str, Any]
+
+    @property
+    def sha256(self) -> dict[str, str | None]:
+        """What it read: setting -> sha256."""
+        found: dict[str, str | None] = self.result["sha256"]
+        return found
 
     @cached_property
     def settings(self) -> str:
@@ -145,7 +149,7 @@ def read(folder: Path, written: int) -> Finished | None:
             return None
         if lacking := [".".join(place) for place in NEEDED if reach(result, place) is None]:
             raise InputError(f"{folder / 'result.json'} is damaged (it lacks {lacking[0]})")
-        return Finished(folder, config, result["sha256"], result)
+        return Finished(folder, config, result)
     except InputError as error:
         leave_out(error)
         return None

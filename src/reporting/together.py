@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from src.reporting.columns import percent, probability, spans
+from src.reporting.columns import in_points, percent, probability, spans
 from src.reporting.comparisons import Comparison, compared
 from src.reporting.rows import Row
 
@@ -49,8 +49,6 @@ def together_note(rows: Sequence[Row], references: Sequence[Row | None]) -> list
 
 def said(one: Comparison) -> str:
     """A comparison in one line."""
-    spread = "" if one.deviation is None else f" ± {percent(one.deviation)}"
     over_seeds = "" if one.crossed_corrected is None else f", p (seeds too) {probability(one.crossed_corrected)}"
     interval = "" if one.crossed is None else f" ({spans([one.crossed.interval], '+.1f')[0]})"
-    difference = f"{100 * one.difference:+.2f}{spread} points{interval}"
-    return f"{difference}, p (messages) {probability(one.corrected)}{over_seeds}: {one.verdict}"
+    return f"{in_points(one)} points{interval}, p (messages) {probability(one.corrected)}{over_seeds}: {one.verdict}"
