@@ -87,7 +87,7 @@ class Table(TextData):
             raise InputError(
                 "data.validation_path and data.test_path go together: give both, or neither for a stratified split"
             )
-        for key, usual in {"fold": None, "balance": False}.items():
+        for key, usual in {"split": "grouped", "fold": None, "balance": False}.items():
             if (value := getattr(self, key)) != usual:
                 raise InputError(
                     f"data.{key}={value} is how one file is divided: leave data.validation_path and data.test_path "

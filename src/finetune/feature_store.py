@@ -11,7 +11,6 @@ import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from shutil import rmtree
 from time import time
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -119,8 +118,6 @@ class FeatureStore:
     def evict(self, keep: str) -> None:
         """Remove the least recently used files until the rest fits, but not those of the key `keep`, nor what is none
         of the store's."""
-        for old in self.folder.glob(ENTRIES):  # folders, in which version 0.1 kept its features
-            rmtree(old, ignore_errors=True)
         for path in self.folder.glob(f"{UNFINISHED}*"):
             with suppress(OSError):  # another process has just removed it, or it is another's
                 if time() - path.stat().st_mtime > DAY:  # of a process that was killed

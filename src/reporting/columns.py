@@ -155,12 +155,12 @@ def cost_columns(rows: Sequence[Row]) -> list[Column]:
     memory = per_row(rows, lambda row: max(run.result["cost"]["peak_memory_bytes"] for run in row.runs))
     return [
         column("trainable_parameters", "trained", [row.mean("task", "trainable_parameters") for row in rows], count),
-        column("epochs", "epochs" if len({*epochs} - {None}) > 1 else "", epochs, "{:.1f}".format),
+        column("epochs", "epochs run" if len({*epochs} - {None}) > 1 else "", epochs, "{:.1f}".format),
         column("train_seconds", "seconds", seconds, "{:,.0f}".format),
         *(
             column(name, heading, operations[name], lambda flops: f"{flops / 1e12:,.1f}")
             for name, heading in OPERATIONS.items()
-            if name == "train_flops" or any(value is not None for value in operations[name])  # older runs have one
+            if any(value is not None for value in operations[name])  # models without a GPT have none
         ),
         column("peak_memory_bytes", "GB", memory, lambda most: f"{most / 1e9:.1f}"),
     ]

@@ -524,7 +524,7 @@ def test_given_splits_are_used_as_they_are(tmp_path):
     assert data.examples["train"] == [("x", "ham"), ("y", "spam"), ("x", "ham")]
     assert data.examples["validation"] == [("b", "spam"), ("x", "ham")]
     assert data.examples["test"] == [("c", "spam"), ("a", "ham"), ("c", "spam")]
-    for how in ({"balance": True}, {"fold": "1/2"}):
+    for how in ({"balance": True}, {"fold": "1/2"}, {"split": "deduplicated"}):
         with refused(f"data.{next(iter(how))}", "data.test_path"):
             encoded(Table(**files, **how))
 

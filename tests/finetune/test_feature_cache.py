@@ -899,9 +899,8 @@ def test_what_is_no_entry_is_never_removed(tmp_path):
     (tmp_path / "model.safetensors").write_text("mine")
     (tmp_path / ".hidden").mkdir()
     os.utime(tmp_path / ".hidden", (0, 0))
+    (tmp_path / KEYS[3]).mkdir()
     mine = set(tmp_path.iterdir())
-    (tmp_path / KEYS[3]).mkdir()  # of version 0.1
-    (tmp_path / KEYS[3] / "00000.safetensors").touch()
     for key in KEYS[:2]:
         path = write(FeatureStore(tmp_path, 0), key, rows())
     assert set(tmp_path.iterdir()) == {*mine, path}

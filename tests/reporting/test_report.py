@@ -604,8 +604,8 @@ def test_epochs_stand_in_a_table_whose_rows_differ_in_them(found, tmp_path):
         return {"right": answers(20, 15), "curve": [{"epoch": i} for i in range(epochs)]}
 
     differing = finished_rows(tmp_path, {"task.pooling": ["last", "mean"], "seed": [1, 2]}, outcome)
-    assert texts(made(differing), "epochs") == ["5.5", "9.0"]
-    assert "epochs" not in [column.heading for column in made(found).columns]  # all had as many
+    assert texts(made(differing), "epochs run") == ["5.5", "9.0"]
+    assert "epochs run" not in [column.heading for column in made(found).columns]  # all had as many
 
 
 def test_what_only_some_runs_measure_has_a_column_when_one_has_it(found, tmp_path):
