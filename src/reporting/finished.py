@@ -188,7 +188,9 @@ def unpacked(archive: Path, written: int) -> Path:
     atexit.register(folder.cleanup)
     try:
         with tarfile.open(archive) as content:
-            content.extractall(folder.name, filter="data")
+            if hasattr(tarfile, "data_filter"):  # not in Python before 3.11.4, which Debian 12 has
+                content.extraction_filter = tarfile.data_filter
+            content.extractall(folder.name)
     except run_dir.UNREADABLE as error:
         raise InputError(f"{archive} cannot be read: {error}; bring it back, or move it away") from None
     return Path(folder.name) / "runs"
