@@ -47,7 +47,7 @@ def main() -> None:
     """Count, and write the tables."""
     given = options(Options, sys.argv[1:], __doc__ or "")
     path = str(Path(given.spam).resolve()) if given.spam else None
-    os.environ["SMS_SPAM"] = path or ""
+    os.environ["SMS_SPAM"] = path or ""  # where the study's settings look for its data
     found: dict[str, Any] = {}
     counts, accuracies = [], []
     for split in ("grouped", "deduplicated", "book"):
