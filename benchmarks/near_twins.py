@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from benchmarks.process import ROOT
 from benchmarks.record import RESULTS, markdown, show
 from src.config.command_line import one_sentence
-from src.config.options import options
+from src.config.options import Place, options
 from src.data.datasets import SmsSpam
 from src.data.near_duplicates import near_duplicates
 from src.data.splits import normalise
+from src.reporting.columns import percent
 from src.reporting.rows import read
 from src.runs.run_dir import ARCHIVE, write_text
 from src.sweeps import study
@@ -32,7 +33,7 @@ class Options:
     """What the command line takes."""
 
     spam: str = os.environ.get("SMS_SPAM", "")
-    runs: str = "runs"
+    runs: Place = "runs"
 
 
 def doubles(data: SmsSpam) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -47,17 +48,18 @@ def main() -> None:
     """Count, and write the tables."""
     given = options(Options, sys.argv[1:], __doc__ or "")
     path = str(Path(given.spam).resolve()) if given.spam else None
-    os.environ["SMS_SPAM"] = path or ""  # where the study's settings look for its data
+    if path:
+        os.environ["SMS_SPAM"] = path  # where the study's settings look for its data
     found: dict[str, Any] = {}
     counts, accuracies = [], []
     for split in ("grouped", "deduplicated", "book"):
         found[split] = doubles(SmsSpam(path=path, split=split))
         equal, near = found[split]
         counts.append([split, str(len(near)), str(equal.sum()), str(near.sum())])
-    for row in read(study.read(STUDY), given.runs, ROOT / "experiments" / ARCHIVE.name):
+    for row in read(study.read(STUDY), given.runs, ARCHIVE):
         near = found[row.values["data.split"]][1]
         parts = [row.right, row.right[:, ~near], row.right[:, near]]
-        shares = [f"{100 * right.mean():.2f}" if right.size else "" for right in parts]
+        shares = [percent(float(right.mean())) if right.size else "" for right in parts]
         accuracies.append([row.values["experiment"], row.values["data.split"], str(len(row.runs)), *shares])
     tables = [
         ("Test messages that stand in train", ["split", "test messages", "repeated", "near-duplicates"], counts),

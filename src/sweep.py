@@ -96,7 +96,7 @@ def main() -> None:
     planned = []
     for path in dict.fromkeys(named):
         planned.append(checked(path, runs, given))
-        if len(named) > 1:  # which takes minutes for all of them
+        if len(named) > 1:  # all of the project's take more than a minute
             print(f"checked {path}: {len(planned[-1][1])} runs", flush=True)
     failed: dict[tuple[str, str], str] = {}
     try:
